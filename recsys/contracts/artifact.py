@@ -1,0 +1,244 @@
+"""Artifacts: a folder that is there whole or not at all, verified when read.
+
+A folder is written beside its place, its files are hashed and fsynced, then it is renamed into place
+(exchanged atomically with an older one that stands there). `manifest.json` names every file with size
+and sha256, and the digests of the artifacts it was made from.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recsys.contracts.errors import ArtifactError
+
+MANIFEST_NAME: Final = "manifest.json"
+FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 1, "checkpoint": 1, "release": 1}
+"""Version of each kind that this program writes and reads."""
+
+_CURRENT_NAME = "current"
+_RELEASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(BaseModel):
+    """What an artifact is, what it was made from, and every file in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    format_version: int
+    created_at: str
+    parents: dict[str, str]
+    """Digests of the artifacts this one was made from, by name."""
+    config: dict[str, Any]
+    """The settings as resolved."""
+    metrics: dict[str, Any]
+    files: dict[str, FileEntry]
+    digest: str
+    """sha256 over everything above."""
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    body = {key: value for key, value in fields.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ArtifactWriter:
+    """A folder under construction; `commit` makes it an artifact."""
+
+    def __init__(self, place: Path, kind: str) -> None:
+        self.place = place
+        self.kind = kind
+        self.folder = place.parent / f".{place.name}.writing-{uuid.uuid4().hex[:8]}"
+        self.manifest: Manifest | None = None
+
+    def commit(self, *, parents: dict[str, str], config: dict[str, Any], metrics: dict[str, Any]) -> Manifest:
+        """Hash and fsync every file, write the manifest, and put the folder in its place."""
+        files = {}
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            _fsync(path)
+            entry = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+            files[path.relative_to(self.folder).as_posix()] = entry
+        fields: dict[str, Any] = {
+            "kind": self.kind,
+            "format_version": FORMAT_VERSIONS[self.kind],
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parents": parents,
+            "config": config,
+            "metrics": metrics,
+            "files": {name: entry.model_dump() for name, entry in files.items()},
+        }
+        manifest = Manifest(**fields, digest=_digest(fields))
+        target = self.folder / MANIFEST_NAME
+        target.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
+        _fsync(target)
+        for folder in [self.folder, *(p for p in self.folder.rglob("*") if p.is_dir())]:
+            _fsync(folder)
+        _put_in_place(self.folder, self.place)
+        self.manifest = manifest
+        return manifest
+
+
+@contextmanager
+def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
+    """A writer whose folder disappears unless `commit` was reached.
+
+    Raises:
+        ArtifactError: `place` exists and is not an artifact of this kind (nothing is overwritten by mistake).
+    """
+    if place.exists() and any(place.iterdir() if place.is_dir() else [place]):
+        found = read_manifest(place).kind if (place / MANIFEST_NAME).exists() else "something else"
+        if found != kind:
+            raise ArtifactError(f"{place}: holds {found}, will not be replaced by {kind}; choose another folder")
+    writer = ArtifactWriter(place, kind)
+    writer.folder.mkdir(parents=True)
+    try:
+        yield writer
+        assert writer.manifest is not None, "commit was not called"
+    finally:
+        shutil.rmtree(writer.folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, place: Path) -> None:
+    """Rename `folder` to `place`; an older folder there is exchanged in one step and left at `folder`."""
+    if not place.exists():
+        os.rename(folder, place)
+    else:
+        libc = ctypes.CDLL(None, use_errno=True)
+        paths = os.fsencode(folder), os.fsencode(place)
+        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) != 0:
+            code = ctypes.get_errno()
+            raise ArtifactError(f"{place}: cannot be replaced: {os.strerror(code)}; remove it and run again")
+    _fsync(place.parent)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, its own digest checked; the files are not read.
+
+    Raises:
+        ArtifactError: no manifest, not JSON, altered, or fields missing.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate(fields)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder}: no artifact here ({MANIFEST_NAME} is missing); check the path") from None
+    except (ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: damaged manifest ({reason}); build the artifact again") from None
+    if _digest(fields) != manifest.digest:
+        raise ArtifactError(f"{path}: damaged manifest (altered after it was written); build the artifact again")
+    return manifest
+
+
+def verify(folder: Path, kind: str) -> Manifest:
+    """The manifest of an artifact whose every file has the size and sha256 it names.
+
+    Raises:
+        ArtifactError: another kind or version, or a file missing, truncated or altered.
+    """
+    manifest = read_manifest(folder)
+    if manifest.kind != kind:
+        raise ArtifactError(f"{folder}: holds {manifest.kind}, expected {kind}; check the path")
+    if manifest.format_version != FORMAT_VERSIONS[kind]:
+        raise ArtifactError(
+            f"{folder}: {kind} of format version {manifest.format_version}, this program reads "
+            f"{FORMAT_VERSIONS[kind]}; build it again with this program"
+        )
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: file is missing; build the artifact again")
+        size = path.stat().st_size
+        if size != entry.size_bytes:
+            raise ArtifactError(
+                f"{path}: truncated or altered, {size} bytes found, {entry.size_bytes} expected; build the artifact again"
+            )
+        if sha256_of(path) != entry.sha256:
+            raise ArtifactError(f"{path}: altered, sha256 differs from the manifest; build the artifact again")
+    return manifest
+
+
+def check_parent(child: Manifest, name: str, parent: Manifest, where: Path) -> None:
+    """Refuse an artifact that was not made from `parent`.
+
+    Raises:
+        ArtifactError: with both digests.
+    """
+    made_from = child.parents.get(name, "none")
+    if made_from != parent.digest:
+        raise ArtifactError(
+            f"{where}: this {child.kind} was made from {name} {made_from[:12]}, "
+            f"but the {name} given is {parent.digest[:12]}; use the one it was made from, or build it again"
+        )
+
+
+def set_current(releases: Path, name: str) -> None:
+    """Switch the `current` pointer atomically to a release of the folder."""
+    assert _RELEASE_NAME.fullmatch(name), name
+    fresh = releases / f".{_CURRENT_NAME}-{uuid.uuid4().hex[:8]}"
+    fresh.write_text(name + "\n")
+    _fsync(fresh)
+    os.replace(fresh, releases / _CURRENT_NAME)
+    _fsync(releases)
+
+
+def current_name(releases: Path) -> str | None:
+    """Name of the release that `current` points to, or None where there is no pointer."""
+    try:
+        name = (releases / _CURRENT_NAME).read_text().strip()
+    except FileNotFoundError:
+        return None
+    if not _RELEASE_NAME.fullmatch(name):
+        raise ArtifactError(f"{releases / _CURRENT_NAME}: not a release name: {name[:80]!r}; activate a release again")
+    return name
+
+
+def resolve_release(path: Path) -> Path:
+    """The release folder itself, or the current one of a folder of releases.
+
+    Raises:
+        ArtifactError: neither a release nor a folder with a `current` pointer.
+    """
+    if (path / MANIFEST_NAME).exists():
+        return path
+    name = current_name(path)
+    if name is None:
+        raise ArtifactError(
+            f"{path}: no release here (neither {MANIFEST_NAME} nor `{_CURRENT_NAME}`); run `recsys optimize`"
+        )
+    return path / name

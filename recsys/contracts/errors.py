@@ -1,0 +1,37 @@
+"""The tree of errors a user can cause. The command line prints one line and exits with `exit_code`."""
+
+
+class RecsysError(Exception):
+    """A mistake in data, config or artifacts. The message says where, what was found, what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(RecsysError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(RecsysError):
+    """The event log cannot be used as it is: missing file or column, nothing left, bad dates."""
+
+
+class ArtifactError(RecsysError):
+    """An artifact is missing, altered, truncated, of another kind or version, or of another parent."""
+
+
+class StoreError(RecsysError):
+    """The event store cannot be opened, read or written."""
+
+
+class UnknownUserError(RecsysError):
+    """The user has no history where one was asked for."""
+
+
+class UnknownItemError(RecsysError):
+    """None of the items of a history is in the release's vocabulary."""
+
+
+class GateError(RecsysError):
+    """The release was refused: it would serve worse answers than its reference."""
+
+    exit_code = 3

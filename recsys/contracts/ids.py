@@ -1,0 +1,83 @@
+"""Item identity, in three names.
+
+item_id     the shop's string.
+item_index  our stable integer in the features artifact, 1 …; never reused.
+token       a release's compact integer for a kept item, 1 … V; row of the embedding table. PAD = 0.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.contracts.errors import ArtifactError
+
+PAD = 0
+Tokens = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One kept item of a release."""
+
+    item_id: str
+    item_index: int
+    num_events: int
+    """Events on the item among those the release was fitted on."""
+    title: str | None = None
+    category: str | None = None
+    price: float | None = None
+
+
+class Vocabulary:
+    """The kept items of a release, in order of item_index; the item at position i has token i + 1."""
+
+    FILE_NAME = "items.jsonl"
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = tuple(items)
+        if len(self._token_of) != len(self.items):
+            raise ArtifactError("vocabulary repeats an item_id; build the features again")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def _token_of(self) -> dict[str, int]:
+        return {item.item_id: token for token, item in enumerate(self.items, start=1)}
+
+    @cached_property
+    def num_events(self) -> npt.NDArray[np.int64]:
+        """Events per token, shape [V + 1]; entry PAD is 0."""
+        return np.array([0, *(item.num_events for item in self.items)], dtype=np.int64)
+
+    def tokens(self, item_ids: Iterable[str]) -> Tokens:
+        """One token per item_id, PAD where the item is unknown or pruned."""
+        return np.fromiter((self._token_of.get(i, PAD) for i in item_ids), dtype=np.int32)
+
+    def item(self, token: int) -> Item:
+        """The item of a token in 1 … V."""
+        assert 1 <= token <= len(self.items), token
+        return self.items[token - 1]
+
+    def popular(self) -> Tokens:
+        """All tokens, most events first, ties by token."""
+        order = np.argsort(-self.num_events[1:], kind="stable") + 1
+        return order.astype(np.int32)
+
+    def save(self, folder: Path) -> None:
+        """Write `items.jsonl`, one item a line, in token order."""
+        with (folder / self.FILE_NAME).open("w", encoding="utf-8") as file:
+            for item in self.items:
+                file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Vocabulary":
+        """Read what `save` wrote."""
+        with (folder / cls.FILE_NAME).open(encoding="utf-8") as file:
+            return cls([Item(**json.loads(line)) for line in file])

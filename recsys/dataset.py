@@ -1,0 +1,246 @@
+"""What training, optimization and evaluation read of a features artifact: one protocol, one view.
+
+Protocols, defined once:
+
+time      cut at T, the 0.9 quantile of timestamps. Everything fitted sees only events before T. Targets
+          are all events of a user after T; seen items are not masked, since shops repeat.
+last-out  a user's last event is the test target, the one before it the validation target. Seen items
+          are masked, and no item is pruned beyond what the file has.
+final     everything is fitted, nothing is held out: the release that goes live.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys.contracts import artifact
+from recsys.contracts.errors import DataError
+from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
+
+ITEMS_FILE = "items.parquet"
+HISTORIES_FOLDER = "histories"
+LAST_OUT_HELD = 2  # the test target and the validation target
+
+
+class Protocol(StrEnum):
+    """Which events may be fitted and which are targets."""
+
+    TIME = "time"
+    LAST_OUT = "last-out"
+    FINAL = "final"
+
+    @property
+    def masks_seen(self) -> bool:
+        """Whether items of the history are left out of the ranking."""
+        return self is Protocol.LAST_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """Kept histories of many users, flat: user u owns events [offsets[u], offsets[u + 1])."""
+
+    user_ids: list[str]
+    offsets: npt.NDArray[np.int64]
+    tokens: Tokens
+    timestamps_ms: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __getitem__(self, user: int) -> Tokens:
+        return self.tokens[self.offsets[user] : self.offsets[user + 1]]
+
+    def __iter__(self) -> Iterator[Tokens]:
+        return (self[user] for user in range(len(self)))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Events per user, shape [U]."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """Users to be evaluated: what is known of each at the cut, and what came after it.
+
+    A target is a token, or a negative number for an item outside the vocabulary (one number per item):
+    no ranking can hold it, so it counts as a miss.
+    """
+
+    __test__ = False  # not a pytest class
+
+    contexts: Histories
+    targets: list[npt.NDArray[np.int64]]
+    """Per user the items of the events after the cut, in order, repeats kept."""
+    num_cold_users: int
+    """Users with events after the cut and no kept event before it; not in `contexts`."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A features artifact seen under one protocol."""
+
+    manifest: artifact.Manifest
+    protocol: Protocol
+    vocabulary: Vocabulary
+    fit: Histories
+    """Events that may be fitted."""
+    _frames: list[pl.DataFrame]
+    _token_of_index: Tokens
+
+    @property
+    def split_ms(self) -> int | None:
+        """T in milliseconds, None without a time split."""
+        return _split_ms(self.manifest)
+
+    def test_set(self) -> TestSet:
+        """Contexts and targets of the protocol's test.
+
+        Raises:
+            DataError: protocol `final` holds nothing out.
+        """
+        if self.protocol is Protocol.FINAL:
+            raise DataError("a final release was fitted on all events, so nothing is held out to evaluate on")
+        context_frames, targets, num_cold = [], [], 0
+        for frame in self._frames:
+            after = frame.filter(~_before_test(self.protocol, self.split_ms)).group_by("user_id", maintain_order=True)
+            future = after.agg(pl.col("item_index").alias("future"))
+            before = self._kept(frame.filter(_before_test(self.protocol, self.split_ms)))
+            known = future.join(before.select("user_id").unique(), on="user_id", how="semi")
+            num_cold += len(future) - len(known)
+            context_frames.append(before.join(known.select("user_id"), on="user_id", how="semi"))
+            known = known.sort("user_id")
+            targets.extend(self._target_tokens(np.asarray(row)) for row in known["future"].to_list())
+        return TestSet(_histories(context_frames), targets, num_cold)
+
+    def all_histories(self) -> Histories:
+        """Every user's whole kept history: what an endpoint of this vocabulary would know."""
+        return _histories([self._kept(frame) for frame in self._frames])
+
+    def _kept(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return _with_tokens(frame, self._token_of_index)
+
+    def _target_tokens(self, item_index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        token = self._token_of_index[item_index].astype(np.int64)
+        return np.where(token == PAD, -item_index, token)
+
+
+def load(features: Path, protocol: Protocol, min_count: int | None = None) -> Dataset:
+    """Open a features artifact and cut it by a protocol.
+
+    `min_count` prunes items with fewer fitted events (default: the artifact's own setting). Under
+    last-out nothing is pruned.
+
+    Raises:
+        ArtifactError: no sound features artifact at `features`.
+        DataError: the protocol needs times that the log does not have, or pruning leaves nothing.
+    """
+    manifest = artifact.verify(features, "features")
+    if protocol is Protocol.TIME and _split_ms(manifest) is None:
+        raise DataError(
+            f"{features}: the log has no timestamps, so it cannot be cut at a time; use --protocol last-out"
+        )
+    items = pl.read_parquet(features / ITEMS_FILE).sort("item_index")
+    frames = [_flat(path, items.height) for path in sorted((features / HISTORIES_FOLDER).glob("*.parquet"))]
+    if min_count is None:
+        min_count = int(manifest.config["min_count"])
+    fit_frames = [frame.filter(_fitted(protocol, _split_ms(manifest))) for frame in frames]
+    num_events = _count(fit_frames, items.height)
+    if protocol is Protocol.LAST_OUT:
+        kept = np.ones(items.height + 1, dtype=bool)
+    else:
+        kept = num_events >= min_count
+    kept[PAD] = False
+    if not kept.any():
+        raise DataError(f"{features}: no item has {min_count} events or more to be fitted on; lower min_count")
+    vocabulary = _vocabulary(items, num_events, kept)
+    token_of_index = np.where(kept, np.cumsum(kept), PAD).astype(np.int32)
+    fit = _histories([_with_tokens(frame, token_of_index) for frame in fit_frames])
+    return Dataset(manifest, protocol, vocabulary, fit, frames, token_of_index)
+
+
+def user_item_ids(features: Path, user_id: str) -> list[str] | None:
+    """The whole unpruned history of one user as item_ids, or None if the artifact has no such user."""
+    artifact.verify(features, "features")
+    histories = pl.scan_parquet(features / HISTORIES_FOLDER / "*.parquet").filter(pl.col("user_id") == user_id)
+    rows = histories.select("item_index").collect()
+    if rows.is_empty():
+        return None
+    items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "item_id"])
+    events = rows.explode("item_index").join(items, on="item_index", how="left", maintain_order="left")
+    return events["item_id"].to_list()
+
+
+def _split_ms(manifest: artifact.Manifest) -> int | None:
+    split = manifest.metrics.get("split_ms")
+    return None if split is None else int(split)
+
+
+def _flat(path: Path, num_items: int) -> pl.DataFrame:
+    """One row an event, users in order, each user's events in order, with their distance to the end."""
+    columns = ["user_id", "item_index", "timestamp_ms"]
+    frame = pl.read_parquet(path, columns=columns).sort("user_id").explode("item_index", "timestamp_ms")
+    if len(frame) and int(frame["item_index"].cast(pl.Int64).max() or 0) > num_items:  # type: ignore[arg-type]
+        raise DataError(f"{path}: holds an item_index that {ITEMS_FILE} lacks; build the features again")
+    position = pl.int_range(pl.len()).over("user_id")
+    return frame.with_columns(left=pl.len().over("user_id") - 1 - position)
+
+
+def _before_test(protocol: Protocol, split_ms: int | None) -> pl.Expr:
+    if protocol is Protocol.TIME:
+        return pl.col("timestamp_ms") < split_ms
+    return (pl.col("left") >= 1) if protocol is Protocol.LAST_OUT else pl.lit(True)
+
+
+def _fitted(protocol: Protocol, split_ms: int | None) -> pl.Expr:
+    if protocol is Protocol.LAST_OUT:
+        return pl.col("left") >= LAST_OUT_HELD
+    return _before_test(protocol, split_ms)
+
+
+def _count(frames: list[pl.DataFrame], num_items: int) -> npt.NDArray[np.int64]:
+    total = np.zeros(num_items + 1, dtype=np.int64)
+    for frame in frames:
+        total += np.bincount(frame["item_index"].to_numpy(), minlength=num_items + 1)
+    return total
+
+
+def _vocabulary(items: pl.DataFrame, num_events: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_]) -> Vocabulary:
+    rows: list[dict[str, Any]] = items.filter(pl.Series(kept[1:])).to_dicts()
+    return Vocabulary(
+        [
+            Item(
+                item_id=row["item_id"],
+                item_index=row["item_index"],
+                num_events=int(num_events[row["item_index"]]),
+                title=row["title"],
+                category=row["category"],
+                price=row["price"],
+            )
+            for row in rows
+        ]
+    )
+
+
+def _with_tokens(frame: pl.DataFrame, token_of_index: Tokens) -> pl.DataFrame:
+    tokens = pl.Series("token", token_of_index[frame["item_index"].to_numpy()])
+    return frame.with_columns(tokens).filter(pl.col("token") != PAD)
+
+
+def _histories(frames: list[pl.DataFrame]) -> Histories:
+    """Histories of the users that have a kept event, users in order within each frame."""
+    frame = pl.concat([frame.select("user_id", "token", "timestamp_ms") for frame in frames])
+    runs = frame.group_by("user_id", maintain_order=True).len()
+    offsets = np.concatenate([[0], np.cumsum(runs["len"].to_numpy())]).astype(np.int64)
+    return Histories(
+        runs["user_id"].to_list(),
+        offsets,
+        frame["token"].to_numpy().astype(np.int32),
+        frame["timestamp_ms"].to_numpy().astype(np.int64),
+    )

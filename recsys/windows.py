@@ -1,0 +1,110 @@
+"""The one function that cuts a history into windows. The batch job, training and serving all use it.
+
+Window k of a history of n events covers [k·stride, k·stride + size). Window k + 1 opens with the first
+event that does not fit into window k, so it has `overlap` events of context from its first moment. All
+windows but the last are closed and never change again; the last is open.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from recsys.contracts.config import Config
+from recsys.contracts.ids import Tokens
+
+
+class WindowConfig(Config):
+    """How histories are cut. The defaults are the shop's: 1,024 events, 30 % overlap."""
+
+    size: int = Field(default=1024, ge=2, le=65_536)
+    """Events in a full window."""
+    overlap_share: float = Field(default=0.30, ge=0.0, lt=1.0)
+    """Share of a window that the next one repeats."""
+    num_summaries: int = Field(default=3, ge=0)
+    """Closed windows before the open one that may reach the user vector. Nothing before them matters."""
+
+    @model_validator(mode="after")
+    def _stride_is_positive(self) -> Self:
+        if self.stride < 1:
+            raise ValueError(f"overlap_share {self.overlap_share} leaves no stride in a window of {self.size}")
+        return self
+
+    @property
+    def overlap(self) -> int:
+        """Events shared by consecutive windows: 307 by default."""
+        return round(self.size * self.overlap_share)
+
+    @property
+    def stride(self) -> int:
+        """Events from one window's start to the next one's: 717 by default."""
+        return self.size - self.overlap
+
+    @property
+    def reach(self) -> int:
+        """Least number of last events covered by the open window and its summaries once all are full."""
+        return self.num_summaries * self.stride + self.overlap + 1
+
+    @classmethod
+    def for_context(cls, context: int) -> Self:
+        """The general rule: windows of 80 % of a context, 20 % overlap."""
+        return cls(size=max(2, round(0.8 * context)), overlap_share=0.20)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Events [start, stop) of a history."""
+
+    k: int
+    start: int
+    stop: int
+    first_target: int
+    """First event, counted from the history's start, that this window predicts. Events before it are
+    context: they were predicted in the window before, or there is nothing before them."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def num_windows(num_events: int, config: WindowConfig) -> int:
+    """1 if the history fits into one window, else 1 + ceil((n - size) / stride)."""
+    if num_events < 0:
+        raise ValueError(f"num_events = {num_events}, expected 0 or more")
+    if num_events <= config.size:
+        return 1
+    return 1 + -(-(num_events - config.size) // config.stride)
+
+
+def window_at(k: int, num_events: int, config: WindowConfig) -> Window:
+    """Window k of a history of `num_events`."""
+    if not 0 <= k < num_windows(num_events, config):
+        raise ValueError(
+            f"window {k} of a history of {num_events} events with {num_windows(num_events, config)} windows"
+        )
+    start = k * config.stride
+    first_target = start + (config.overlap if k else 1)
+    return Window(k, start, min(start + config.size, num_events), max(1, first_target))
+
+
+def cut(num_events: int, config: WindowConfig) -> list[Window]:
+    """All windows of a history, in order; the last one is open. An empty history has one empty window."""
+    return [window_at(k, num_events, config) for k in range(num_windows(num_events, config))]
+
+
+def serving_windows(num_events: int, config: WindowConfig) -> list[Window]:
+    """The windows an answer may read: up to `num_summaries` closed ones, then the open one."""
+    last = num_windows(num_events, config) - 1
+    return [window_at(k, num_events, config) for k in range(max(0, last - config.num_summaries), last + 1)]
+
+
+def open_window(tokens: Tokens, config: WindowConfig) -> Tokens:
+    """The events of the open window of a kept history, shape [n] -> [at most size]."""
+    window = serving_windows(len(tokens), config)[-1]
+    return tokens[window.start : window.stop]
+
+
+def digest(tokens: Tokens) -> str:
+    """What a window is known by beside (release, user, k): a hash of its events."""
+    return hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<i4").tobytes(), digest_size=16).hexdigest()
