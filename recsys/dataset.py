@@ -25,7 +25,8 @@ from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
 
 ITEMS_FILE = "items.parquet"
 HISTORIES_FOLDER = "histories"
-LAST_OUT_HELD = 2  # the test target and the validation target
+MIN_VALIDATION_EVENTS = 3
+"""A user gives a validation target only if two events are left to predict it from."""
 
 
 class Protocol(StrEnum):
@@ -59,10 +60,27 @@ class Histories:
     def __iter__(self) -> Iterator[Tokens]:
         return (self[user] for user in range(len(self)))
 
+    def without(self, events: npt.NDArray[np.int64]) -> "Histories":
+        """The same users without the events at these flat positions."""
+        keep = np.ones(len(self.tokens), dtype=bool)
+        keep[events] = False
+        kept_before = np.concatenate([[0], np.cumsum(keep)])
+        return Histories(self.user_ids, kept_before[self.offsets], self.tokens[keep], self.timestamps_ms[keep])
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Events per user, shape [U]."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSet:
+    """A split of the fitted events for early stopping."""
+
+    train: Histories
+    contexts: list[Tokens]
+    targets: Tokens
+    """The event after each context, shape [len(contexts)]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +117,23 @@ class Dataset:
         """T in milliseconds, None without a time split."""
         return _split_ms(self.manifest)
 
+    def validation(self, num_users: int, seed: int) -> "ValidationSet":
+        """What early stopping may look at: the last fitted event of some users, taken out of training.
+
+        Under last-out it is taken from every user (the protocol's validation target); otherwise only from
+        the users that are looked at, so that little is lost to training.
+        """
+        long_enough = np.flatnonzero(self.fit.lengths >= MIN_VALIDATION_EVENTS)
+        generator = np.random.default_rng(seed)
+        chosen = np.sort(generator.permutation(long_enough)[: max(1, min(num_users, len(long_enough) // 5))])
+        shortened = long_enough if self.protocol is Protocol.LAST_OUT else chosen
+        last = self.fit.offsets[1:] - 1
+        return ValidationSet(
+            train=self.fit.without(last[shortened]),
+            contexts=[self.fit[user][:-1] for user in chosen],
+            targets=self.fit.tokens[last[chosen]],
+        )
+
     def test_set(self) -> TestSet:
         """Contexts and targets of the protocol's test.
 
@@ -107,7 +142,9 @@ class Dataset:
         """
         if self.protocol is Protocol.FINAL:
             raise DataError("a final release was fitted on all events, so nothing is held out to evaluate on")
-        context_frames, targets, num_cold = [], [], 0
+        context_frames: list[pl.DataFrame] = []
+        targets: list[npt.NDArray[np.int64]] = []
+        num_cold = 0
         for frame in self._frames:
             after = frame.filter(~_before_test(self.protocol, self.split_ms)).group_by("user_id", maintain_order=True)
             future = after.agg(pl.col("item_index").alias("future"))
@@ -150,12 +187,9 @@ def load(features: Path, protocol: Protocol, min_count: int | None = None) -> Da
     frames = [_flat(path, items.height) for path in sorted((features / HISTORIES_FOLDER).glob("*.parquet"))]
     if min_count is None:
         min_count = int(manifest.config["min_count"])
-    fit_frames = [frame.filter(_fitted(protocol, _split_ms(manifest))) for frame in frames]
+    fit_frames = [frame.filter(_before_test(protocol, _split_ms(manifest))) for frame in frames]
     num_events = _count(fit_frames, items.height)
-    if protocol is Protocol.LAST_OUT:
-        kept = np.ones(items.height + 1, dtype=bool)
-    else:
-        kept = num_events >= min_count
+    kept = num_events >= (0 if protocol is Protocol.LAST_OUT else min_count)
     kept[PAD] = False
     if not kept.any():
         raise DataError(f"{features}: no item has {min_count} events or more to be fitted on; lower min_count")
@@ -196,12 +230,6 @@ def _before_test(protocol: Protocol, split_ms: int | None) -> pl.Expr:
     if protocol is Protocol.TIME:
         return pl.col("timestamp_ms") < split_ms
     return (pl.col("left") >= 1) if protocol is Protocol.LAST_OUT else pl.lit(True)
-
-
-def _fitted(protocol: Protocol, split_ms: int | None) -> pl.Expr:
-    if protocol is Protocol.LAST_OUT:
-        return pl.col("left") >= LAST_OUT_HELD
-    return _before_test(protocol, split_ms)
 
 
 def _count(frames: list[pl.DataFrame], num_items: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,196 @@
+"""Rankers that need no training loop: what a model has to beat, fitted on the events that may be fitted.
+
+Ties go to the lower token everywhere, so the same events give the same lists.
+"""
+
+# B histories of a batch, V items of the catalogue (a V axis here has V + 1 columns, column 0 = PAD), k length of a list
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from recsys.contracts.ids import PAD, Tokens
+from recsys.dataset import Histories
+
+_ROWS_AT_ONCE = 256
+"""Histories scored at a time, so that memory does not grow with the number of users."""
+
+
+class Ranker(Protocol):
+    """Anything that orders the catalogue for a history: a baseline, a model, a release."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        ...
+
+    def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
+        """The k best items per history, best first, distinct, shape [B, k]; PAD at the end where fewer.
+
+        Args:
+            histories: Past items of each user, oldest first.
+            k: Length of the lists.
+            exclude: Items per history that must not be listed.
+        """
+        ...
+
+
+class Popularity:
+    """The items with the most fitted events, the same for everyone. Unseen items come last."""
+
+    name = "popularity"
+
+    def __init__(self, fit: Histories, num_items: int) -> None:
+        num_events = np.bincount(fit.tokens, minlength=num_items + 1)[1:]
+        if len(num_events) != num_items:
+            raise ValueError(f"fitted events hold token {len(num_events)}, expected at most {num_items}")
+        self.order: Tokens = (np.argsort(-num_events, kind="stable") + 1).astype(np.int32)
+        """All items, most popular first."""
+
+    def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
+        """See `Ranker.rank`."""
+        excluded = _exclusions(exclude, len(histories))
+        return _stack([self.complete(_NONE, k, row) for row in excluded], k)
+
+    def complete(self, head: Tokens, k: int, exclude: Tokens) -> Tokens:
+        """`head`, then popular items neither in it nor excluded, up to k in all."""
+        taken = np.concatenate([head, exclude])
+        likely = self.order[: k + len(taken)]
+        return np.concatenate([head, likely[~np.isin(likely, taken)]])[:k]
+
+
+class LastItem:
+    """The user's own items, latest first, then popular ones: what repeats explain by themselves."""
+
+    name = "last_item"
+
+    def __init__(self, fit: Histories, num_items: int) -> None:
+        self._popularity = Popularity(fit, num_items)
+
+    def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
+        """See `Ranker.rank`."""
+        rows = []
+        for history, row in zip(histories, _exclusions(exclude, len(histories)), strict=True):
+            latest = history[::-1]
+            _, first = np.unique(latest, return_index=True)
+            distinct = latest[np.sort(first)]
+            rows.append(self._popularity.complete(distinct[~np.isin(distinct, row)], k, row))
+        return _stack(rows, k)
+
+
+class Cooccurrence:
+    """What followed the user's last items in other histories, then popular items.
+
+    Fitting: an event adds 1 / d to the count of (item, item d events later), d = 1 … window, within a user;
+    an item may follow itself. Each item's counts are divided by their sum, so they read as P(next | item).
+    Ranking: the score of an item is the sum over the user's last `num_last` events of P(item | event),
+    weighted 1 / age, age 1 for the last event.
+    Source: sequential rules of Kamehkhosh, Jannach, Ludewig, RecTemp at RecSys 2017 (1 / d); the sum over
+    several last events follows the V-SKNN idea of Ludewig, Jannach, UMUAI 28, 2018.
+    """
+
+    name = "cooccurrence"
+
+    def __init__(self, fit: Histories, num_items: int, *, window: int = 10, num_last: int = 10) -> None:
+        if window < 1 or num_last < 1:
+            raise ValueError(f"window = {window}, num_last = {num_last}, expected 1 or more")
+        self._popularity = Popularity(fit, num_items)
+        self._num_last = num_last
+        self._follows_VV = _following(fit, num_items, window)
+
+    def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
+        """See `Ranker.rank`."""
+        excluded = _exclusions(exclude, len(histories))
+        rows: list[Tokens] = []
+        for start in range(0, len(histories), _ROWS_AT_ONCE):
+            scores_BV = (self._recent(histories[start : start + _ROWS_AT_ONCE]) @ self._follows_VV).tocsr()
+            scores_BV.sort_indices()
+            for row in range(scores_BV.shape[0]):
+                span = slice(scores_BV.indptr[row], scores_BV.indptr[row + 1])
+                out = excluded[start + row]
+                items, scores = scores_BV.indices[span], scores_BV.data[span]
+                allowed = ~np.isin(items, out)
+                best = items[allowed][_best(scores[allowed], k)].astype(np.int32)
+                rows.append(self._popularity.complete(best, k, out))
+        return _stack(rows, k)
+
+    def _recent(self, histories: Sequence[Tokens]) -> Any:
+        """Weights of the last events, sparse, shape [B, V]."""
+        latest = [history[::-1][: self._num_last] for history in histories]
+        lengths = [len(row) for row in latest]
+        user = np.repeat(np.arange(len(latest)), lengths)
+        age = np.concatenate([np.empty(0), *(np.arange(1.0, 1 + length) for length in lengths)])
+        items = np.concatenate([_NONE, *latest])
+        return sparse.coo_array((1 / age, (user, items)), shape=(len(latest), self._follows_VV.shape[0])).tocsr()
+
+
+def _following(fit: Histories, num_items: int, window: int) -> Any:
+    """P(next | item) over the `window` events after each, sparse, shape [V, V]; one shift at a time."""
+    user = np.repeat(np.arange(len(fit), dtype=np.int32), fit.lengths)
+    shape = (num_items + 1, num_items + 1)
+    follows_VV = sparse.csr_array(shape, dtype=np.float32)
+    for distance in range(1, min(window, len(user) - 1) + 1):
+        same_user = user[distance:] == user[:-distance]
+        first, second = fit.tokens[:-distance][same_user], fit.tokens[distance:][same_user]
+        weights = np.full(len(first), 1 / distance, dtype=np.float32)
+        follows_VV = follows_VV + sparse.coo_array((weights, (first, second)), shape=shape).tocsr()
+    totals = np.asarray(follows_VV.sum(axis=1)).ravel()
+    follows_VV.data /= np.repeat(totals, np.diff(follows_VV.indptr))
+    return follows_VV
+
+
+def top_k(scores_BV: npt.NDArray[np.floating], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
+    """The k best tokens per row, higher score first, ties by lower token, shape [B, k].
+
+    Column t of `scores_BV`, shape [B, V + 1], is the score of token t. Column PAD and the excluded are
+    never listed, nor is a score of -inf; PAD stands at the end where fewer remain. `scores_BV` is unchanged.
+
+    Raises:
+        ValueError: k < 1, a score is nan, or an excluded token is not in 1 … V.
+    """
+    rows = []
+    for scores_V, out in zip(scores_BV, _exclusions(exclude, len(scores_BV)), strict=True):
+        if len(out) and not PAD < out.min() <= out.max() < len(scores_V):
+            raise ValueError(f"exclude holds tokens {out.min()} to {out.max()}, expected 1 to {len(scores_V) - 1}")
+        scores_V = scores_V.copy()
+        scores_V[PAD] = -np.inf
+        scores_V[out] = -np.inf
+        best = _best(scores_V, k)
+        rows.append(best[scores_V[best] > -np.inf].astype(np.int32))
+    return _stack(rows, k)
+
+
+def _best(scores: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int64]:
+    """Positions of the k highest scores, highest first, ties by lower position."""
+    if np.isnan(scores).any():
+        raise ValueError("a score is nan, expected numbers")
+    if k >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    above = np.flatnonzero(scores > threshold)
+    level = np.flatnonzero(scores == threshold)[: k - len(above)]
+    return np.concatenate([above[np.argsort(-scores[above], kind="stable")], level])
+
+
+_NONE: Tokens = np.empty(0, dtype=np.int32)
+
+
+def _exclusions(exclude: Sequence[Tokens] | None, num_histories: int) -> Sequence[Tokens]:
+    if exclude is None:
+        return [_NONE] * num_histories
+    if len(exclude) != num_histories:
+        raise ValueError(f"{len(exclude)} lists to exclude for {num_histories} histories")
+    return exclude
+
+
+def _stack(rows: Sequence[Tokens], k: int) -> Tokens:
+    """Rows of up to k tokens as one array, shape [B, k], padded at the end."""
+    if k < 1:
+        raise ValueError(f"k = {k}, expected 1 or more")
+    ranked = np.full((len(rows), k), PAD, dtype=np.int32)
+    for position, row in enumerate(rows):
+        ranked[position, : len(row)] = row
+    return ranked

@@ -1,0 +1,52 @@
+"""A release: engine, item index and vocabulary of one checkpoint, bound by one manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys.contracts import artifact
+from recsys.contracts.errors import ArtifactError
+from recsys.contracts.ids import Vocabulary
+from recsys.runtime.engine import Engine
+from recsys.runtime.index import ItemIndex
+from recsys.runtime.openvino import OpenVinoEngine
+from recsys.windows import WindowConfig
+
+VOCABULARY_PARENT = "vocabulary"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Everything an answer needs."""
+
+    name: str
+    manifest: artifact.Manifest
+    vocabulary: Vocabulary
+    window: WindowConfig
+    engine: Engine
+    index: ItemIndex
+
+    @classmethod
+    def open(cls, path: Path, *, num_threads: int = 2) -> "Release":
+        """Load and check the release at `path`, or the current one of a folder of releases.
+
+        Raises:
+            ArtifactError: damaged, or its parts belong to different checkpoints.
+        """
+        folder = artifact.resolve_release(path)
+        manifest = artifact.verify(folder, "release")
+        found = manifest.files[Vocabulary.FILE_NAME].sha256
+        expected = manifest.parents[VOCABULARY_PARENT]
+        if found != expected:
+            raise ArtifactError(
+                f"{folder}: vocabulary {found[:12]}, engine and index made for {expected[:12]}; run `recsys optimize` again"
+            )
+        vocabulary = Vocabulary.load(folder)
+        engine = OpenVinoEngine(folder, num_threads=num_threads, precision=manifest.config["precision"])
+        index = ItemIndex.load(folder)
+        if len(index) != len(vocabulary) or index.width != engine.info.width:
+            raise ArtifactError(
+                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)} items, "
+                f"engine of width {engine.info.width}; run `recsys optimize` again"
+            )
+        window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
+        return cls(folder.name, manifest, vocabulary, window, engine, index)

@@ -1,0 +1,84 @@
+"""Batches of windows: each event of a history is predicted exactly once an epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.contracts.ids import PAD, Tokens
+from recsys.dataset import Histories
+from recsys.windows import WindowConfig, cut
+
+# B batch, L window length
+
+_BUCKET_BATCHES = 16
+"""Windows are sorted by length within this many batches' worth, then the batches are shuffled."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWindow:
+    """Events [start, stop) of the flat tokens; positions before `first_target` are context only."""
+
+    start: int
+    stop: int
+    first_target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Input events and, for each position, the event that follows it, PAD where none is to be predicted."""
+
+    tokens_BL: Tensor
+    targets_BL: Tensor
+
+
+def training_windows(histories: Histories, config: WindowConfig) -> list[TrainingWindow]:
+    """Every window that has something to predict, in order of users."""
+    windows = []
+    for user, length in enumerate(histories.lengths):
+        base = int(histories.offsets[user])
+        for window in cut(int(length), config):
+            if window.first_target < window.stop:
+                windows.append(TrainingWindow(base + window.start, base + window.stop, base + window.first_target))
+    return windows
+
+
+def epoch(
+    tokens: Tokens, windows: list[TrainingWindow], batch_tokens: int, generator: np.random.Generator
+) -> Iterator[Batch]:
+    """All windows once, in a random order in which the windows of a batch have similar length."""
+    order = generator.permutation(len(windows))
+    lengths = np.array([w.stop - w.start for w in windows])
+    bucket = _BUCKET_BATCHES * max(1, round(batch_tokens / max(1.0, float(lengths.mean()))))
+    chosen: list[list[int]] = []
+    for start in range(0, len(order), bucket):
+        chunk = order[start : start + bucket]
+        chosen.extend(_packed(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, batch_tokens))
+    for i in generator.permutation(len(chosen)):
+        yield _batch(tokens, [windows[w] for w in chosen[i]])
+
+
+def _packed(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:
+    """Runs of windows whose padded size stays within `batch_tokens`; a longer window goes alone."""
+    batch: list[int] = []
+    for window in order:
+        if batch and (len(batch) + 1) * lengths[window] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(int(window))
+    if batch:
+        yield batch
+
+
+def _batch(tokens: Tokens, windows: list[TrainingWindow]) -> Batch:
+    width = max(w.stop - w.start for w in windows) - 1
+    tokens_BL = np.full((len(windows), width), PAD, dtype=np.int64)
+    targets_BL = np.full((len(windows), width), PAD, dtype=np.int64)
+    for row, w in enumerate(windows):
+        events = tokens[w.start : w.stop]
+        tokens_BL[row, : len(events) - 1] = events[:-1]
+        first = w.first_target - w.start - 1
+        targets_BL[row, first : len(events) - 1] = events[first + 1 :]
+    return Batch(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))
