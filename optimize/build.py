@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from optimize import gate, report
 from optimize.config import OptimizeConfig
@@ -27,9 +28,11 @@ def run(
     *,
     activate: bool = True,
     force: bool = False,
+    evaluation: dict[str, Any] | None = None,
 ) -> tuple[str, artifact.Manifest]:
     """Build a release into the folder of releases `out`; returns its name and manifest.
 
+    `evaluation` goes into the manifest: what the same recipe reached when it was trained before the cut.
     `activate` points `current` at it (the first release of a folder always becomes current).
 
     Raises:
@@ -69,6 +72,7 @@ def run(
             metrics={
                 **fidelity.model_dump(),
                 "fitted_on": "all events" if data.protocol is Protocol.FINAL else f"events before the {data.protocol.value} cut",
+                "evaluation_before_refit": evaluation,
                 "forced_past_gate": reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),
                 "seconds": round(time.monotonic() - started, 2),

@@ -48,9 +48,9 @@ def to_graph(checkpoint: Checkpoint) -> Any:
 
 def round_weights(graph: Any) -> Any:
     """Every weight matrix and the item table rounded to 8 bits, symmetric, one scale per output channel."""
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     import nncf
 
+    nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
 

@@ -1,0 +1,1 @@
+"""Metrics, baselines, protocols and paired statistics: the offline science. Imports no torch."""

@@ -52,7 +52,7 @@ class Popularity:
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `Ranker.rank`."""
-        excluded = _exclusions(exclude, len(histories))
+        excluded = _exclusions(exclude, len(histories), k)
         return _stack([self.complete(_NONE, k, row) for row in excluded], k)
 
     def complete(self, head: Tokens, k: int, exclude: Tokens) -> Tokens:
@@ -73,7 +73,7 @@ class LastItem:
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `Ranker.rank`."""
         rows = []
-        for history, row in zip(histories, _exclusions(exclude, len(histories)), strict=True):
+        for history, row in zip(histories, _exclusions(exclude, len(histories), k), strict=True):
             latest = history[::-1]
             _, first = np.unique(latest, return_index=True)
             distinct = latest[np.sort(first)]
@@ -103,18 +103,16 @@ class Cooccurrence:
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `Ranker.rank`."""
-        excluded = _exclusions(exclude, len(histories))
+        excluded = _exclusions(exclude, len(histories), k)
         rows: list[Tokens] = []
         for start in range(0, len(histories), _ROWS_AT_ONCE):
             scores_BV = (self._recent(histories[start : start + _ROWS_AT_ONCE]) @ self._follows_VV).tocsr()
-            scores_BV.sort_indices()
             for row in range(scores_BV.shape[0]):
                 span = slice(scores_BV.indptr[row], scores_BV.indptr[row + 1])
                 out = excluded[start + row]
                 items, scores = scores_BV.indices[span], scores_BV.data[span]
                 allowed = ~np.isin(items, out)
-                best = items[allowed][_best(scores[allowed], k)].astype(np.int32)
-                rows.append(self._popularity.complete(best, k, out))
+                rows.append(self._popularity.complete(_best(items[allowed], scores[allowed], k), k, out))
         return _stack(rows, k)
 
     def _recent(self, histories: Sequence[Tokens]) -> Any:
@@ -122,9 +120,10 @@ class Cooccurrence:
         latest = [history[::-1][: self._num_last] for history in histories]
         lengths = [len(row) for row in latest]
         user = np.repeat(np.arange(len(latest)), lengths)
-        age = np.concatenate([np.empty(0), *(np.arange(1.0, 1 + length) for length in lengths)])
+        age = np.concatenate([_NONE, *(np.arange(1, 1 + length) for length in lengths)])
         items = np.concatenate([_NONE, *latest])
-        return sparse.coo_array((1 / age, (user, items)), shape=(len(latest), self._follows_VV.shape[0])).tocsr()
+        weights = (1 / age).astype(np.float32)
+        return sparse.coo_array((weights, (user, items)), shape=(len(latest), self._follows_VV.shape[0])).tocsr()
 
 
 def _following(fit: Histories, num_items: int, window: int) -> Any:
@@ -152,33 +151,35 @@ def top_k(scores_BV: npt.NDArray[np.floating], k: int, exclude: Sequence[Tokens]
         ValueError: k < 1, a score is nan, or an excluded token is not in 1 … V.
     """
     rows = []
-    for scores_V, out in zip(scores_BV, _exclusions(exclude, len(scores_BV)), strict=True):
+    tokens = np.arange(scores_BV.shape[1], dtype=np.int32)
+    for scores_V, out in zip(scores_BV, _exclusions(exclude, len(scores_BV), k), strict=True):
         if len(out) and not PAD < out.min() <= out.max() < len(scores_V):
             raise ValueError(f"exclude holds tokens {out.min()} to {out.max()}, expected 1 to {len(scores_V) - 1}")
-        scores_V = scores_V.copy()
-        scores_V[PAD] = -np.inf
-        scores_V[out] = -np.inf
-        best = _best(scores_V, k)
-        rows.append(best[scores_V[best] > -np.inf].astype(np.int32))
+        allowed = scores_V > -np.inf
+        if np.isnan(scores_V[1:]).any():
+            raise ValueError("a score is nan, expected numbers")
+        allowed[PAD] = False
+        allowed[out] = False
+        rows.append(_best(tokens[allowed], scores_V[allowed], k))
     return _stack(rows, k)
 
 
-def _best(scores: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int64]:
-    """Positions of the k highest scores, highest first, ties by lower position."""
-    if np.isnan(scores).any():
-        raise ValueError("a score is nan, expected numbers")
-    if k >= len(scores):
-        return np.argsort(-scores, kind="stable")
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > threshold)
-    level = np.flatnonzero(scores == threshold)[: k - len(above)]
-    return np.concatenate([above[np.argsort(-scores[above], kind="stable")], level])
+def _best(tokens: Tokens, scores: npt.NDArray[np.floating], k: int) -> Tokens:
+    """The k tokens of the highest scores, highest first, ties by lower token."""
+    if k < len(scores):
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        likely = scores >= threshold
+        tokens, scores = tokens[likely], scores[likely]
+    return tokens[np.lexsort((tokens, -scores))[:k]]
 
 
 _NONE: Tokens = np.empty(0, dtype=np.int32)
 
 
-def _exclusions(exclude: Sequence[Tokens] | None, num_histories: int) -> Sequence[Tokens]:
+def _exclusions(exclude: Sequence[Tokens] | None, num_histories: int, k: int) -> Sequence[Tokens]:
+    """What to leave out per history, the arguments of `Ranker.rank` checked."""
+    if k < 1:
+        raise ValueError(f"k = {k}, expected 1 or more")
     if exclude is None:
         return [_NONE] * num_histories
     if len(exclude) != num_histories:
@@ -188,8 +189,6 @@ def _exclusions(exclude: Sequence[Tokens] | None, num_histories: int) -> Sequenc
 
 def _stack(rows: Sequence[Tokens], k: int) -> Tokens:
     """Rows of up to k tokens as one array, shape [B, k], padded at the end."""
-    if k < 1:
-        raise ValueError(f"k = {k}, expected 1 or more")
     ranked = np.full((len(rows), k), PAD, dtype=np.int32)
     for position, row in enumerate(rows):
         ranked[position, : len(row)] = row

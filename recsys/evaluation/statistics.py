@@ -49,18 +49,12 @@ def paired_difference(
     Raises:
         ValueError: shapes differ or are not [U], no users, a value is not finite, or a setting is out of range.
     """
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"values of shapes {a.shape} and {b.shape}, expected the same users, at least one")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("a value is nan or infinite; leave out users without targets from both")
-    if not 0 < confidence < 1 or num_resamples < 1:
-        raise ValueError(f"confidence = {confidence}, num_resamples = {num_resamples}; expected 0..1 and 1 or more")
+    _check(a, b, confidence, num_resamples)
     means_a, means_b = _resampled_means(a, b, seed, num_resamples)
     tails = (1 - confidence) / 2, (1 + confidence) / 2
     low, high = np.quantile(means_a - means_b, tails)
-    relative_low = relative_high = np.nan
-    if (means_b != 0).all():
-        relative_low, relative_high = np.quantile(means_a / means_b - 1, tails)
+    ratios = np.divide(means_a - means_b, means_b, out=np.full(num_resamples, np.nan), where=means_b != 0)
+    relative_low, relative_high = np.quantile(ratios, tails)
     mean_a, mean_b = float(a.mean()), float(b.mean())
     return PairedDifference(
         mean_a=mean_a,
@@ -74,6 +68,15 @@ def paired_difference(
         num_users=len(a),
         confidence=confidence,
     )
+
+
+def _check(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], confidence: float, num_resamples: int) -> None:
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"values of shapes {a.shape} and {b.shape}, expected the same users, at least one")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a value is nan or infinite; leave out users without targets from both")
+    if not 0 < confidence < 1 or num_resamples < 1:
+        raise ValueError(f"confidence = {confidence}, num_resamples = {num_resamples}; expected 0..1 and 1 or more")
 
 
 def _resampled_means(

@@ -1,0 +1,1 @@
+"""Roads over several stages: evaluate a release, the nightly chain, the demo, the benchmarks."""

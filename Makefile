@@ -1,0 +1,46 @@
+# Two commands matter: `make demo` and `make test`. Both create .venv and install the locked versions.
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-all check lock peers clean
+
+install: $(INSTALLED)
+
+# torch goes in first and by its exact version: a looser request takes another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet torch==2.13.0
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[train,postgres,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/recsys demo --out runs/demo
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest
+
+test-all: check
+	$(BIN)/pytest -m 'not gpu'
+
+# Peers that benchmarks compare with, each in an environment of its own: their pins clash with ours.
+peers:
+	for peer in rectools replay; do \
+	  python3 -m venv .venv-peers/$$peer && \
+	  .venv-peers/$$peer/bin/pip install --quiet torch==2.13.0 && \
+	  .venv-peers/$$peer/bin/pip install --quiet --requirement peers/$$peer.txt || exit 1; \
+	done
+
+lock: $(INSTALLED)
+	{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; \
+	  grep -E '^(hatchling|editables|trove-classifiers)==' constraints.txt; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) .venv-peers runs

@@ -1,0 +1,5 @@
+"""`python -m recsys`."""
+
+from recsys.cli import main
+
+main()

@@ -1,0 +1,39 @@
+"""The one-off answer: a user of the features, or a history from a file."""
+
+from pathlib import Path
+
+from recsys import dataset
+from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
+from recsys.runtime.recommender import Recommender, ScoredItem
+
+
+def run(
+    release: Path, *, user_id: str | None, features: Path | None, history: Path | None, k: int, exclude_seen: bool
+) -> list[ScoredItem]:
+    """The k best items for one history.
+
+    Raises:
+        UnknownUserError: the features have no such user.
+        UnknownItemError: no item of the history is in the release.
+    """
+    if (user_id is None) == (history is None):
+        raise ConfigError("give either --user with --features, or --history FILE with one item_id a line")
+    if history is not None:
+        items = _read_history(history)
+    else:
+        if features is None or user_id is None:
+            raise ConfigError("--user needs --features DIR: that is where the history is")
+        found = dataset.user_item_ids(features, user_id)
+        if found is None:
+            raise UnknownUserError(f"{features}: no user {user_id!r}; check the id, or give --history")
+        items = found
+    return Recommender.load(release).recommend(items, k, exclude_seen=exclude_seen)
+
+
+def _read_history(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected one item_id a line, oldest first") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; expected one item_id a line, oldest first") from None

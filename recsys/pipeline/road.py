@@ -1,0 +1,50 @@
+"""The whole road in one call: features, train, optimize, evaluate. The demo and benchmarks walk it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from features import build as features_build
+from optimize import build as optimize_build
+from optimize.config import OptimizeConfig
+from recsys.contracts.artifact import Manifest
+from recsys.dataset import Protocol
+from recsys.evaluation.protocols import Report
+from recsys.pipeline import evaluation
+from recsys.training import train
+from recsys.training.config import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoadResult:
+    """What came out of each stage."""
+
+    features: Manifest
+    checkpoint: Manifest
+    release: Manifest
+    report: Report
+    seconds: dict[str, float]
+    """Wall time by stage."""
+
+
+def run(
+    features_config: features_build.FeaturesConfig,
+    recipe: Recipe,
+    optimize_config: OptimizeConfig,
+    sources: list[Path],
+    folder: Path,
+    protocol: Protocol,
+) -> RoadResult:
+    """Walk the road inside `folder`: features/, checkpoint/, releases/."""
+    marks = [time.monotonic()]
+    features = features_build.run(features_config, sources, folder / "features")
+    marks.append(time.monotonic())
+    checkpoint = train.run(recipe, folder / "features", folder / "checkpoint", protocol=protocol)
+    marks.append(time.monotonic())
+    _, release = optimize_build.run(optimize_config, folder / "checkpoint", folder / "features", folder / "releases")
+    marks.append(time.monotonic())
+    report = evaluation.run(folder / "releases", folder / "features", num_threads=optimize_config.num_threads)
+    marks.append(time.monotonic())
+    stages = ("features", "train", "optimize", "evaluate")
+    seconds = {stage: round(marks[i + 1] - marks[i], 2) for i, stage in enumerate(stages)}
+    return RoadResult(features=features, checkpoint=checkpoint, release=release, report=report, seconds=seconds)

@@ -1,0 +1,121 @@
+"""What people read at the end of a command."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from recsys.contracts.artifact import Manifest
+from recsys.evaluation.protocols import MODEL
+from recsys.model.flops import EncodeCost
+from recsys.pipeline.road import RoadResult
+from recsys.runtime.recommender import ScoredItem
+
+_COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
+
+
+def _text(table: Table) -> str:
+    """The table as plain text, in a width that fits a terminal and a README."""
+    console = Console(file=io.StringIO(), width=110, color_system=None)
+    console.print(table)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def features_summary(manifest: Manifest, out: Path) -> str:
+    """Counts of what was read, left out and set aside."""
+    m = manifest.metrics
+    lines = [f"{out}: {m['num_events']:,} events, {m['num_users']:,} users, {m['num_items']:,} items"]
+    for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):
+        if counts:
+            lines.append(f"{word}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
+    return "\n".join(lines)
+
+
+def training_summary(manifest: Manifest, out: Path) -> str:
+    """Best epoch, its validation figure and the time."""
+    m = manifest.metrics
+    ndcg = m["validation_ndcg@10"]
+    validated = "" if ndcg is None else f", validation NDCG@10 {ndcg:.4f}"
+    return f"{out}: epoch {m['best_epoch']} of {m['num_epochs']}{validated}, {m['seconds']:.0f} s"
+
+
+def release_summary(name: str, manifest: Manifest, out: Path) -> str:
+    """Where the release is and how near its engine is to float32."""
+    m = manifest.metrics
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    return (
+        f"{out / name}: {manifest.config['precision']}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
+        f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}"
+    )
+
+
+def accuracy_table(report: dict[str, Any]) -> str:
+    """Model and baselines, all targets and the next one."""
+    title = f"{report['num_users']:,} users, protocol {report['protocol']}, full ranking"
+    table = _table(title, "", *_COLUMNS, "next: recall@10", "next: ndcg@10")
+    for name, values in {**report["baselines"], MODEL: report[MODEL]}.items():
+        cells = [values[column] for column in _COLUMNS] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
+        table.add_row(name, *(f"{value:.4f}" for value in cells))
+    return _text(table)
+
+
+def road_summary(result: RoadResult, out: Path) -> str:
+    """The demo's closing words."""
+    seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
+    return "\n".join(
+        [
+            features_summary(result.features, out / "features"),
+            training_summary(result.checkpoint, out / "checkpoint"),
+            release_summary((out / "releases" / "current").read_text().strip(), result.release, out / "releases"),
+            "",
+            accuracy_table(result.report.to_json()),
+            "",
+            f"time: {seconds}",
+            f"serve it: recsys serve {out / 'releases'} --store sqlite:///{out / 'store.db'} --port 8000",
+        ]
+    )
+
+
+def items_table(items: Sequence[ScoredItem]) -> str:
+    """A ranked list."""
+    table = _table("", "item_id", "score", "title")
+    for item in items:
+        table.add_row(item.item_id, f"{item.score:.3f}", item.title or "")
+    return _text(table)
+
+
+def windows_table(context: int, costs: Sequence[EncodeCost]) -> str:
+    """FLOPs by window setting, as shares of the first row."""
+    table = _table(f"one history of {context:,} events", "setting", "window", "stride", "encoded", "GFLOP", "of full")
+    full = costs[0].total_flops
+    for cost in costs:
+        share = cost.total_flops / full
+        table.add_row(
+            cost.name,
+            f"{cost.window.size:,}",
+            f"{cost.window.stride:,}",
+            f"{cost.num_encoded:,}",
+            f"{cost.total_flops / 1e9:.3f}",
+            f"{share:.0%}",
+        )
+    return _text(table)
+
+
+def latency_table(values: dict[str, Any]) -> str:
+    """Percentiles of cold and warm requests."""
+    table = _table(f"peak memory of the server {values['peak_mb']:.0f} MB", "", "requests", "p50 ms", "p90 ms", "p99 ms")
+    for name in ("cold", "warm"):
+        row = values[name]
+        table.add_row(name, f"{row['requests']}", *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")))
+    return _text(table)

@@ -1,0 +1,120 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recsys.contracts import artifact
+from recsys.contracts.errors import ArtifactError
+
+
+def write(place: Path, text: str = "hello", kind: str = "features") -> artifact.Manifest:
+    with artifact.writing(place, kind) as writer:
+        (writer.folder / "part").mkdir()
+        (writer.folder / "part" / "a.txt").write_text(text)
+        return writer.commit(parents={}, config={"x": 1}, metrics={})
+
+
+def test_what_was_written_is_verified_and_names_every_file(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "out")
+    assert artifact.verify(tmp_path / "out", "features") == manifest
+    assert manifest.files["part/a.txt"].size_bytes == 5
+    # sha256 of "hello", from the standard's test vectors
+    assert manifest.files["part/a.txt"].sha256.startswith("2cf24dba5fb0a30e26e83b2ac5b9e29e")
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="boom"), artifact.writing(tmp_path / "out", "features") as writer:
+        (writer.folder / "a.txt").write_text("half")
+        raise RuntimeError("boom")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_older_artifact(tmp_path: Path) -> None:
+    old = write(tmp_path / "out")
+    with pytest.raises(RuntimeError), artifact.writing(tmp_path / "out", "features"):
+        raise RuntimeError
+    assert artifact.verify(tmp_path / "out", "features") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    new = write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == new
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(ArtifactError, match="holds something else, will not be replaced by features"):
+        write(tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").exists()
+    write(tmp_path / "checkpoint", kind="checkpoint")
+    with pytest.raises(ArtifactError, match="holds checkpoint"):
+        write(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "part" / "a.txt").write_text("jello"), "altered, sha256 differs"),
+        (lambda f: (f / "part" / "a.txt").write_text("hell"), "truncated or altered, 4 bytes found, 5 expected"),
+        (lambda f: (f / "part" / "a.txt").unlink(), "file is missing"),
+        (lambda f: (f / "manifest.json").unlink(), "no artifact here"),
+        (lambda f: (f / "manifest.json").write_text("{"), "damaged manifest"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "damaged manifest"),
+    ],
+)
+def test_damage_is_refused(tmp_path: Path, damage, message: str) -> None:
+    write(tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(ArtifactError, match=message):
+        artifact.verify(tmp_path / "out", "features")
+
+
+def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    fields = json.loads(path.read_text())
+    fields["config"]["x"] = 2
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match="altered after it was written"):
+        artifact.verify(tmp_path / "out", "features")
+
+
+def test_another_kind_and_another_version_are_refused(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="holds features, expected checkpoint"):
+        artifact.verify(tmp_path / "out", "checkpoint")
+    monkeypatch.setattr(artifact, "FORMAT_VERSIONS", {"features": 2})
+    with pytest.raises(ArtifactError, match="format version 1, this program reads 2"):
+        artifact.verify(tmp_path / "out", "features")
+
+
+def test_an_artifact_of_another_parent_is_refused_with_both_digests(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two", "other")
+    with artifact.writing(tmp_path / "child", "checkpoint") as writer:
+        child = writer.commit(parents={"features": one.digest}, config={}, metrics={})
+    artifact.check_parent(child, "features", one, tmp_path / "child")
+    with pytest.raises(ArtifactError, match=f"{one.digest[:12]}.*{two.digest[:12]}"):
+        artifact.check_parent(child, "features", two, tmp_path / "child")
+
+
+def test_current_points_to_a_release_and_nowhere_else(tmp_path: Path) -> None:
+    assert artifact.current_name(tmp_path) is None
+    with pytest.raises(ArtifactError, match="no release here"):
+        artifact.resolve_release(tmp_path)
+    artifact.set_current(tmp_path, "r1")
+    artifact.set_current(tmp_path, "r2")
+    assert artifact.resolve_release(tmp_path) == tmp_path / "r2"
+    (tmp_path / "current").write_text("../../etc")
+    with pytest.raises(ArtifactError, match="not a release name"):
+        artifact.resolve_release(tmp_path)
+
+
+def test_a_copied_artifact_still_verifies(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    assert artifact.verify(tmp_path / "copy", "features") == manifest

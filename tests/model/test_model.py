@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.contracts.errors import ArtifactError
+from recsys.model.checkpoint import Checkpoint
+from recsys.model.config import Architecture, ModelConfig
+from recsys.model.decoder import SequenceModel, UserEncoder
+from recsys.model.flops import compare_windows, encode_flops
+from recsys.model.loss import full_softmax_loss
+
+SMALL = ModelConfig(width=16, num_layers=2, num_heads=2, head_dim=8, feedforward_width=24, dropout=0.0)
+
+
+@pytest.fixture(params=list(Architecture))
+def model(request: pytest.FixtureRequest) -> SequenceModel:
+    torch.manual_seed(0)
+    return SequenceModel(SMALL.model_copy(update={"architecture": request.param}), num_items=20, max_length=32).eval()
+
+
+def test_later_events_do_not_change_earlier_states(model: SequenceModel) -> None:
+    tokens = torch.randint(1, 21, (1, 12))
+    changed = tokens.clone()
+    changed[0, 7:] = torch.randint(1, 21, (5,))
+    torch.testing.assert_close(model(tokens)[:, :7], model(changed)[:, :7])
+
+
+def test_padding_at_the_end_changes_nothing(model: SequenceModel) -> None:
+    tokens = torch.randint(1, 21, (1, 9))
+    padded = torch.nn.functional.pad(tokens, (0, 6))
+    encoder = UserEncoder(model)
+    last = torch.tensor([8])
+    torch.testing.assert_close(encoder(tokens, last), encoder(padded, last), rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_events_matters(model: SequenceModel) -> None:
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    last = torch.tensor([3])
+    swapped = UserEncoder(model)(tokens[:, [1, 0, 2, 3]], last)
+    assert not torch.allclose(UserEncoder(model)(tokens, last), swapped)
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 10_000])
+def test_the_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr("recsys.model.loss.CHUNK_ELEMENTS", chunk)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn((9, 5), generator=generator, dtype=torch.float64)
+    items = torch.randn((13, 5), generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 13, (9,), generator=generator)
+    results = []
+    for loss_of in (full_softmax_loss, lambda h, e, t: torch.nn.functional.cross_entropy(h @ e.T, t)):
+        leaves = hidden.clone().requires_grad_(), items.clone().requires_grad_()
+        loss = loss_of(*leaves, targets) * 3
+        loss.backward()
+        results.append([loss.detach(), leaves[0].grad, leaves[1].grad])
+    torch.testing.assert_close(*results)
+
+
+def test_flops_of_one_layer_by_hand() -> None:
+    config = ModelConfig(width=8, num_layers=1, num_heads=1, head_dim=4, feedforward_width=8)
+    # 3 events: attention 4·4·(1+2+3) = 96; linear 2·3·8·(4·4 + 3·8) = 1,920
+    assert encode_flops(3, config) == (96, 2016)
+
+
+def test_windows_cost_less_attention_than_full_attention() -> None:
+    full, general, shop = compare_windows(2048, ModelConfig())
+    assert full.num_encoded == 2048
+    assert general.num_encoded == 1638 + (2048 - 1310)
+    assert shop.num_encoded == 1024 + 1024 + (2048 - 1434)
+    assert shop.attention_flops < general.attention_flops < full.attention_flops
+
+
+def test_a_checkpoint_is_read_as_it_was_written(ring_checkpoint: Path) -> None:
+    one, two = Checkpoint.open(ring_checkpoint), Checkpoint.open(ring_checkpoint)
+    assert len(one.vocabulary) == 30
+    assert one.window.size == 8
+    np.testing.assert_array_equal(one.model.items_VD.detach(), two.model.items_VD.detach())
+
+
+def test_a_features_artifact_is_no_checkpoint(ring_features: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds features, expected checkpoint"):
+        Checkpoint.open(ring_features)

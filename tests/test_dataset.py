@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_features
+
+from recsys import dataset
+from recsys.contracts.errors import ArtifactError, DataError
+from recsys.dataset import Protocol
+
+# items 1 … 5; min_count 2. The event at position i is at i ms; T = 3.
+HISTORIES = {"ann": [1, 2, 1, 3, 4], "bob": [2, 2, 5], "cat": [3, 3, 3, 2, 2, 1]}
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    write_features(tmp_path / "f", HISTORIES, num_items=5, split_ms=3)
+    return tmp_path / "f"
+
+
+def test_time_counts_before_the_cut_decide_pruning(features: Path) -> None:
+    data = dataset.load(features, Protocol.TIME)
+    # before 3 ms: ann 1 2 1, bob 2 2 5, cat 3 3 3 -> counts 1:2 2:3 3:3 5:1; items 4 and 5 are pruned
+    assert [(i.item_id, i.num_events) for i in data.vocabulary.items] == [("sku-1", 2), ("sku-2", 3), ("sku-3", 3)]
+    assert [row.tolist() for row in data.fit] == [[1, 2, 1], [2, 2], [3, 3, 3]]
+
+
+def test_time_targets_are_all_later_events_and_unknown_items_are_negative(features: Path) -> None:
+    test = dataset.load(features, Protocol.TIME).test_set()
+    assert test.contexts.user_ids == ["ann", "cat"]
+    assert [row.tolist() for row in test.contexts] == [[1, 2, 1], [3, 3, 3]]
+    assert [row.tolist() for row in test.targets] == [[3, -4], [2, 2, 1]]
+
+
+def test_a_user_without_a_kept_event_before_the_cut_is_counted_cold(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", {"a": [1, 1, 1, 1], "b": [2, 1, 1, 1]}, 2, split_ms=1)
+    data = dataset.load(tmp_path / "f", Protocol.TIME, min_count=1)
+    assert data.test_set().num_cold_users == 0
+    write_features(tmp_path / "g", {"a": [1, 1, 1, 1], "b": [2, 1, 1, 1]}, 2, split_ms=2)
+    assert dataset.load(tmp_path / "g", Protocol.TIME, min_count=3).test_set().num_cold_users == 0
+    write_features(tmp_path / "h", {"a": [1, 1, 1], "b": [2, 3, 1]}, 3, split_ms=2)
+    test = dataset.load(tmp_path / "h", Protocol.TIME, min_count=2).test_set()
+    assert (test.contexts.user_ids, test.num_cold_users) == (["a"], 1)
+
+
+def test_last_out_keeps_every_item_and_holds_out_the_last_event(features: Path) -> None:
+    data = dataset.load(features, Protocol.LAST_OUT)
+    assert len(data.vocabulary) == 5
+    test = data.test_set()
+    assert [row.tolist() for row in test.targets] == [[4], [5], [1]]
+    assert [row.tolist() for row in test.contexts] == [[1, 2, 1, 3], [2, 2], [3, 3, 3, 2, 2]]
+
+
+def test_final_fits_everything_and_holds_out_nothing(features: Path) -> None:
+    data = dataset.load(features, Protocol.FINAL, min_count=1)
+    assert len(data.fit.tokens) == 14
+    with pytest.raises(DataError, match="nothing is held out"):
+        data.test_set()
+
+
+def test_last_out_validation_takes_the_event_before_the_target_from_every_user(features: Path) -> None:
+    validation = dataset.load(features, Protocol.LAST_OUT).validation(10, seed=0)
+    # ann 1 2 1 (3) | 4, bob too short to give one, cat 3 3 3 2 (2) | 1; at most a fifth of users is looked at
+    assert [row.tolist() for row in validation.train] == [[1, 2, 1], [2, 2], [3, 3, 3, 2]]
+    assert len(validation.targets) == 1
+
+
+def test_time_validation_takes_events_only_from_the_users_it_looks_at(features: Path) -> None:
+    data = dataset.load(features, Protocol.TIME)
+    validation = data.validation(1, seed=0)
+    assert len(validation.train.tokens) == len(data.fit.tokens) - 1
+    assert len(validation.contexts) == len(validation.targets) == 1
+
+
+def test_events_after_the_cut_change_nothing_that_is_fitted(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shuffled = {u: h[:3] + generator.permutation(h[3:]).tolist() for u, h in HISTORIES.items()}
+    for name, histories in (("a", HISTORIES), ("b", shuffled)):
+        write_features(tmp_path / name, histories, 5, split_ms=3)
+    one, two = (dataset.load(tmp_path / name, Protocol.TIME) for name in "ab")
+    assert one.vocabulary.items == two.vocabulary.items
+    np.testing.assert_array_equal(one.fit.tokens, two.fit.tokens)
+
+
+def test_a_log_without_times_cannot_be_cut_at_a_time(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", HISTORIES, 5, split_ms=None)
+    with pytest.raises(DataError, match="use --protocol last-out"):
+        dataset.load(tmp_path / "f", Protocol.TIME)
+
+
+def test_pruning_that_leaves_nothing_is_an_error(features: Path) -> None:
+    with pytest.raises(DataError, match="no item has 99 events or more"):
+        dataset.load(features, Protocol.TIME, min_count=99)
+
+
+def test_a_folder_that_is_no_artifact_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no artifact here"):
+        dataset.load(tmp_path, Protocol.TIME)
+
+
+def test_a_user_is_found_unpruned(features: Path) -> None:
+    assert dataset.user_item_ids(features, "bob") == ["sku-2", "sku-2", "sku-5"]
+    assert dataset.user_item_ids(features, "dan") is None

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import write_features
+
+from recsys import dataset
+from recsys.contracts import artifact
+from recsys.contracts.errors import DataError
+from recsys.contracts.ids import PAD
+from recsys.dataset import Protocol
+from recsys.model.checkpoint import Checkpoint
+from recsys.training import batches, train
+from recsys.training.config import Recipe
+from recsys.training.validation import ndcg_at_10
+from recsys.windows import WindowConfig
+
+WINDOW = WindowConfig(size=8, overlap_share=0.25)  # stride 6, overlap 2
+
+
+def test_every_event_but_the_first_is_a_target_once_an_epoch(ring_features: Path) -> None:
+    fit = dataset.load(ring_features, Protocol.FINAL).fit
+    windows = batches.training_windows(fit, WINDOW)
+    counts = np.zeros(31, dtype=np.int64)
+    for batch in batches.epoch(fit.tokens, windows, 64, np.random.default_rng(0)):
+        counts += np.bincount(batch.targets_BL.numpy().ravel(), minlength=31)
+    expected = np.bincount(np.concatenate([history[1:] for history in fit]), minlength=31)
+    np.testing.assert_array_equal(counts[1:], expected[1:])
+
+
+def test_a_target_follows_its_input_and_overlap_is_context_only() -> None:
+    fit = dataset.Histories(["u"], np.array([0, 10]), np.arange(1, 11, dtype=np.int32), np.arange(10))
+    windows = batches.training_windows(fit, WINDOW)
+    # windows [0, 8) and [6, 10): the second predicts from event 6 + 2 = 8 on
+    assert [(w.start, w.stop, w.first_target) for w in windows] == [(0, 8, 1), (6, 10, 8)]
+    (batch,) = batches.epoch(fit.tokens, windows, 64, np.random.default_rng(0))
+    rows = {tuple(t): tuple(y) for t, y in zip(batch.tokens_BL.tolist(), batch.targets_BL.tolist(), strict=True)}
+    assert rows == {
+        (1, 2, 3, 4, 5, 6, 7): (2, 3, 4, 5, 6, 7, 8),
+        (7, 8, 9, PAD, PAD, PAD, PAD): (PAD, 9, 10, PAD, PAD, PAD, PAD),
+    }
+
+
+def test_a_batch_stays_within_its_size(ring_features: Path) -> None:
+    fit = dataset.load(ring_features, Protocol.FINAL).fit
+    for batch in batches.epoch(fit.tokens, batches.training_windows(fit, WINDOW), 40, np.random.default_rng(0)):
+        assert batch.tokens_BL.numel() <= 40
+
+
+def test_a_model_learns_the_ring(ring_features: Path, ring_checkpoint: Path) -> None:
+    checkpoint = Checkpoint.open(ring_checkpoint)
+    validation = dataset.load(ring_features, Protocol.TIME).validation(100, seed=1)
+    assert ndcg_at_10(checkpoint.model, validation, checkpoint.window, mask_seen=False) > 0.95
+    losses = [row["loss"] for row in checkpoint.manifest.metrics["log"]]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_checkpoint_holds_its_curve_and_log(ring_checkpoint: Path) -> None:
+    assert (ring_checkpoint / "curve.png").read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (ring_checkpoint / "training.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_the_same_seed_gives_the_same_weights(ring_features: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    for name in "ab":
+        train.run(tiny_recipe, ring_features, tmp_path / name, protocol=Protocol.TIME, num_epochs=1)
+    weights = [artifact.read_manifest(tmp_path / name).files["model.safetensors"].sha256 for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_users_with_one_event_leave_nothing_to_train_on(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    write_features(tmp_path / "f", {"a": [1], "b": [1]}, 1, split_ms=None)
+    with pytest.raises(DataError, match="no user has two events"):
+        train.run(tiny_recipe, tmp_path / "f", tmp_path / "out", protocol=Protocol.FINAL)
+    assert not (tmp_path / "out").exists()
