@@ -71,7 +71,9 @@ def run(
             },
             metrics={
                 **fidelity.model_dump(),
-                "fitted_on": "all events" if data.protocol is Protocol.FINAL else f"events before the {data.protocol.value} cut",
+                "fitted_on": "all events"
+                if data.protocol is Protocol.FINAL
+                else f"events before the {data.protocol.value} cut",
                 "evaluation_before_refit": evaluation,
                 "forced_past_gate": reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),

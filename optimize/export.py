@@ -37,7 +37,10 @@ def to_graph(checkpoint: Checkpoint) -> Any:
     import openvino
 
     encoder = UserEncoder(checkpoint.model).eval()
-    example = torch.ones((2, min(16, checkpoint.window.size)), dtype=torch.int32), torch.tensor([3, 1], dtype=torch.int32)
+    example = (
+        torch.ones((2, min(16, checkpoint.window.size)), dtype=torch.int32),
+        torch.tensor([3, 1], dtype=torch.int32),
+    )
     batch = torch.export.Dim("batch", min=1, max=65_536)
     length = torch.export.Dim("length", min=1, max=checkpoint.window.size)
     with warnings.catch_warnings(), torch.inference_mode():

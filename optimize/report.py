@@ -42,7 +42,13 @@ class FidelityReport(BaseModel):
 
 
 def compare(
-    model: SequenceModel, engine: Engine, index: ItemIndex, data: Dataset, window: WindowConfig, num_users: int, seed: int
+    model: SequenceModel,
+    engine: Engine,
+    index: ItemIndex,
+    data: Dataset,
+    window: WindowConfig,
+    num_users: int,
+    seed: int,
 ) -> FidelityReport:
     """Encode the same users by both and compare vectors and lists."""
     contexts, targets = _users(data, num_users, seed)
@@ -93,5 +99,11 @@ def _users(data: Dataset, num_users: int, seed: int) -> tuple[list[Tokens], list
 def _recall(ranked_BK: Tokens, targets: Sequence[Any]) -> float | None:
     if not targets:
         return None
-    return float(np.mean([recall_at_k([t for t in row if t != PAD], set(wanted.tolist()), 10)
-        for row, wanted in zip(ranked_BK.tolist(), targets, strict=True)]))
+    return float(
+        np.mean(
+            [
+                recall_at_k([t for t in row if t != PAD], set(wanted.tolist()), 10)
+                for row, wanted in zip(ranked_BK.tolist(), targets, strict=True)
+            ]
+        )
+    )

@@ -172,9 +172,7 @@ def recommend_command(
 
     from recsys.pipeline import recommend, tables
 
-    items = recommend.run(
-        release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen
-    )
+    items = recommend.run(release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen)
     _emit(as_json, {"items": [asdict(item) for item in items]}, tables.items_table(items))
 
 
@@ -240,7 +238,9 @@ def nightly_command(
         activate=activate,
         force=force,
     )
-    _emit(as_json, {"release": name, **report}, f"{tables.accuracy_table(report)}\npublished {state / 'releases' / name}")
+    _emit(
+        as_json, {"release": name, **report}, f"{tables.accuracy_table(report)}\npublished {state / 'releases' / name}"
+    )
 
 
 @app.command("demo")
@@ -338,7 +338,11 @@ def _section(config: Path | None, name: str) -> dict[str, Any]:
 
 
 def _features_config(
-    format_name: str, columns: list[str] | None, timestamp_format: str | None, min_count: int | None, config: Path | None
+    format_name: str,
+    columns: list[str] | None,
+    timestamp_format: str | None,
+    min_count: int | None,
+    config: Path | None,
 ) -> "FeaturesConfig":
     from features.build import FeaturesConfig
     from recsys.contracts.errors import ConfigError

@@ -61,9 +61,22 @@ def tiny_recipe() -> Recipe:
     """A model that trains in seconds, with windows of 8 events."""
     return Recipe.from_mapping(
         {
-            "model": {"width": 32, "num_layers": 1, "num_heads": 2, "head_dim": 16, "feedforward_width": 32, "dropout": 0},
+            "model": {
+                "width": 32,
+                "num_layers": 1,
+                "num_heads": 2,
+                "head_dim": 16,
+                "feedforward_width": 32,
+                "dropout": 0,
+            },
             "window": {"size": 8, "overlap_share": 0.25},
-            "training": {"learning_rate": 0.01, "warmup_steps": 5, "batch_tokens": 256, "max_epochs": 12, "patience": 12},
+            "training": {
+                "learning_rate": 0.01,
+                "warmup_steps": 5,
+                "batch_tokens": 256,
+                "max_epochs": 12,
+                "patience": 12,
+            },
         },
         "tiny",
     )

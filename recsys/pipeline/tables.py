@@ -114,7 +114,9 @@ def windows_table(context: int, costs: Sequence[EncodeCost]) -> str:
 
 def latency_table(values: dict[str, Any]) -> str:
     """Percentiles of cold and warm requests."""
-    table = _table(f"peak memory of the server {values['peak_mb']:.0f} MB", "", "requests", "p50 ms", "p90 ms", "p99 ms")
+    table = _table(
+        f"peak memory of the server {values['peak_mb']:.0f} MB", "", "requests", "p50 ms", "p90 ms", "p99 ms"
+    )
     for name in ("cold", "warm"):
         row = values[name]
         table.add_row(name, f"{row['requests']}", *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")))

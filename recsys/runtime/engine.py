@@ -38,9 +38,7 @@ class Engine(Protocol):
         ...
 
 
-def padded_batches(
-    windows: Sequence[Tokens], max_tokens: int = 16_384
-) -> Iterator[tuple[list[int], Tokens, Tokens]]:
+def padded_batches(windows: Sequence[Tokens], max_tokens: int = 16_384) -> Iterator[tuple[list[int], Tokens, Tokens]]:
     """Batches of similar length: (positions in `windows`, tokens_BL padded at the end, last_B).
 
     `last_B` is the position of each window's last event. A batch holds at most `max_tokens` padded

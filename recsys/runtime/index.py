@@ -47,9 +47,7 @@ class ItemIndex:
         """D."""
         return int(self._index.d)
 
-    def search(
-        self, queries_BD: Floats, k: int, exclude: Sequence[Tokens] | None = None
-    ) -> tuple[Tokens, Floats]:
+    def search(self, queries_BD: Floats, k: int, exclude: Sequence[Tokens] | None = None) -> tuple[Tokens, Floats]:
         """The k best items of each query, best first: (tokens_BK, scores_BK); PAD where fewer exist.
 
         `exclude` holds tokens that must not be returned, one array per query.

@@ -84,7 +84,9 @@ def run(
         )
 
 
-def _fit(model: SequenceModel, data: Dataset, recipe: Recipe, num_epochs: int | None) -> tuple[_Best, list[EpochResult]]:
+def _fit(
+    model: SequenceModel, data: Dataset, recipe: Recipe, num_epochs: int | None
+) -> tuple[_Best, list[EpochResult]]:
     config = recipe.training
     validation = None if num_epochs else _validation(data, recipe)
     histories = validation.train if validation else data.fit
@@ -126,7 +128,9 @@ def _fit(model: SequenceModel, data: Dataset, recipe: Recipe, num_epochs: int | 
     return best, log
 
 
-def _step(model: SequenceModel, batch: batches.Batch, optimizer: torch.optim.Optimizer, clip: float) -> tuple[float, int]:
+def _step(
+    model: SequenceModel, batch: batches.Batch, optimizer: torch.optim.Optimizer, clip: float
+) -> tuple[float, int]:
     """One update; returns (mean loss, number of targets)."""
     model.train()
     optimizer.zero_grad()

@@ -68,7 +68,9 @@ def test_the_float_engine_is_the_reference_and_the_8_bit_one_is_near(
     assert 0 < report.relative_error(expected, rounded.encode(windows)) < 0.05
 
 
-def test_8_bits_make_the_engine_smaller(ring_features: Path, ring_checkpoint: Path, ring_releases: Path, tmp_path) -> None:
+def test_8_bits_make_the_engine_smaller(
+    ring_features: Path, ring_checkpoint: Path, ring_releases: Path, tmp_path
+) -> None:
     build.run(OptimizeConfig(bits=32), ring_checkpoint, ring_features, tmp_path / "releases")
     sizes = [
         artifact.read_manifest(artifact.resolve_release(folder)).files["engine.bin"].size_bytes
@@ -77,7 +79,9 @@ def test_8_bits_make_the_engine_smaller(ring_features: Path, ring_checkpoint: Pa
     assert sizes[0] < 0.5 * sizes[1]
 
 
-def test_a_refused_release_is_not_published(ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_refused_release_is_not_published(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(report, "relative_error", lambda *_: float("nan"))
     with pytest.raises(GateError, match="nothing published"):
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")

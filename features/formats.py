@@ -1,0 +1,164 @@
+"""The public formats known by name: where each canonical field stands, and which rows are left out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+import polars as pl
+
+from features.config import FeaturesConfig
+from recsys.contracts.errors import ConfigError
+
+
+class Layout(StrEnum):
+    """How a text file is laid out."""
+
+    TABLE = "table"
+    """Delimited, Parquet or JSON lines, by the file's ending."""
+    SPLIT = "split"
+    """Fields between a separator of several characters, or white space; no header."""
+    SEQUENCE = "sequence"
+    """One line a user: the user, then the items, between spaces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One named format. Column names match without regard to case."""
+
+    name: str
+    user: tuple[str, ...]
+    item: tuple[str, ...]
+    timestamp: tuple[str, ...] = ()
+    """Empty: the log has no times, only an order."""
+    event_type: tuple[str, ...] = ()
+    title: tuple[str, ...] = ()
+    category: tuple[str, ...] = ()
+    price: tuple[str, ...] = ()
+    layout: Layout = Layout.TABLE
+    header: tuple[str, ...] = ()
+    """Names of the columns where the file has no header."""
+    separator: str | None = None
+    event_types: Mapping[str, str] = field(default_factory=dict)
+    """The format's words for event types, and ours."""
+    fixed_event_type: str | None = None
+    left_out: tuple[tuple[str, pl.Expr], ...] = ()
+    """Rules (reason, which rows), in order; such rows are counted, not quarantined."""
+    user_expr: pl.Expr = field(default_factory=lambda: pl.col("user_id"))
+    """Cleans the user, after white space is stripped."""
+    item_expr: pl.Expr = field(default_factory=lambda: pl.col("item_id"))
+    file_pattern: str = r".*"
+    """Files of a folder that belong to the log."""
+    titles_file: str | None = None
+    """A file beside the log with `item::title::category` lines."""
+    extra: tuple[str, ...] = ()
+    """Columns that `left_out` reads; they must be there."""
+
+
+_GOODS = r"^\d{5}"
+"""Stock codes of goods start with five digits; postage, fees, samples and adjustments do not."""
+
+_FORMATS = (
+    Format(
+        name="online-retail",
+        user=("CustomerID",),
+        item=("StockCode",),
+        timestamp=("InvoiceDate",),
+        title=("Description",),
+        price=("UnitPrice",),
+        fixed_event_type="purchase",
+        extra=("InvoiceNo", "Quantity"),
+        left_out=(
+            (
+                "cancellation",
+                pl.col("InvoiceNo").str.to_uppercase().str.starts_with("C")
+                | (pl.col("Quantity").cast(pl.Float64, strict=False) <= 0),
+            ),
+            ("guest", pl.col("user_id").is_null() | (pl.col("user_id") == "")),
+            ("not goods", ~pl.col("item_id").str.contains(_GOODS)),
+        ),
+        user_expr=pl.col("user_id").str.strip_suffix(".0"),
+        item_expr=pl.col("item_id").str.to_uppercase(),
+    ),
+    Format(
+        name="taobao",
+        header=("user", "item", "category", "behaviour", "timestamp"),
+        separator=",",
+        user=("user",),
+        item=("item",),
+        timestamp=("timestamp",),
+        event_type=("behaviour",),
+        category=("category",),
+        event_types={"pv": "view", "fav": "favourite", "cart": "cart", "buy": "purchase"},
+    ),
+    Format(
+        name="rees46",
+        user=("user_id",),
+        item=("product_id",),
+        timestamp=("event_time",),
+        event_type=("event_type",),
+        title=("brand",),
+        category=("category_code", "category_id"),
+        price=("price",),
+    ),
+    Format(
+        name="movielens",
+        layout=Layout.SPLIT,
+        separator="::",
+        header=("user", "item", "rating", "timestamp"),
+        user=("user", "userId"),
+        item=("item", "movieId"),
+        timestamp=("timestamp",),
+        file_pattern=r"(ratings.*|u\.data)",
+        titles_file="movies.dat",
+    ),
+    Format(name="rectools", user=("user_id",), item=("item_id",), timestamp=("datetime",)),
+    Format(
+        name="recbole",
+        separator="\t",
+        user=("user_id:token",),
+        item=("item_id:token",),
+        timestamp=("timestamp:float",),
+        file_pattern=r".*\.inter(\.gz)?",
+    ),
+    Format(
+        name="gorse",
+        user=("UserId",),
+        item=("ItemId",),
+        timestamp=("Timestamp", "time_stamp"),
+        event_type=("FeedbackType",),
+    ),
+    Format(
+        name="personalize",
+        user=("USER_ID", "userId"),
+        item=("ITEM_ID", "itemId"),
+        timestamp=("TIMESTAMP",),
+        event_type=("EVENT_TYPE", "eventType"),
+    ),
+    Format(name="sequences", layout=Layout.SEQUENCE, user=("user",), item=("item",)),
+    Format(name="pairs", layout=Layout.SPLIT, header=("user", "item"), user=("user",), item=("item",)),
+)
+FORMATS: Final[Mapping[str, Format]] = {entry.name: entry for entry in _FORMATS}
+
+
+def resolve(config: FeaturesConfig) -> Format:
+    """The named format, or one made of the column options.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if config.format == "generic":
+        return Format(
+            name="generic",
+            separator=config.delimiter,
+            user=(config.user_column,),
+            item=(config.item_column,),
+            timestamp=(config.timestamp_column,),
+            event_type=(config.event_type_column,),
+            title=(config.title_column,),
+            category=(config.category_column,),
+            price=(config.price_column,),
+        )
+    if config.format not in FORMATS:
+        raise ConfigError(f"format {config.format!r}: expected generic or one of {', '.join(sorted(FORMATS))}")
+    return FORMATS[config.format]
