@@ -51,7 +51,7 @@ def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_m
     """
     raw = sources.read(path, layout)
     frame = raw.rows
-    names = _columns(path, frame, layout, config)
+    names = _columns(path, frame, layout)
     lazy = frame.lazy().with_columns(
         user_id=pl.col(names["user_id"]).str.strip_chars(), item_id=pl.col(names["item_id"]).str.strip_chars()
     )
@@ -71,7 +71,7 @@ def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_m
     return CleanFile(_canonical(good, names, layout, source), quarantine, dict(counts.rows()), num_rows)
 
 
-def _columns(path: Path, frame: pl.DataFrame, layout: Format, config: FeaturesConfig) -> dict[str, str]:
+def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, str]:
     """Canonical field -> the file's column; optional fields only where the file has them."""
     known = {name.lower(): name for name in frame.columns if name != LINE}
     wanted = {"user_id": layout.user, "item_id": layout.item, "timestamp": layout.timestamp}

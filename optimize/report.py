@@ -10,9 +10,9 @@ from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.dataset import Dataset, Protocol
 from recsys.evaluation.metrics import recall_at_k
 from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
 from recsys.runtime.engine import Engine
 from recsys.runtime.index import ItemIndex
-from recsys.training.validation import encode
 from recsys.windows import WindowConfig, open_window
 
 # B users, D width, K results
@@ -78,7 +78,7 @@ def relative_error(reference_BD: Floats, engine_BD: Floats) -> float:
 def overlap(reference_BK: Tokens, engine_BK: Tokens) -> float:
     """Mean share of the reference's items that the other list holds, in any order."""
     shares = [
-        len(np.intersect1d(ours[ours != PAD], theirs)) / max(1, np.count_nonzero(ours != PAD))
+        len(np.intersect1d(ours[ours != PAD], theirs)) / max(1, int((ours != PAD).sum()))
         for ours, theirs in zip(reference_BK, engine_BK, strict=True)
     ]
     return float(np.mean(shares))

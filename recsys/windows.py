@@ -6,6 +6,7 @@ windows but the last are closed and never change again; the last is open.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from recsys.contracts.config import Config
-from recsys.contracts.ids import Tokens
+from recsys.contracts.ids import PAD, Tokens
 
 
 class WindowConfig(Config):
@@ -108,3 +109,29 @@ def open_window(tokens: Tokens, config: WindowConfig) -> Tokens:
 def digest(tokens: Tokens) -> str:
     """What a window is known by beside (release, user, k): a hash of its events."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<i4").tobytes(), digest_size=16).hexdigest()
+
+
+def padded_batches(windows: Sequence[Tokens], max_tokens: int = 16_384) -> Iterator[tuple[list[int], Tokens, Tokens]]:
+    """Batches of similar length: (positions in `windows`, tokens_BL padded at the end, last_B).
+
+    `last_B` is the position of each window's last event. A batch holds at most `max_tokens` padded
+    tokens, and padding is at most a quarter of it.
+    """
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        shortest = len(windows[order[start]])
+        while stop < len(order):
+            longest = len(windows[order[stop]])
+            if (stop + 1 - start) * longest > max_tokens or longest * 3 > max(shortest, 1) * 4:
+                break
+            stop += 1
+        chosen = order[start:stop]
+        last_B = np.array([len(windows[i]) - 1 for i in chosen], dtype=np.int32)
+        assert last_B.min() >= 0, "an empty window cannot be encoded"
+        tokens_BL = np.full((len(chosen), int(last_B.max()) + 1), PAD, dtype=np.int32)
+        for row, i in enumerate(chosen):
+            tokens_BL[row, : len(windows[i])] = windows[i]
+        yield chosen, tokens_BL, last_B
+        start = stop

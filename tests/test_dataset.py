@@ -3,11 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import write_features
-
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.dataset import Protocol
+from tests.conftest import write_features
 
 # items 1 … 5; min_count 2. The event at position i is at i ms; T = 3.
 HISTORIES = {"ann": [1, 2, 1, 3, 4], "bob": [2, 2, 5], "cat": [3, 3, 3, 2, 2, 1]}

@@ -186,7 +186,8 @@ def verify(folder: Path, kind: str) -> Manifest:
         size = path.stat().st_size
         if size != entry.size_bytes:
             raise ArtifactError(
-                f"{path}: truncated or altered, {size} bytes found, {entry.size_bytes} expected; build the artifact again"
+                f"{path}: truncated or altered, {size} bytes found, {entry.size_bytes} expected; "
+                "build the artifact again"
             )
         if sha256_of(path) != entry.sha256:
             raise ArtifactError(f"{path}: altered, sha256 differs from the manifest; build the artifact again")

@@ -31,7 +31,8 @@ class SequenceModel(nn.Module):
         """Hidden state after each event, shape [B, L, D]: what predicts the next one."""
         embedded_BLD = self.dropout(self.embedding(tokens_BL))
         hidden_BLD: Tensor = self.decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
-        return self.dropout(hidden_BLD)
+        states_BLD: Tensor = self.dropout(hidden_BLD)
+        return states_BLD
 
     @property
     def items_VD(self) -> Tensor:
@@ -50,7 +51,8 @@ class UserEncoder(nn.Module):
         """The hidden state after each window's last event, shape [B, D]."""
         hidden_BLD = self.model(tokens_BL)
         index_B1D = last_B.long()[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
-        return hidden_BLD.gather(1, index_B1D).squeeze(1)
+        vectors_BD: Tensor = hidden_BLD.gather(1, index_B1D).squeeze(1)
+        return vectors_BD
 
 
 def _decoder(config: ModelConfig, max_length: int) -> "PreTrainedModel":

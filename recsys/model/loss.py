@@ -45,5 +45,5 @@ def full_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor) ->
 
     Equal to `torch.nn.functional.cross_entropy(hidden_ND @ items_VD.T, targets_N)`.
     """
-    loss: Tensor = _FullSoftmax.apply(hidden_ND, items_VD, targets_N)
+    loss: Tensor = _FullSoftmax.apply(hidden_ND, items_VD, targets_N)  # type: ignore[no-untyped-call]
     return loss

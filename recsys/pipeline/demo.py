@@ -5,7 +5,6 @@ from pathlib import Path
 from features import simulate
 from features.build import FeaturesConfig
 from optimize.config import OptimizeConfig
-from recsys.contracts.errors import DataError
 from recsys.dataset import Protocol
 from recsys.pipeline import road
 from recsys.pipeline.road import RoadResult

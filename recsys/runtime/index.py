@@ -62,7 +62,7 @@ class ItemIndex:
         parameters = None
         if without is not None and len(without):
             selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(without.astype(np.int64) - 1))
-            parameters = faiss.SearchParameters(sel=selector)
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         scores, rows = self._index.search(np.ascontiguousarray(queries_BD), limit, params=parameters)
         tokens_BK = np.full((len(queries_BD), k), PAD, dtype=np.int32)
         scores_BK = np.full((len(queries_BD), k), -np.inf, dtype=np.float32)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts.ids import Floats, Tokens
-from recsys.runtime.engine import EngineInfo, padded_batches
+from recsys.runtime.engine import EngineInfo
+from recsys.windows import padded_batches
 
 GRAPH_FILE = "engine.xml"
 WEIGHTS_FILE = "engine.bin"

@@ -79,7 +79,8 @@ class Recommender:
 
     def _known(self, item_ids: Collection[str]) -> Tokens:
         tokens = self.release.vocabulary.tokens(item_ids)
-        return tokens[tokens != PAD]
+        known: Tokens = tokens[tokens != PAD]
+        return known
 
     def _scored(self, token: int, score: float) -> ScoredItem:
         item = self.release.vocabulary.item(int(token))

@@ -38,7 +38,8 @@ class Release:
         expected = manifest.parents[VOCABULARY_PARENT]
         if found != expected:
             raise ArtifactError(
-                f"{folder}: vocabulary {found[:12]}, engine and index made for {expected[:12]}; run `recsys optimize` again"
+                f"{folder}: vocabulary {found[:12]}, engine and index made for {expected[:12]}; "
+                "run `recsys optimize` again"
             )
         vocabulary = Vocabulary.load(folder)
         engine = OpenVinoEngine(folder, num_threads=num_threads, precision=manifest.config["precision"])

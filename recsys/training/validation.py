@@ -1,27 +1,14 @@
 """What early stopping looks at: NDCG@10 of the next event for held-out users, over the full catalogue."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from recsys.contracts.ids import Floats, Tokens
 from recsys.dataset import ValidationSet
-from recsys.model.decoder import SequenceModel, UserEncoder
-from recsys.runtime.engine import padded_batches
+from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
 from recsys.windows import WindowConfig, open_window
 
 # B batch, V items without padding
-
-
-@torch.inference_mode()
-def encode(model: SequenceModel, windows: Sequence[Tokens]) -> Floats:
-    """User vectors by the float32 model, shape [B, D]: the reference that engines are compared with."""
-    encoder = UserEncoder(model).eval()
-    vectors = np.empty((len(windows), model.config.width), dtype=np.float32)
-    for rows, tokens_BL, last_B in padded_batches(windows):
-        vectors[rows] = encoder(torch.from_numpy(tokens_BL).long(), torch.from_numpy(last_B)).numpy()
-    return vectors
 
 
 @torch.inference_mode()

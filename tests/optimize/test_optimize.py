@@ -3,15 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import cyclic_histories, write_features
 
 from optimize import build, gate, report
 from optimize.config import GateConfig, OptimizeConfig
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, GateError
 from recsys.model.checkpoint import Checkpoint
+from recsys.model.reference import encode
 from recsys.runtime.release import Release
-from recsys.training.validation import encode
+from tests.conftest import cyclic_histories, write_features
 
 
 def fidelity(**changes: float | int | None) -> report.FidelityReport:

@@ -10,9 +10,9 @@ import recsys
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, UnknownItemError
 from recsys.contracts.ids import PAD
-from recsys.runtime.engine import padded_batches
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.recommender import Recommender
+from recsys.windows import padded_batches
 
 
 @pytest.fixture(scope="module")

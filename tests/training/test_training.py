@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import write_features
 
 from recsys import dataset
 from recsys.contracts import artifact
@@ -15,6 +14,7 @@ from recsys.training import batches, train
 from recsys.training.config import Recipe
 from recsys.training.validation import ndcg_at_10
 from recsys.windows import WindowConfig
+from tests.conftest import write_features
 
 WINDOW = WindowConfig(size=8, overlap_share=0.25)  # stride 6, overlap 2
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,13 +64,13 @@ def test_the_last_2048_events_are_covered_by_the_open_window_and_three_before(nu
     assert len(read) <= 4
     assert read[0].start <= max(0, num_events - 2048)
     assert read[-1].stop == num_events
-    assert all(a.stop >= b.start for a, b in zip(read, read[1:], strict=False))
+    assert all(a.stop >= b.start for a, b in pairwise(read))
 
 
 @given(lengths, configs())
 def test_consecutive_windows_share_exactly_the_overlap(num_events: int, config: WindowConfig) -> None:
     cut = windows.cut(num_events, config)
-    assert all(a.stop - b.start == config.overlap for a, b in zip(cut, cut[1:], strict=False))
+    assert all(a.stop - b.start == config.overlap for a, b in pairwise(cut))
     assert all(len(window) == config.size for window in cut[:-1])
     if len(cut) > 1:
         assert config.overlap + 1 <= len(cut[-1]) <= config.size
