@@ -18,6 +18,8 @@ from recsys.dataset import HISTORIES_FOLDER, ITEMS_FILE
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
 QUARANTINE_FILE = "quarantine.csv"
+MAX_EVENT_TYPES = 256
+"""Event types are stored in one byte."""
 
 
 def run(config: FeaturesConfig, source_paths: list[Path], out: Path, *, now_ms: int | None = None) -> artifact.Manifest:
@@ -41,9 +43,9 @@ def run(config: FeaturesConfig, source_paths: list[Path], out: Path, *, now_ms: 
     split_ms = _split(events, config) if layout.timestamp else None
     items = _items(events, split_ms)
     _check_pruning(items, config, source_paths[0])
+    kinds = _event_types(events, source_paths[0])
     with artifact.writing(out, "features") as writer:
         items.write_parquet(writer.folder / ITEMS_FILE)
-        kinds = sorted(events["event_type"].unique())
         _write_histories(events, items, kinds, config.num_partitions, writer.folder / HISTORIES_FOLDER)
         pl.concat([c.quarantine for c in cleaned]).write_csv(writer.folder / QUARANTINE_FILE)
         metrics = {
@@ -83,6 +85,17 @@ def _events(cleaned: list[CleanFile], layout: Format, first_file: Path) -> pl.Da
     joined = events.lazy().join(titles.lazy(), on="item_id", how="left", maintain_order="left")
     filled = joined.with_columns(title=pl.coalesce("title", "t"), category=pl.coalesce("category", "c"))
     return filled.drop("t", "c").collect()
+
+
+def _event_types(events: pl.DataFrame, where: Path) -> list[str]:
+    """The log's event types; the code of each is its position."""
+    kinds = sorted(events["event_type"].unique())
+    if len(kinds) > MAX_EVENT_TYPES:
+        raise DataError(
+            f"{where}: {len(kinds):,} event types such as {kinds[0]!r}, at most {MAX_EVENT_TYPES} are expected; "
+            "map another column with --map event_type=COLUMN"
+        )
+    return kinds
 
 
 def _split(events: pl.DataFrame, config: FeaturesConfig) -> int | None:

@@ -24,7 +24,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One named format. Column names match without regard to case."""
+    """One named format. Column names match without regard to case, spaces around them and underscores."""
 
     name: str
     user: tuple[str, ...]
@@ -33,7 +33,10 @@ class Format:
     """Empty: the log has no times, only an order."""
     event_type: tuple[str, ...] = ()
     title: tuple[str, ...] = ()
+    title_parts: tuple[str, ...] = ()
+    """Columns whose last dotted part (`appliances.water_heater`) is put after the title."""
     category: tuple[str, ...] = ()
+    """For this and every optional field: the first of these columns that is not empty in a row."""
     price: tuple[str, ...] = ()
     layout: Layout = Layout.TABLE
     header: tuple[str, ...] = ()
@@ -45,7 +48,7 @@ class Format:
     left_out: tuple[tuple[str, pl.Expr], ...] = ()
     """Rules (reason, which rows), in order; such rows are counted, not quarantined."""
     user_expr: pl.Expr = field(default_factory=lambda: pl.col("user_id"))
-    """Cleans the user, after white space is stripped."""
+    """Cleans the user, after white space is stripped; an empty one is null."""
     item_expr: pl.Expr = field(default_factory=lambda: pl.col("item_id"))
     file_pattern: str = r".*"
     """Files of a folder that belong to the log."""
@@ -69,12 +72,12 @@ _FORMATS = (
         fixed_event_type="purchase",
         extra=("InvoiceNo", "Quantity"),
         left_out=(
+            ("guest", pl.col("user_id").is_null()),
             (
                 "cancellation",
                 pl.col("InvoiceNo").str.to_uppercase().str.starts_with("C")
                 | (pl.col("Quantity").cast(pl.Float64, strict=False) <= 0),
             ),
-            ("guest", pl.col("user_id").is_null() | (pl.col("user_id") == "")),
             ("not goods", ~pl.col("item_id").str.contains(_GOODS)),
         ),
         user_expr=pl.col("user_id").str.strip_suffix(".0"),
@@ -98,6 +101,7 @@ _FORMATS = (
         timestamp=("event_time",),
         event_type=("event_type",),
         title=("brand",),
+        title_parts=("category_code",),
         category=("category_code", "category_id"),
         price=("price",),
     ),

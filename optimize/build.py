@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize import gate, report
+from optimize import gate, repeat, report
 from optimize.config import OptimizeConfig
 from optimize.export import build_engine, item_vectors
 from recsys import dataset
@@ -50,6 +50,7 @@ def run(
         index = ItemIndex.build(item_vectors(checkpoint))
         index.save(writer.folder)
         checkpoint.vocabulary.save(writer.folder)
+        boost = repeat.fit(engine, index, data, checkpoint.window, config.num_repeat_users, config.seed)
         fidelity = report.compare(
             checkpoint.model, engine, index, data, checkpoint.window, config.num_check_users, config.seed
         )
@@ -67,6 +68,7 @@ def run(
                 **config.model_dump(mode="json"),
                 "precision": precision,
                 "protocol": data.protocol.value,
+                "repeat": boost.model_dump(),
                 "window": checkpoint.window.model_dump(),
             },
             metrics={

@@ -106,6 +106,11 @@ def open_window(tokens: Tokens, config: WindowConfig) -> Tokens:
     return tokens[window.start : window.stop]
 
 
+def reachable(tokens: Tokens, config: WindowConfig) -> Tokens:
+    """The events that may matter for an answer: from the first serving window on."""
+    return tokens[serving_windows(len(tokens), config)[0].start :]
+
+
 def digest(tokens: Tokens) -> str:
     """What a window is known by beside (release, user, k): a hash of its events."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<i4").tobytes(), digest_size=16).hexdigest()

@@ -47,6 +47,11 @@ class ItemIndex:
         """D."""
         return int(self._index.d)
 
+    def vectors(self, tokens: Tokens) -> Floats:
+        """Item vectors of tokens in 1 … V, shape [len(tokens), D]."""
+        found: Floats = self._index.reconstruct_batch(tokens.astype(np.int64) - 1)
+        return found
+
     def search(self, queries_BD: Floats, k: int, exclude: Sequence[Tokens] | None = None) -> tuple[Tokens, Floats]:
         """The k best items of each query, best first: (tokens_BK, scores_BK); PAD where fewer exist.
 

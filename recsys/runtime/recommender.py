@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from recsys.contracts.errors import UnknownItemError
-from recsys.contracts.ids import PAD, Tokens
+from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.runtime.release import Release
-from recsys.windows import open_window
+from recsys.runtime.repeat import search
+from recsys.windows import open_window, reachable
 
+_NOTHING = np.empty(0, dtype=np.int32)
 ENCODE_BATCH = 1024
 """Histories ranked at a time, which bounds memory."""
 
@@ -58,10 +60,9 @@ class Recommender:
                 f"none of the {len(history)} items of the history is in release {self.release.name}; "
                 "send at least one item of the catalogue"
             )
-        vectors = self.release.engine.encode([open_window(tokens, self.release.window)])
         without = np.unique(np.concatenate([self._known(exclude), tokens if exclude_seen else tokens[:0]]))
-        found, scores = self.release.index.search(vectors, k, [without])
-        return [self._scored(token, score) for token, score in zip(found[0], scores[0], strict=True) if token != PAD]
+        found, scores = self._search([tokens], k, [without])[0]
+        return [self._scored(token, score) for token, score in zip(found, scores, strict=True) if token != PAD]
 
     def popular(self, k: int, *, exclude: Collection[str] = ()) -> list[ScoredItem]:
         """The k items with most events: the answer when nothing is known of a user. Scores are counts."""
@@ -73,9 +74,21 @@ class Recommender:
         ranked = np.empty((len(histories), k), dtype=np.int32)
         for start in range(0, len(histories), ENCODE_BATCH):
             rows = slice(start, start + ENCODE_BATCH)
-            vectors = self.release.engine.encode([open_window(h, self.release.window) for h in histories[rows]])
-            ranked[rows] = self.release.index.search(vectors, k, None if exclude is None else exclude[rows])[0]
+            nothing = [_NOTHING] * len(histories[rows])
+            found = self._search(histories[rows], k, nothing if exclude is None else exclude[rows])
+            ranked[rows] = [tokens for tokens, _ in found]
         return ranked
+
+    def _search(self, histories: Sequence[Tokens], k: int, without: Sequence[Tokens]) -> list[tuple[Tokens, Floats]]:
+        """(tokens, scores) of each kept history, none empty; the one way from a history to a list."""
+        release = self.release
+        vectors_BD = release.engine.encode([open_window(history, release.window) for history in histories])
+        return [
+            search(
+                release.index, vectors_BD[i : i + 1], reachable(history, release.window), k, without[i], release.repeat
+            )
+            for i, history in enumerate(histories)
+        ]
 
     def _known(self, item_ids: Collection[str]) -> Tokens:
         tokens = self.release.vocabulary.tokens(item_ids)

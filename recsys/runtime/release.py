@@ -9,6 +9,7 @@ from recsys.contracts.ids import Vocabulary
 from recsys.runtime.engine import Engine
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.openvino import OpenVinoEngine
+from recsys.runtime.repeat import RepeatBoost
 from recsys.windows import WindowConfig
 
 VOCABULARY_PARENT = "vocabulary"
@@ -22,6 +23,7 @@ class Release:
     manifest: artifact.Manifest
     vocabulary: Vocabulary
     window: WindowConfig
+    repeat: RepeatBoost
     engine: Engine
     index: ItemIndex
 
@@ -50,4 +52,5 @@ class Release:
                 f"engine of width {engine.info.width}; run `recsys optimize` again"
             )
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
-        return cls(folder.name, manifest, vocabulary, window, engine, index)
+        repeat = RepeatBoost.from_mapping(manifest.config["repeat"], f"{folder}: repeat")
+        return cls(folder.name, manifest, vocabulary, window, repeat, engine, index)

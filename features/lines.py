@@ -1,0 +1,93 @@
+"""Text that is no table: decoded lines, JSON lines, split lines, one line a user."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+LINE: Final = "__line"
+"""Line number in the file, from 1; record number for Parquet."""
+
+BadLine = tuple[int, str, str]
+"""A line that is no row: (line, reason, text)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """What one file holds."""
+
+    rows: pl.DataFrame
+    """Columns of the file as strings, and LINE."""
+    bad: list[BadLine]
+
+
+def decoded(content: bytes) -> list[tuple[int, str, bool]]:
+    """(line number, text, whether it is UTF-8) of each line."""
+    lines = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            lines.append((number, line.decode().rstrip("\r"), True))
+        except UnicodeDecodeError:
+            lines.append((number, line.decode(errors="replace").rstrip("\r"), False))
+    return lines
+
+
+def read_json_lines(content: bytes) -> RawFile:
+    """One JSON object a line; nested values become their text."""
+    good: list[dict[str, Any]] = []
+    bad: list[BadLine] = []
+    for number, text, is_text in decoded(content):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text) if is_text else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            values = {key: None if value is None else str(value) for key, value in row.items()}
+            good.append({LINE: number, **values})
+        else:
+            bad.append((number, "not a JSON object" if is_text else "not UTF-8", text))
+    names = list(dict.fromkeys([LINE, *(key for row in good for key in row)]))
+    schema = {name: pl.UInt32 if name == LINE else pl.String for name in names}
+    return RawFile(pl.DataFrame(good, schema=schema), bad)
+
+
+def read_split(content: bytes, names: tuple[str, ...], separator: str | None) -> RawFile:
+    """Lines of exactly `names` fields between `separator`, or white space."""
+    frame, bad = _lines(content)
+    split = frame.with_columns(fields=_fields(separator)).collect()
+    right = pl.col("fields").list.len() == len(names)
+    bad += [
+        (line, f"{len(fields)} fields, expected {len(names)}", text)
+        for line, text, fields in split.filter(~right).select(LINE, "text", "fields").rows()
+    ]
+    columns = [pl.col("fields").list.get(i).alias(name) for i, name in enumerate(names)]
+    return RawFile(split.filter(right).select(LINE, *columns), bad)
+
+
+def read_sequences(content: bytes) -> RawFile:
+    """One line a user, one row an item; all rows of a user have the number of the user's line."""
+    frame, bad = _lines(content)
+    split = frame.with_columns(fields=_fields(None)).collect()
+    short = split.filter(pl.col("fields").list.len() < 2)
+    bad += [(line, "a user without items", text) for line, text in short.select(LINE, "text").rows()]
+    rows = split.filter(pl.col("fields").list.len() >= 2).select(
+        LINE, user=pl.col("fields").list.first(), item=pl.col("fields").list.slice(1)
+    )
+    return RawFile(rows.explode("item"), bad)
+
+
+def _lines(content: bytes) -> tuple[pl.LazyFrame, list[BadLine]]:
+    """Non-empty UTF-8 lines as a frame (LINE, text), and the lines that are not text."""
+    lines = [line for line in decoded(content) if line[1].strip()]
+    bad = [(number, "not UTF-8", text) for number, text, is_text in lines if not is_text]
+    good = [(number, text.strip()) for number, text, is_text in lines if is_text]
+    return pl.LazyFrame(good, schema={LINE: pl.UInt32, "text": pl.String}, orient="row"), bad
+
+
+def _fields(separator: str | None) -> pl.Expr:
+    if separator is None:
+        return pl.col("text").str.replace_all(r"\s+", " ").str.split(" ")
+    return pl.col("text").str.split(separator)

@@ -1,0 +1,176 @@
+"""What a shop can get wrong: each case has one clear line, or costs exactly its own rows."""
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.build import FeaturesConfig, run
+from features.clean import clean
+from features.delimited import read_delimited
+from features.formats import resolve
+from recsys.contracts.errors import ConfigError, DataError
+
+S = 1_600_000_000
+NOW_MS = (S + 1000) * 1000
+HEADER = "user_id,item_id,timestamp\n"
+GOOD = HEADER + "".join(f"u{n},i,{S + n}\n" for n in range(40))
+
+
+def build(place: Path, content: bytes | str, name: str = "log.csv", **options: object) -> dict[str, int]:
+    path = place / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    config = FeaturesConfig.from_mapping(options, "test")
+    quarantined: dict[str, int] = run(config, [path], place / "out", now_ms=NOW_MS).metrics["quarantined"]
+    return quarantined
+
+
+CASES = {
+    "missing column": (
+        f"customer,item_id,timestamp\nu,i,{S}\n",
+        {},
+        "no column 'user_id'; found customer, item_id, timestamp; map it with --map user=COLUMN",
+    ),
+    "other delimiter": (f"user_id;item_id\nu;i;{S}\n", {}, "found user_id;item_id; .*set the delimiter"),
+    "wrong format": (GOOD, {"format": "rees46"}, "no column 'product_id'.*check --format"),
+    "header only": (HEADER, {}, "no usable event in the log; 0 rows read"),
+    "pruning": (GOOD, {"min_count": 500}, "pruning leaves no item: min_count is 500, the most frequent item has 35"),
+    "zero bytes": ("", {}, r"file is empty \(0 bytes\)"),
+    "blank": (" \n\n", {}, "file holds no text"),
+    "UTF-16": (GOOD.encode("utf-16"), {}, "first line is not UTF-8"),
+    "latin-1 rows": (
+        HEADER.encode() + b"\xe9,i,1600000000\n" * 3,
+        {},
+        "3 of 3 .*lines 2, 3, 4 .*not UTF-8.*save the file as UTF-8",
+    ),
+    "dates": (
+        HEADER + "u,i,13/09/2020\n" * 3,
+        {},
+        "3 of 3 rows cannot be read, at most 5% .*does not parse: 'u,i,13/09/2020'; give --timestamp-format",
+    ),
+    "date pattern": (HEADER + "u,i,13.09.2020\n" * 3, {"timestamp_format": "%d/%m/%Y"}, "not of the form '%d/%m/%Y'"),
+    "half of it ragged": (HEADER + f"u,i,{S}\nu,i\nu\n", {}, "2 of 3 .*2 fields, expected 3"),
+    "event types": (
+        "user_id,item_id,timestamp,event_type\n" + "".join(f"u,i,{S},{n}\n" for n in range(257)),
+        {},
+        "257 event types such as '0', at most 256",
+    ),
+}
+"""Content, options, and the message to expect. T of GOOD is position 35 of 0 … 39, so 35 events are before it."""
+
+
+@pytest.mark.parametrize(("content", "options", "message"), CASES.values(), ids=CASES)
+def test_an_unusable_log_is_one_line_and_leaves_nothing(
+    tmp_path: Path, content: bytes | str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        build(tmp_path, content, **options)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "log.csv") in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.csv.gz", gzip.compress(GOOD.encode())[:-20], "damaged or half-uploaded gzip"),
+        ("log.csv.gz", GOOD.encode(), "damaged or half-uploaded gzip"),
+        ("log.parquet", b"PAR1 and no more", "not a sound Parquet file"),
+        ("log.jsonl", b"no\njson\nat all\n", "3 of 3 rows .*not a JSON object"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build(tmp_path, content, name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_sources_and_folders_without_a_log_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'no'}: no such file or folder")):
+        run(FeaturesConfig(), [tmp_path / "no"], tmp_path / "out")
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(DataError, match=r"no event log in this folder; expected files ending in \.csv"):
+        run(FeaturesConfig(), [tmp_path], tmp_path / "out")
+    with pytest.raises(DataError, match="no event log given"):
+        run(FeaturesConfig(), [], tmp_path / "out")
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="format 'netflix': expected generic or one of gorse, movielens, online"):
+        build(tmp_path, GOOD, format="netflix")
+
+
+def test_a_failed_build_leaves_the_older_artifact_as_it_was(tmp_path: Path) -> None:
+    build(tmp_path, GOOD)
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    with pytest.raises(DataError):
+        build(tmp_path, HEADER)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (f",i,{S}", "user is empty"),
+        (f"u,  ,{S}", "item is empty"),
+        (f"{'u' * 257},i,{S}", "user is longer than 256"),
+        (f"u,{'i' * 257},{S}", "item is longer than 256"),
+        ("u,i,", "timestamp is empty"),
+        ("u,i,yesterday", "timestamp does not parse"),
+        ("u,i,-5", "timestamp before 1970"),
+        (f"u,i,{S + 1001 + 2 * 86_400}", "timestamp in the future"),
+        ("u,i", "2 fields, expected 3"),
+        (f"u,i,{S},x", "4 fields, expected 3"),
+        (f'u,"i,{S}', "unclosed quote"),
+        (b"\xff,i,1600000000", "not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_a_bad_row_costs_itself_only(tmp_path: Path, line: str | bytes, reason: str, at_the_end: bool) -> None:
+    rows = GOOD.encode().splitlines()
+    place = len(rows) if at_the_end else 1
+    rows.insert(place, line if isinstance(line, bytes) else line.encode())
+    assert build(tmp_path, b"\n".join(rows)) == {reason: 1}
+    written = (tmp_path / "out" / "quarantine.csv").read_text().splitlines()
+    assert len(written) == 2
+    assert written[1].startswith(f"log.csv,{place + 1},")
+
+
+def test_one_bad_row_of_a_tiny_file_is_tolerated_and_two_are_not(tmp_path: Path) -> None:
+    tiny = HEADER + f"u,i,{S}\n" * 5
+    assert build(tmp_path, tiny + "u,i,x\n", min_count=1) == {"timestamp does not parse": 1}
+    with pytest.raises(DataError, match="2 of 7 rows"):
+        build(tmp_path, tiny + "u,i,x\n" * 2, min_count=1)
+
+
+def test_blank_lines_are_neither_rows_nor_errors() -> None:
+    raw = read_delimited(b"a,b\n1,2\n\n3,4\n\n\n", ",", ())
+    assert (raw.rows.rows(), raw.bad) == ([(2, "1", "2"), (4, "3", "4")], [])
+
+
+def test_two_unclosed_quotes_do_not_hide_the_lines_between_them() -> None:
+    raw = read_delimited(b'a,b\n1,"x\n2,y\n3,"z\n4,w\n', ",", ())
+    assert raw.rows.rows() == [(3, "2", "y"), (5, "4", "w")]
+    assert raw.bad == [(2, "unclosed quote", '1,"x'), (4, "unclosed quote", '3,"z')]
+
+
+def test_a_quoted_field_may_hold_separators_quotes_and_line_breaks() -> None:
+    raw = read_delimited(b'a,b\n"1,1","x\ny"\n2,"6"" pan"\n', ",", ())
+    assert (raw.rows.rows(), raw.bad) == ([(2, "1,1", "x\ny"), (4, "2", '6" pan')], [])
+
+
+LINES = (f"u,i,{S}", f"v,j,{S}", f'"w",i,{S}', "u,i", "u", f"u,i,{S},9", f",i,{S}", "u,i,x", f'u,"i,{S}', f"\xe9,i,{S}")
+NUM_GOOD_KINDS = 3
+
+
+@given(st.lists(st.sampled_from(LINES), min_size=1, max_size=30))
+def test_every_line_is_an_event_or_in_quarantine(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_bytes((HEADER + "\n".join(lines)).encode("latin-1"))
+    config = FeaturesConfig(max_bad_share=1)
+    result = clean(path, 0, resolve(config), config, NOW_MS)
+    assert len(result.events) == sum(line in LINES[:NUM_GOOD_KINDS] for line in lines)
+    assert result.num_rows == len(lines) == len(result.events) + len(result.quarantine)

@@ -1,0 +1,194 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from recsys.contracts import artifact
+
+ROOT = Path(__file__).parents[2]
+
+
+def recsys(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "recsys", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def refused(*arguments: object) -> str:
+    """The one line of a user's mistake."""
+    result = recsys(*arguments, check=False)
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("recsys: ")
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small log, its features, a checkpoint and a release, each made by its command."""
+    folder = tmp_path_factory.mktemp("shop")
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        "[model]\nwidth = 16\nhead_dim = 8\nfeedforward_width = 16\nnum_layers = 1\n[training]\nmax_epochs = 2\n"
+    )
+    log = folder / "log.csv.gz"
+    recsys("features", "simulate", "--out", log, "--users", 60, "--items", 80, "--events", 3000, "--seed", 1)
+    recsys("features", "build", log, "--out", folder / "features")
+    recsys("train", folder / "features", "--out", folder / "checkpoint", "--recipe", recipe)
+    recsys(
+        "optimize", folder / "checkpoint", "--features", folder / "features", "--out", folder / "releases", "--bits", 32
+    )
+    return folder
+
+
+def test_evaluate_prints_model_and_baselines(shop: Path) -> None:
+    report = json.loads(recsys("evaluate", shop / "releases", "--features", shop / "features", "--json").stdout)
+    assert set(report["baselines"]) == {"popularity", "last_item", "cooccurrence"}
+    assert {"recall@10", "ndcg@10", "mrr", "coverage@10", "next"} <= set(report["model"])
+    assert report["protocol"] == "time"
+    assert report["num_users"] > 0
+
+
+def test_recommend_by_user_and_by_history(shop: Path) -> None:
+    history = shop / "history.txt"
+    history.write_text("sku-00001\nsku-00002\nsku-00003\nno-such-item\n" * 25_000)  # 100,000 events
+    items = json.loads(recsys("recommend", shop / "releases", "--history", history, "-k", 5, "--json").stdout)["items"]
+    assert len(items) == 5
+    by_user = recsys("recommend", shop / "releases", "--features", shop / "features", "--user", user_of(shop), "-k", 5)
+    assert by_user.stdout.count("sku-") == 5
+
+
+def user_of(shop: Path) -> str:
+    import polars as pl
+
+    return str(pl.read_parquet(shop / "features" / "histories")["user_id"][0])
+
+
+def test_import_twice_stores_once(shop: Path) -> None:
+    url = f"sqlite:///{shop / 'store.db'}"
+    first = json.loads(recsys("store", "import", shop / "log.csv.gz", "--store", url, "--json").stdout)
+    again = json.loads(recsys("store", "import", shop / "log.csv.gz", "--store", url, "--json").stdout)
+    assert first["stored"] > 1000
+    assert again == {"stored": 0, "duplicates": first["stored"]}
+
+
+def test_the_serving_process_has_no_torch_and_answers(shop: Path) -> None:
+    """A real server in a process of its own, asked over HTTP, then looked into."""
+    program = textwrap.dedent(
+        """
+        import json, socket, sys, threading, urllib.request
+        from pathlib import Path
+        import uvicorn
+        from recsys.runtime.recommender import Recommender
+        from recsys.store import EventStore
+        from serving.app import create_app
+        from serving.config import ServeConfig
+        app = create_app(
+            ServeConfig(deadline_ms=10000), Recommender.load(Path(sys.argv[1])), EventStore.open(sys.argv[2])
+        )
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        listening = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/recommendations"
+        body = json.dumps({"events": [{"item_id": "sku-00001"}], "k": 3}).encode()
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        answer = json.loads(urllib.request.urlopen(request).read())
+        loaded = sorted(sys.modules)
+        server.should_exit = True
+        thread.join()
+        print(json.dumps({"answer": answer, "modules": loaded}))
+        """
+    )
+    command = [sys.executable, "-c", program, str(shop / "releases"), f"sqlite:///{shop / 'modules.db'}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["answer"]["items"]) == 3
+    assert found["answer"]["source"] == "model"
+    heavy = {"torch", "transformers", "nncf", "polars", "pandas", "features", "optimize"}
+    assert not heavy & {name.split(".")[0] for name in found["modules"]}
+
+
+def test_the_serve_benchmark_measures_a_real_server(shop: Path) -> None:
+    url = f"sqlite:///{shop / 'bench.db'}"
+    recsys("store", "import", shop / "log.csv.gz", "--store", url)
+    values = json.loads(
+        recsys("benchmark", "serve", shop / "releases", "--store", url, "--requests", 20, "--json").stdout
+    )
+    assert values["warm"]["requests"] == 20
+    assert 0 < values["warm"]["p50_ms"] <= values["warm"]["p99_ms"]
+    assert values["peak_mb"] > 0
+
+
+def test_windows_are_printed_beside_full_attention() -> None:
+    values = json.loads(recsys("benchmark", "windows", "--context", 2048, "--json").stdout)
+    assert [row["window"]["size"] for row in values["settings"]] == [2048, 1638, 1024]
+
+
+def test_a_users_mistake_is_one_line_and_exit_status_2(shop: Path, tmp_path: Path) -> None:
+    features, releases = shop / "features", shop / "releases"
+    out = tmp_path / "out"
+    assert "no such file or folder" in refused("features", "build", tmp_path / "nope.csv", "--out", out)
+    assert "expected generic or one of" in refused(
+        "features", "build", shop / "log.csv.gz", "--format", "x", "--out", out
+    )
+    assert "--map x=y" in refused("features", "build", shop / "log.csv.gz", "--map", "x=y", "--out", out)
+    assert "no artifact here" in refused("train", tmp_path, "--out", out)
+    assert "no user 'nobody'" in refused("recommend", releases, "--features", features, "--user", "nobody")
+    assert "no release here" in refused("evaluate", tmp_path, "--features", features)
+    assert "--user with --features" in refused("recommend", releases)
+    assert "no such config file" in refused("serve", releases, "--config", tmp_path / "x.toml")
+    assert "create it first" in refused("serve", releases, "--store", "sqlite:////no/such/x.db")
+    assert "fitted under protocol time" in refused(
+        "evaluate", releases, "--features", features, "--protocol", "last-out"
+    )
+    assert "No such option" in refused("demo", "--nope")
+    (tmp_path / "empty.txt").write_text("")
+    assert "none of the 0 items" in refused("recommend", releases, "--history", tmp_path / "empty.txt")
+    assert not out.exists()
+
+
+def test_a_damaged_manifest_is_refused_by_every_reader(shop: Path, tmp_path: Path) -> None:
+    for name in ("features", "checkpoint"):
+        folder = shutil.copytree(shop / name, tmp_path / name)
+        (folder / "manifest.json").write_text("{}")
+    assert "damaged manifest" in refused("train", tmp_path / "features", "--out", tmp_path / "out")
+    assert "damaged manifest" in refused(
+        "optimize", tmp_path / "checkpoint", "--features", shop / "features", "--out", tmp_path / "out"
+    )
+
+
+def test_evaluating_on_other_features_is_refused_with_both_digests(shop: Path, tmp_path: Path) -> None:
+    recsys("features", "build", shop / "log.csv.gz", "--min-count", 3, "--out", tmp_path / "other")
+    digests = [artifact.read_manifest(folder).digest[:12] for folder in (shop / "features", tmp_path / "other")]
+    message = refused("evaluate", shop / "releases", "--features", tmp_path / "other")
+    assert all(digest in message for digest in digests)
+
+
+@pytest.mark.slow
+def test_nightly_publishes_a_refitted_release(shop: Path) -> None:
+    state = shop / "nightly"
+    recsys("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml", "--force")
+    folder = artifact.resolve_release(state / "releases")
+    manifest = artifact.verify(folder, "release")
+    assert manifest.metrics["fitted_on"] == "all events"
+    assert manifest.metrics["evaluation_before_refit"]["protocol"] == "time"
+    assert "would leak" in refused("evaluate", folder, "--features", state / "gate" / "features")
+
+
+@pytest.mark.slow
+def test_benchmark_accuracy_goes_from_a_raw_file_to_figures(shop: Path) -> None:
+    result = recsys(
+        "benchmark", "accuracy", shop / "log.csv.gz", "--protocol", "last-out", "--recipe", shop / "tiny.toml", "--json"
+    )
+    values = json.loads(result.stdout)
+    assert set(values["seconds"]) >= {"features", "train", "optimize"}
+    assert values["protocol"] == "last-out"
