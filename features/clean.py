@@ -60,14 +60,17 @@ def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_m
         left_out=pl.coalesce(*rules) if rules else pl.lit(None, pl.String), reason=_problem(layout, now_ms)
     ).collect()
     is_bad = checked["left_out"].is_null() & checked["reason"].is_not_null()
-    bad_rows = _bad_rows(path, raw.rows.filter(is_bad), checked["reason"].filter(is_bad))
-    quarantine = pl.concat([bad_rows, bad_lines]).sort("line", maintain_order=True)
+    quarantine = bad_lines
+    if is_bad.any():
+        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), checked["reason"].filter(is_bad))
+        quarantine = pl.concat([bad_rows, bad_lines]).sort("line", maintain_order=True)
     num_rows = len(checked) + len(raw.bad)
     _check_share(path, quarantine, num_rows, config)
-    counts = checked.filter(pl.col("left_out").is_not_null()).group_by("left_out").len()
-    good = checked.filter(pl.col("left_out").is_null() & pl.col("reason").is_null())
-    events = good.select(SCHEMA.keys()).cast(SCHEMA)  # type: ignore[arg-type]
-    return CleanFile(events, quarantine, dict(counts.rows()), num_rows)
+    left_out = checked["left_out"].drop_nulls()
+    counts = dict(left_out.value_counts().rows()) if len(left_out) else {}
+    good = checked.lazy().filter(pl.col("left_out").is_null() & pl.col("reason").is_null())
+    events = good.select(SCHEMA.keys()).cast(SCHEMA).collect()  # type: ignore[arg-type]
+    return CleanFile(events, quarantine, counts, num_rows)
 
 
 def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[str]]:

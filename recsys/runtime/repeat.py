@@ -28,8 +28,9 @@ class RepeatBoost(Config):
 
     def boosts(self, times_seen: Floats, events_since: Floats) -> Floats:
         """The boost of each distinct item of a history."""
-        boost: Floats = self.base + self.frequency * np.log(times_seen) - self.recency * np.log1p(events_since)
-        return boost.astype(np.float32)
+        boost = self.base + self.frequency * np.log(times_seen) - self.recency * np.log1p(events_since)
+        boosted: Floats = boost.astype(np.float32)
+        return boosted
 
 
 def seen_items(history: Tokens) -> tuple[Tokens, Floats, Floats]:

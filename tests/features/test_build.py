@@ -115,7 +115,7 @@ def test_a_user_stays_in_one_partition_whatever_else_is_in_the_log(tmp_path: Pat
 
     build(tmp_path)
     first = part_of_u1()
-    build(tmp_path, f"user_id,item_id,timestamp\nu9,b,{S}\nu1,z,{S + 1}\nu8,a,{S}\n")
+    build(tmp_path, f"user_id,item_id,timestamp\nu9,b,{S}\nu1,z,{S - 1}\nu8,a,{S}\n")
     assert part_of_u1() == first == ["part-00002.parquet"]  # zlib.crc32(b"u1") = 1112514422 = 3 · 370838140 + 2
 
 
