@@ -171,7 +171,7 @@ def _bad_rows(path: Path, rows: pl.DataFrame, reasons: pl.Series) -> pl.DataFram
 
 def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
     schema = {"file": pl.String, "line": pl.UInt32, "reason": pl.String, "row": pl.String}
-    return pl.DataFrame([(path.name, *line) for line in bad], schema=schema, orient="row")
+    return pl.DataFrame([(path.name, *line) for line in sorted(bad)], schema=schema, orient="row")
 
 
 def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: FeaturesConfig) -> None:
