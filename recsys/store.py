@@ -1,6 +1,7 @@
 """The event store: histories for the endpoint, and what the endpoint saw. SQLite by default, PostgreSQL by URL."""
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,15 @@ from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
 
 HISTORY_CAP: Final = 20_000
-"""Most events of one user that are read for an answer, newest first."""
+"""Most events of one user that are read for an answer, newest first.
+
+Windows are counted from the history's first event, so all of it is read up to here. Of a longer history
+the windows are counted from the oldest event read: they shift with each new event, and are no longer the
+ones the nightly job cuts.
+"""
 
 _BUSY_TIMEOUT_S = 5
+_EXPECTED: Final = "expected sqlite:///path or postgresql://…"
 _metadata = sa.MetaData()
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows by INTEGER keys only
 _events = sa.Table(
@@ -32,7 +39,8 @@ _events = sa.Table(
     sa.Column("timestamp_ms", sa.BigInteger, nullable=False),
     sa.Column("request_id", sa.String(64)),
     sa.Column("received_ms", sa.BigInteger, nullable=False),
-    sa.Index("events_by_user", "user_id", "timestamp_ms", "seq"),
+    # item_id at the end: a history is read from the index alone.
+    sa.Index("events_by_user", "user_id", "timestamp_ms", "seq", "item_id"),
 )
 _impressions = sa.Table(
     "impressions",
@@ -68,27 +76,21 @@ class EventStore:
         Raises:
             StoreError: a bad URL, a missing folder or driver, or no database there.
         """
+        shown = re.sub(r"(?<=://)[^/]*@", "***@", url)  # a password never gets into a message or a log
+        parsed = _checked_url(url, shown)
         try:
-            parsed = sa.make_url(url)
-            if parsed.drivername == "postgresql":
-                parsed = parsed.set(drivername="postgresql+psycopg")
-            if parsed.get_backend_name() == "sqlite" and parsed.database:
-                folder = Path(parsed.database).parent
-                if not folder.is_dir():
-                    raise StoreError(f"store {url}: no folder {folder}; create it first")
             engine = sa.create_engine(parsed)
         except ModuleNotFoundError as error:
-            raise StoreError(f"store {url}: driver {error.name} is missing; install recsys[postgres]") from None
+            raise StoreError(f"store {shown}: driver {error.name} is missing; install recsys[postgres]") from None
         except SQLAlchemyError as error:
-            raise StoreError(f"store {url}: {_first_line(error)}; expected sqlite:///path or postgresql://…") from None
-        if engine.dialect.name not in _INSERTS:
-            raise StoreError(f"store {url}: expected sqlite:///path or postgresql://…")
+            raise StoreError(f"store {shown}: {_first_line(error)}; {_EXPECTED}") from None
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _set_up_sqlite)
         try:
-            _metadata.create_all(engine)
+            _create_tables(engine)
         except SQLAlchemyError as error:
-            raise StoreError(f"store {parsed.render_as_string()}: cannot be opened: {_first_line(error)}") from None
+            engine.dispose()
+            raise StoreError(f"store {shown}: cannot be opened: {_first_line(error)}") from None
         return cls(engine)
 
     def append(self, events: Sequence[Event]) -> AppendResult:
@@ -104,10 +106,8 @@ class EventStore:
         statement = _INSERTS[self._engine.dialect.name](_events).on_conflict_do_nothing(index_elements=["event_id"])
         try:
             with self._engine.begin() as connection:
-                before = connection.scalar(sa.select(sa.func.max(_events.c.seq))) or 0
-                connection.execute(statement, rows)
-                mine = sa.and_(_events.c.seq > before, _events.c.event_id.in_([r["event_id"] for r in rows]))
-                stored = connection.scalar(sa.select(sa.func.count()).where(mine)) or 0
+                # The number of rows this statement wrote. A count afterwards would include those of others.
+                stored = connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
         except SQLAlchemyError as error:
             raise StoreError(f"store: events not stored: {_first_line(error)}") from error
         return AppendResult(stored, len(events) - stored)
@@ -161,16 +161,30 @@ class EventStore:
             raise StoreError(f"store: impression not kept: {_first_line(error)}") from error
 
     def num_events(self) -> int:
-        """Events stored."""
-        with self._engine.connect() as connection:
-            return connection.scalar(sa.select(sa.func.count()).select_from(_events)) or 0
+        """Events stored.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        try:
+            with self._engine.connect() as connection:
+                return connection.scalar(sa.select(sa.func.count()).select_from(_events)) or 0
+        except SQLAlchemyError as error:
+            raise StoreError(f"store: events not counted: {_first_line(error)}") from error
 
     def most_active(self, limit: int) -> list[str]:
-        """Users with most events, most first."""
+        """Users with most events, most first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
         count = sa.func.count().desc()
         users = sa.select(_events.c.user_id).group_by(_events.c.user_id).order_by(count, _events.c.user_id).limit(limit)
-        with self._engine.connect() as connection:
-            return list(connection.scalars(users))
+        try:
+            with self._engine.connect() as connection:
+                return list(connection.scalars(users))
+        except SQLAlchemyError as error:
+            raise StoreError(f"store: users not read: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Give connections back."""
@@ -180,12 +194,43 @@ class EventStore:
 _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
+def _checked_url(url: str, shown: str) -> sa.URL:
+    """The URL, if it is of a kind that keeps what it is given."""
+    try:
+        parsed = sa.make_url(url)
+    except (SQLAlchemyError, ValueError) as error:
+        reason = _first_line(error).replace(url, shown)
+        raise StoreError(f"store {shown}: {reason}; {_EXPECTED}") from None
+    backend = parsed.get_backend_name()
+    if backend not in _INSERTS:
+        raise StoreError(f"store {shown}: {_EXPECTED}")
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+    if parsed.database in {None, "", ":memory:"}:
+        raise StoreError(f"store {shown}: a database in memory would be lost; expected sqlite:///path")
+    folder = Path(str(parsed.database)).parent
+    if not folder.is_dir():
+        raise StoreError(f"store {shown}: no folder {folder}; create it first")
+    return parsed
+
+
+def _create_tables(engine: sa.Engine) -> None:
+    """Create the tables where they are missing; they have our columns when this returns."""
+    try:
+        _metadata.create_all(engine)
+    except SQLAlchemyError:
+        _metadata.create_all(engine)  # another process created one between our look and our creation
+    with engine.connect() as connection:
+        for table in _metadata.sorted_tables:
+            connection.execute(sa.select(table).limit(0))
+
+
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
     """Readers do not wait for the writer; a commit is on disk before it is acknowledged."""
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}"):
+    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _first_line(error: SQLAlchemyError) -> str:
+def _first_line(error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
-    return str(cause).splitlines()[0]
+    return (str(cause).splitlines() or [type(cause).__name__])[0]

@@ -3,14 +3,14 @@
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from recsys.contracts.errors import StoreError, UnknownItemError
 from recsys.runtime.recommender import Recommender, ScoredItem
 from serving.config import ServeConfig
-from serving.deadline import BoundedPool, OverloadError
+from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.metrics import Metrics
 from serving.schemas import RecommendationAnswer, RecommendationRequest, RecommendedItem
 
@@ -35,8 +35,9 @@ class HistoryStore(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """What a worker found. Times are kept here so that a late answer shows where the time went."""
+    """What a worker has found so far. A late answer shows from it where the time went."""
 
+    history: list[str] = field(default_factory=list)
     items: list[ScoredItem] = field(default_factory=list)
     reason: Literal["unknown_user", "no_known_items"] | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -58,12 +59,12 @@ class AnswerService:
         deadline_ms = request.deadline_ms or self._config.deadline_ms
         left_s = (deadline_ms - self._config.reserve_ms) / 1000 - (time.monotonic() - arrived)
         degraded: Degraded | None = None
-        work = _Work()
+        work = _Work(history=[event.item_id for event in request.events or ()])
         try:
-            work = await self._pool.run(lambda: self._rank(request), left_s)
+            await self._pool.run(lambda: self._rank(request, work), left_s)
         except OverloadError:
             degraded = "overload"
-        except TimeoutError:
+        except DeadlineError:
             degraded = "deadline"
         except StoreError as error:
             degraded = "store_error"
@@ -73,44 +74,46 @@ class AnswerService:
             logger.exception("engine failed")
         return self._finish(request, work, degraded, arrived)
 
-    def _rank(self, request: RecommendationRequest) -> _Work:
-        """In a worker thread: the history, then the model."""
-        work = _Work()
+    def _rank(self, request: RecommendationRequest, work: _Work) -> None:
+        """In a worker thread: the history, then the model, noted in `work` as they come."""
         started = time.monotonic()
         if request.user_id is not None:
-            history = self._store.history(request.user_id)
-            work.reason = None if history else "unknown_user"
-        else:
-            history = [event.item_id for event in request.events or ()]
+            work.history = self._store.history(request.user_id)
+            work.reason = None if work.history else "unknown_user"
         work.timings_ms["history"] = _since(started)
         started = time.monotonic()
         try:
             work.items = self._recommender.recommend(
-                history, request.k, exclude=request.exclude, exclude_seen=request.exclude_seen
+                work.history, request.k, exclude=request.exclude, exclude_seen=request.exclude_seen
             )
         except UnknownItemError:
             work.reason = work.reason or "no_known_items"
         work.timings_ms["model"] = _since(started)
-        return work
 
     def _finish(
         self, request: RecommendationRequest, work: _Work, degraded: Degraded | None, arrived: float
     ) -> RecommendationAnswer:
-        source: Literal["model", "popular"] = "popular" if degraded or work.reason else "model"
-        items = work.items if source == "model" else self._recommender.popular(request.k, exclude=request.exclude)
-        work.timings_ms["total"] = _since(arrived)
+        reason = None if degraded else work.reason
+        source: Literal["model", "popular"] = "popular" if degraded or reason else "model"
+        items = work.items if source == "model" else self._popular(request, work.history)
+        timings_ms = {**work.timings_ms, "total": _since(arrived)}  # a copy: a late worker may still write
         answer = RecommendationAnswer(
             request_id=uuid.uuid4().hex,
             items=[RecommendedItem(item_id=i.item_id, score=i.score, title=i.title) for i in items],
             release=self._recommender.release.name,
             source=source,
             degraded=degraded,
-            reason=work.reason,
-            timings_ms={stage: round(value, 3) for stage, value in work.timings_ms.items()},
+            reason=reason,
+            timings_ms={stage: round(value, 3) for stage, value in timings_ms.items()},
         )
         self._count(answer)
         self._keep(request, answer)
         return answer
+
+    def _popular(self, request: RecommendationRequest, history: Collection[str]) -> list[ScoredItem]:
+        """Popular items under the request's own filters; seen ones are left out as far as they are known."""
+        hidden = {*request.exclude, *(history if request.exclude_seen else ())}
+        return self._recommender.popular(request.k, exclude=hidden)
 
     def _count(self, answer: RecommendationAnswer) -> None:
         self._metrics.answers.labels(answer.source).inc()
@@ -119,7 +122,8 @@ class AnswerService:
         for stage, value in answer.timings_ms.items():
             self._metrics.latency.labels(stage).observe(value / 1000)
         logger.info(
-            "answer release=%s source=%s degraded=%s reason=%s timings_ms=%s",
+            "answer request_id=%s release=%s source=%s degraded=%s reason=%s timings_ms=%s",
+            answer.request_id,
             answer.release,
             answer.source,
             answer.degraded,
@@ -147,9 +151,9 @@ class AnswerService:
             self._metrics.lost_impressions.inc()
 
     def close(self) -> None:
-        """Stop the workers."""
+        """Stop the workers; impressions that wait are written first, for a few seconds at most."""
         self._pool.close()
-        self._impressions.close(wait=True)
+        self._impressions.close(wait_s=5)
 
 
 def _since(started: float) -> float:

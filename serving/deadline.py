@@ -1,54 +1,93 @@
 """Work that is waited for only until its deadline."""
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
+_Job = Callable[[], None]
 
 
 class OverloadError(Exception):
     """Too many requests wait already."""
 
 
+class DeadlineError(Exception):
+    """No result in time. Not a `TimeoutError`, which the work itself may raise."""
+
+
 class BoundedPool:
-    """Worker threads off the event loop, with a bounded number of requests in and before them."""
+    """Worker threads off the event loop, with a bounded number of requests in and before them.
+
+    A request holds its place until a worker is done with it or has skipped it, also when nobody waits for
+    it any more: a stalled engine fills the places once, then the next requests are refused at once. The
+    threads are daemons, so a stalled engine does not keep the process from ending.
+    """
 
     def __init__(self, num_workers: int, max_waiting: int) -> None:
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="answer")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"answer-{n}", daemon=True) for n in range(num_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
-        """The result of `work` in a worker thread.
+        """The result of `work` in a worker thread, or what it raised.
 
         Raises:
             OverloadError: no place is left.
-            TimeoutError: no result in time. Work that has begun goes on and keeps its place until it
-                ends; work that has not is dropped.
+            DeadlineError: no result in time. Work that has begun goes on; work that has not is dropped.
         """
+        if timeout_s <= 0:
+            raise DeadlineError
         future = self._submit(work)
         if future is None:
             raise OverloadError
         wrapped = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait({wrapped}, timeout=max(0.0, timeout_s))
+        done, _ = await asyncio.wait({wrapped}, timeout=timeout_s)
         if not done:
             wrapped.cancel()
-            raise TimeoutError
+            raise DeadlineError
         return wrapped.result()
 
     def offer(self, work: Callable[[], object]) -> bool:
         """Do `work` some time, unless no place is left."""
         return self._submit(work) is not None
 
+    def close(self, *, wait_s: float = 0) -> None:
+        """Take no more work. What waits is dropped, unless it is done within `wait_s`."""
+        self._closed = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(wait_s)
+
     def _submit(self, work: Callable[[], T]) -> "Future[T] | None":
-        if not self._places.acquire(blocking=False):
+        if self._closed or not self._places.acquire(blocking=False):
             return None
-        future = self._pool.submit(work)
-        future.add_done_callback(lambda _: self._places.release())
+        future: Future[T] = Future()
+        self._jobs.put(lambda: self._do(work, future))
         return future
 
-    def close(self, *, wait: bool = False) -> None:
-        """Take no more work; what is under way or waiting is finished first only if `wait`."""
-        self._pool.shutdown(wait=wait, cancel_futures=not wait)
+    def _do(self, work: Callable[[], T], future: "Future[T]") -> None:
+        if not future.set_running_or_notify_cancel():
+            self._places.release()
+            return
+        try:
+            result = work()
+        except BaseException as error:  # whoever waits for the future gets it
+            self._places.release()
+            future.set_exception(error)
+        else:
+            self._places.release()
+            future.set_result(result)
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()

@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
-EventType = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_NO_NUL)]
+EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
 
-MAX_REQUEST_EVENTS = 20_000
+MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 
 
@@ -23,6 +24,8 @@ class HistoryEvent(_Schema):
 
     item_id: Id
     event_type: EventType = DEFAULT_EVENT_TYPE
+    timestamp: datetime | None = None
+    """For the sender's convenience. The order is that of the list."""
 
 
 class RecommendationRequest(_Schema):
@@ -37,7 +40,7 @@ class RecommendationRequest(_Schema):
     k: int = Field(default=10, ge=1, le=100)
     exclude: list[Id] = Field(default=[], max_length=1_000)
     exclude_seen: bool = False
-    deadline_ms: float | None = Field(default=None, gt=0, le=10_000)
+    deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
 
     @model_validator(mode="after")
     def _one_history(self) -> "RecommendationRequest":
@@ -57,6 +60,21 @@ class RecommendedItem(_Schema):
 class RecommendationAnswer(_Schema):
     """The answer. `source` says who ranked it, `degraded` why it is not the model's."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
+                    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart"}],
+                    "release": "2026-11-24",
+                    "source": "model",
+                    "degraded": None,
+                    "reason": None,
+                    "timings_ms": {"history": 1.2, "model": 14.8, "total": 16.9},
+                }
+            ]
+        }
+    )
     request_id: str
     """Echo it in events that follow from this answer."""
     items: list[RecommendedItem]
@@ -78,7 +96,7 @@ class IncomingEvent(_Schema):
     timestamp: datetime | None = None
     """ISO 8601 or epoch seconds/milliseconds; now, if left out. Without a zone: UTC."""
     event_id: Id | None = None
-    request_id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    request_id: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)] | None = None
 
     def timestamp_ms(self, now_ms: int) -> int:
         """Milliseconds since 1970."""
@@ -103,6 +121,7 @@ class EventBatch(_Schema):
 class EventsStored(_Schema):
     """What was stored."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"stored": 2, "duplicates": 1}]})
     stored: int
     duplicates: int
 
@@ -110,5 +129,24 @@ class EventsStored(_Schema):
 class Health(_Schema):
     """State of the process."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "release": "2026-11-24"}]})
     status: str
     release: str | None = None
+
+
+class Problem(_Schema):
+    """One thing that is wrong, and where."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class Problems(_Schema):
+    """The body of every answer that is not a success."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"detail": [{"loc": ["body", "k"], "msg": "Input should be greater than or equal to 1"}]}]
+        }
+    )
+    detail: list[Problem]

@@ -34,8 +34,8 @@ def compare_windows(num_events: int, config: ModelConfig) -> list[EncodeCost]:
     """Full attention, the general rule (80 % of the context, 20 % overlap) and the shop's default."""
     settings = {
         "full attention": WindowConfig(size=max(2, num_events), overlap_share=0.0),
-        "general rule: 80 % of the context, 20 % overlap": WindowConfig.for_context(num_events),
-        "default: 1,024, 30 % overlap": WindowConfig(),
+        "general rule: 80 %, 20 % shared": WindowConfig.for_context(num_events),
+        "default: 1,024, 30 % shared": WindowConfig(),
     }
     costs = []
     for name, window in settings.items():

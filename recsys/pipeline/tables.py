@@ -97,7 +97,16 @@ def items_table(items: Sequence[ScoredItem]) -> str:
 
 def windows_table(context: int, costs: Sequence[EncodeCost]) -> str:
     """FLOPs by window setting, as shares of the first row."""
-    table = _table(f"one history of {context:,} events", "setting", "window", "stride", "encoded", "GFLOP", "of full")
+    table = _table(
+        f"one history of {context:,} events",
+        "setting",
+        "window",
+        "stride",
+        "encoded",
+        "attention GFLOP",
+        "GFLOP",
+        "of full",
+    )
     full = costs[0].total_flops
     for cost in costs:
         share = cost.total_flops / full
@@ -106,6 +115,7 @@ def windows_table(context: int, costs: Sequence[EncodeCost]) -> str:
             f"{cost.window.size:,}",
             f"{cost.window.stride:,}",
             f"{cost.num_encoded:,}",
+            f"{cost.attention_flops / 1e9:.3f}",
             f"{cost.total_flops / 1e9:.3f}",
             f"{share:.0%}",
         )
