@@ -1,0 +1,53 @@
+"""Every refusal has one shape: {"detail": [{"loc": [...], "msg": "..."}]}. Nothing of the request is echoed."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from recsys.contracts.errors import StoreError
+from serving.schemas import Problems
+
+Responses = dict[int | str, dict[str, Any]]
+BAD_BODY: Final[Responses] = {
+    400: {"model": Problems, "description": "The body is not JSON in UTF-8."},
+    413: {"model": Problems, "description": "The body is too large."},
+    422: {"model": Problems, "description": "The body breaks a rule; `loc` names the field."},
+}
+STORE_TROUBLE: Final[Responses] = {503: {"model": Problems, "description": "The store could not keep them."}}
+
+
+def problem(status: int, loc: Sequence[str | int], message: str) -> JSONResponse:
+    """One problem as an answer."""
+    return JSONResponse({"detail": [{"loc": list(loc), "msg": message}]}, status_code=status)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer refusals and failures in the one shape."""
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        # The input is left out: it may be private, large, or not expressible in JSON (nan, lone surrogates).
+        detail = [{"loc": [_printable(part) for part in e["loc"]], "msg": _printable(e["msg"])} for e in error.errors()]
+        return JSONResponse({"detail": detail[:20]}, status_code=422)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        answer = problem(error.status_code, ["request"], str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(StoreError)
+    async def store_trouble(_: Request, error: StoreError) -> JSONResponse:
+        return problem(503, ["store"], str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        return problem(500, ["server"], "internal error; the server's log says more")
+
+
+def _printable(part: Any) -> Any:
+    return part.encode("utf-8", "replace").decode() if isinstance(part, str) else part

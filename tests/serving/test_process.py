@@ -1,0 +1,75 @@
+"""The endpoint as a process: readiness, the port, and the end."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from recsys.contracts.errors import ConfigError
+from recsys.store import EventStore
+from serving import app
+from serving.config import ServeConfig
+from tests.serving.conftest import FakeRecommender, running
+
+SERVER = """
+import sys
+from pathlib import Path
+from serving import app
+from serving.config import ServeConfig
+from tests.serving.conftest import FakeRecommender
+recommender = FakeRecommender()
+recommender.go_on.clear()  # the engine stalls for ever
+recommender.go_on.wait = lambda _: __import__("threading").Event().wait()
+app.Recommender.load = lambda *_args, **_settings: recommender
+app.run(ServeConfig(port=0, deadline_ms=50), Path("releases"), sys.argv[1])
+"""
+
+
+def test_not_ready_until_warmed_up_though_alive(tmp_path: Path) -> None:
+    recommender, warm = FakeRecommender(), threading.Event()
+    recommender.warm_up = lambda: warm.wait(30)
+    store = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}")
+    with (
+        running(app.create_app(ServeConfig(), recommender, store)) as address,
+        httpx.Client(base_url=address) as client,
+    ):
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 503
+        warm.set()
+        assert any(client.get("/readyz").status_code == 200 for _ in range(10_000))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_stalled_engine_does_not_keep_the_process_from_ending(tmp_path: Path, end: signal.Signals) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    command = [sys.executable, "-c", SERVER, url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.fullmatch(r"release r1, (http://127\.0\.0\.1:\d+)/docs\n", line)
+        assert found, line
+        event = {"user_id": "ann", "item_id": "sku-1"}
+        assert httpx.post(f"{found[1]}/v1/events", json={"events": [event]}, timeout=30).json()["stored"] == 1
+        answer = httpx.post(f"{found[1]}/v1/recommendations", json={"user_id": "ann"}, timeout=30).json()
+        assert answer["degraded"] == "deadline"
+        process.send_signal(end)
+        log = process.communicate(timeout=60)[1]
+    assert "Traceback" not in log
+    assert EventStore.open(url).history("ann") == ["sku-1"]
+    with EventStore.open(url)._engine.connect() as connection:
+        kept = connection.exec_driver_sql("select request_id, items from impressions").all()
+    assert kept == [(answer["request_id"], json.dumps([item["item_id"] for item in answer["items"]]))]
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            app._listen(ServeConfig(port=port))

@@ -1,0 +1,152 @@
+"""One shape for every refusal, whatever arrives; and the state of readiness."""
+
+import json
+import logging
+import threading
+
+import httpx
+import pytest
+
+from recsys.contracts.errors import ConfigError, StoreError
+from serving.arrival import MAX_BODY_BYTES
+from serving.config import ServeConfig
+
+JSON = {"Content-Type": "application/json"}
+
+
+def locations(response: httpx.Response) -> list[list[str | int]]:
+    """Checks the shape on the way."""
+    detail = response.json()["detail"]
+    assert detail
+    assert all(set(problem) == {"loc", "msg"} for problem in detail)
+    return [problem["loc"] for problem in detail]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "loc"),
+    [
+        (b'{"user_id": "a", "k": NaN}', 422, ["body", "k"]),
+        (b'{"user_id": "\\ud800"}', 422, ["body", "user_id"]),
+        (b'{"user_id": "a\\u0000b"}', 422, ["body", "user_id"]),
+        (b'{"user_id": "a", "\\ud800": 1}', 422, ["body"]),
+        (b'{"user_id": "a", "deadline_ms": 0.5}', 422, ["body", "deadline_ms"]),
+        (b'{"user_id": "a", "events": []}', 422, ["body"]),
+        (b"{", 422, ["body", 1]),
+        (b"\xff", 400, ["request"]),
+        (b"[" * 100_000, 400, ["request"]),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_shape(shop, content: bytes, status: int, loc: list) -> None:
+    response = shop.client.post("/v1/recommendations", content=content, headers=JSON)
+    assert (response.status_code, locations(response)) == (status, [loc])
+
+
+def test_a_refusal_does_not_echo_what_was_sent(shop) -> None:
+    response = shop.client.post("/v1/recommendations", json={"user_id": "private", "k": "private"})
+    assert response.status_code == 422
+    assert "private" not in response.text
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/events", 405)])
+def test_an_unknown_path_or_method_has_the_same_shape(shop, method: str, path: str, status: int) -> None:
+    response = shop.client.request(method, path)
+    assert (response.status_code, locations(response)) == (status, [["request"]])
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_without_end_is_refused(shop, declared: bool) -> None:
+    body = b" " * (MAX_BODY_BYTES + 1)
+    content = body if declared else (body[start : start + 1_000_000] for start in range(0, len(body), 1_000_000))
+    try:
+        response = shop.client.post("/v1/events", content=content, headers=JSON)
+    except httpx.WriteError:  # the server hung up while we were still sending: refused too
+        return
+    assert response.status_code == 413
+    assert "more than 8,000,000 bytes" in response.text
+
+
+@pytest.mark.parametrize(("num_events", "status"), [(1_000, 200), (1_001, 422), (0, 422)])
+def test_a_batch_holds_1_to_1000_events(shop, num_events: int, status: int) -> None:
+    events = [{"user_id": "a", "item_id": "sku-1"}] * num_events
+    assert shop.client.post("/v1/events", json={"events": events}).status_code == status
+
+
+@pytest.mark.parametrize(("num_events", "status"), [(5_000, 200), (5_001, 422)])
+def test_a_request_brings_at_most_5000_events(shop, num_events: int, status: int) -> None:
+    body = {"events": [{"item_id": "sku-1", "timestamp": 1_700_000_000_000}] * num_events}
+    assert shop.client.post("/v1/recommendations", json=body).status_code == status
+
+
+def test_events_on_items_outside_the_vocabulary_are_stored(shop) -> None:
+    assert shop.tell("brand new") == {"stored": 1, "duplicates": 0}
+    assert shop.store.history("ann") == ["brand new"]
+
+
+def test_an_unexpected_failure_is_a_500_in_the_same_shape(shop, monkeypatch) -> None:
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(shop.store, "append", broken)
+    response = shop.client.post("/v1/events", json={"events": [{"user_id": "a", "item_id": "b"}]})
+    assert (response.status_code, locations(response)) == (500, [["server"]])
+    assert "secret" not in response.text
+
+
+def test_a_fallback_still_leaves_out_seen_items(shop, monkeypatch) -> None:
+    shop.recommender.broken = True
+    given = shop.ask(events=[{"item_id": "sku-19"}], k=1, exclude_seen=True, exclude=["sku-18"])
+    assert ([i["item_id"] for i in given["items"]], given["degraded"]) == (["sku-17"], "engine_error")
+    shop.tell("sku-19")
+    stored = shop.ask(user_id="ann", k=1, exclude_seen=True)
+    assert ([i["item_id"] for i in stored["items"]], stored["degraded"]) == (["sku-18"], "engine_error")
+
+
+def test_a_late_answer_shows_the_stage_that_was_done(open_shop) -> None:
+    shop = open_shop(deadline_ms=2_000)
+    shop.tell("sku-3")
+    shop.recommender.go_on.clear()
+    answer = shop.ask(user_id="ann")
+    assert answer["degraded"] == "deadline"
+    assert set(answer["timings_ms"]) == {"history", "total"}  # stuck in the model
+
+
+def test_a_lost_impression_is_counted_and_the_answer_still_goes_out(shop, monkeypatch) -> None:
+    tried = threading.Event()
+
+    def gone(**_fields):
+        tried.set()
+        raise StoreError("store: impression not kept: disk is gone")
+
+    monkeypatch.setattr(shop.store, "record_impression", gone)
+    assert shop.ask(user_id="nobody")["source"] == "popular"
+    assert tried.wait(30)
+    for _ in range(1_000):
+        if "recsys_impressions_lost_total 1.0" in shop.client.get("/metrics").text:
+            return
+    pytest.fail("not counted")
+
+
+def test_one_log_line_per_answer_without_the_user(shop, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="serving"):
+        answer = shop.ask(user_id="very-private")
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
+    assert len(lines) == 1
+    assert f"request_id={answer['request_id']} release=r1 source=popular degraded=None reason=unknown_user" in lines[0]
+    assert "very-private" not in caplog.text
+
+
+def test_every_endpoint_shows_an_example(shop) -> None:
+    api = shop.client.get("/openapi.json").json()
+    schemas = api["components"]["schemas"]
+    for path in ("/v1/recommendations", "/v1/events", "/healthz", "/readyz"):
+        for operation in api["paths"][path].values():
+            content = operation["responses"]["200"]["content"]["application/json"]
+            assert schemas[content["schema"]["$ref"].rsplit("/", 1)[1]]["examples"], path
+            if body := operation.get("requestBody"):
+                name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+                assert json.dumps(schemas[name]["examples"]), path
+
+
+def test_a_reserve_that_leaves_no_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reserve_ms 10 leaves nothing of deadline_ms 10"):
+        ServeConfig.from_mapping({"deadline_ms": 10}, "recsys serve")
