@@ -156,10 +156,6 @@ class Dataset:
             targets.extend(self._target_tokens(np.asarray(row)) for row in known["future"].to_list())
         return TestSet(_histories(context_frames), targets, num_cold)
 
-    def all_histories(self) -> Histories:
-        """Every user's whole kept history: what an endpoint of this vocabulary would know."""
-        return _histories([self._kept(frame) for frame in self._frames])
-
     def _kept(self, frame: pl.DataFrame) -> pl.DataFrame:
         return _with_tokens(frame, self._token_of_index)
 
