@@ -26,8 +26,9 @@ check: $(INSTALLED)
 test: check
 	$(BIN)/pytest
 
+# Needs the programs that the `service` tests drive: apt-get install postgresql chromium
 test-all: check
-	$(BIN)/pytest -m 'not gpu'
+	RECSYS_REQUIRE_SERVICES=1 $(BIN)/pytest -m 'not gpu'
 
 # Peers that benchmarks compare with, each in an environment of its own: their pins clash with ours.
 peers:

@@ -1,5 +1,8 @@
-"""Small artifacts that many tests start from."""
+"""Small artifacts that many tests start from, and the programs that some need."""
 
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,17 @@ from recsys.contracts import artifact
 from recsys.training.config import Recipe
 
 NUM_ITEMS = 30
+
+
+def service_program(name: str, package: str, elsewhere: Sequence[Path] = ()) -> Path:
+    """A program that a `service` test drives; the test is skipped without it, or fails where it must run."""
+    found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *map(str, elsewhere)]))
+    if found is None:
+        missing = f"{name} is not installed: apt-get install {package}"
+        if os.environ.get("RECSYS_REQUIRE_SERVICES"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return Path(found).resolve()
 
 
 def write_features(place: Path, histories: dict[str, list[int]], num_items: int, split_ms: int | None) -> None:

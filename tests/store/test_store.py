@@ -12,13 +12,7 @@ def event(item: str, at: int = 0, user: str = "u", event_id: str | None = None) 
     return Event(user_id=user, item_id=item, timestamp_ms=at, event_id=event_id)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'store.db'}"
-
-
-def test_events_come_back_in_order_of_time_then_arrival(url: str) -> None:
-    store = EventStore.open(url)
+def test_events_come_back_in_order_of_time_then_arrival(store: EventStore) -> None:
     store.append([event("b", 20), event("a", 10)])
     store.append([event("c", 20), event("x", 99, user="other")])
     assert store.history("u") == ["a", "b", "c"]
@@ -27,8 +21,7 @@ def test_events_come_back_in_order_of_time_then_arrival(url: str) -> None:
     assert store.most_active(1) == ["u"]
 
 
-def test_an_event_id_is_stored_once(url: str) -> None:
-    store = EventStore.open(url)
+def test_an_event_id_is_stored_once(store: EventStore) -> None:
     assert store.append([event("a", event_id="1"), event("b", event_id="2")]).stored == 2
     result = store.append([event("a", event_id="1"), event("c", event_id="3"), event("c", event_id="3")])
     assert (result.stored, result.duplicates) == (1, 2)
@@ -36,12 +29,14 @@ def test_an_event_id_is_stored_once(url: str) -> None:
 
 
 def test_what_was_acknowledged_is_there_after_reopening(url: str) -> None:
-    EventStore.open(url).append([event("a")])
-    assert EventStore.open(url).history("u") == ["a"]
+    for seen in ([], ["a"]):
+        store = EventStore.open(url)
+        assert store.history("u") == seen
+        store.append([event("a")])
+        store.close()
 
 
-def test_many_threads_lose_nothing(url: str) -> None:
-    store = EventStore.open(url)
+def test_many_threads_lose_nothing(store: EventStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         stored = list(pool.map(lambda n: store.append([event(f"i{n}", n)]).stored, range(80)))
     assert sum(stored) == store.num_events() == 80

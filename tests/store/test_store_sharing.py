@@ -1,23 +1,17 @@
 """What the store promises to several processes, and what it says when it cannot be opened."""
 
-import os
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
 from recsys.store import EventStore
-
-POSTGRES = os.environ.get("RECSYS_TEST_POSTGRES_URL", "")
-"""A database whose tables may be dropped."""
 
 WRITER = """
 import sys
@@ -29,20 +23,6 @@ for n in range(40):
     stored += store.append([Event(user_id="u", item_id=f"i{n}", timestamp_ms=n, event_id=f"e{n}")]).stored
 print(stored)
 """
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'store.db'}"
-        return
-    if not POSTGRES:
-        pytest.skip("RECSYS_TEST_POSTGRES_URL is not set")
-    yield POSTGRES
-    engine = sa.create_engine(sa.make_url(POSTGRES).set(drivername="postgresql+psycopg"))
-    with engine.begin() as connection:
-        connection.execute(sa.text("drop table if exists events, impressions"))
-    engine.dispose()
 
 
 def event(item: str, event_id: str | None = None) -> Event:

@@ -1,0 +1,63 @@
+"""Each store test runs on SQLite and on a PostgreSQL server of its own."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from recsys.store import EventStore
+from tests.conftest import service_program
+
+START_TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a fresh cluster that listens on a socket in its own folder only; stopped and removed at the end."""
+    pg_ctl = service_program("pg_ctl", "postgresql", sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
+    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a short path: sockets have at most 107 bytes
+    if user:
+        shutil.chown(folder, user)
+
+    def run(*arguments: str) -> None:
+        done = subprocess.run(arguments, user=user, cwd=folder, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    data = str(folder / "data")
+    log = str(folder / "log")
+    run(str(pg_ctl.parent / "initdb"), "-D", data, "-U", "recsys", "-A", "trust", "-E", "UTF8", "--no-sync")
+    run(str(pg_ctl), "-D", data, "-w", "-l", log, "-o", f"-c listen_addresses= -k {folder} -c fsync=off", "start")
+    try:
+        yield f"postgresql://recsys@/postgres?host={folder}"
+    finally:
+        run(str(pg_ctl), "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    server = sa.make_url(request.getfixturevalue("postgres")).set(drivername="postgresql+psycopg")
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"create database {name}"))
+    engine.dispose()
+    return server.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[EventStore]:
+    """An empty store."""
+    opened = EventStore.open(url)
+    yield opened
+    opened.close()
