@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize import gate, repeat, report
+from optimize import gate, report
 from optimize.config import OptimizeConfig
 from optimize.export import build_engine, item_vectors
 from recsys import dataset
@@ -16,6 +16,7 @@ from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.runtime.release import VOCABULARY_PARENT
+from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
 
@@ -50,7 +51,7 @@ def run(
         index = ItemIndex.build(item_vectors(checkpoint))
         index.save(writer.folder)
         checkpoint.vocabulary.save(writer.folder)
-        boost = repeat.fit(engine, index, data, checkpoint.window, config.num_repeat_users, config.seed)
+        TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(writer.folder)
         fidelity = report.compare(
             checkpoint.model, engine, index, data, checkpoint.window, config.num_check_users, config.seed
         )
@@ -68,7 +69,7 @@ def run(
                 **config.model_dump(mode="json"),
                 "precision": precision,
                 "protocol": data.protocol.value,
-                "repeat": boost.model_dump(),
+                "fusion": checkpoint.manifest.config["fusion"],
                 "window": checkpoint.window.model_dump(),
             },
             metrics={

@@ -28,7 +28,5 @@ class OptimizeConfig(Config):
     num_threads: int = Field(default=2, ge=1)
     num_check_users: int = Field(default=2000, ge=1)
     """Most users whose answers are compared with the reference."""
-    num_repeat_users: int = Field(default=500, ge=1)
-    """Most users on whom the boost of seen items is fitted."""
     gate: GateConfig = GateConfig()
     seed: int = 0

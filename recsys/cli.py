@@ -108,7 +108,9 @@ def train_command(
     recipe: RecipeOption = "default",
     protocol: Annotated[Protocol, typer.Option(help="What may be fitted.")] = Protocol.TIME,
     final: Annotated[bool, typer.Option("--final", help="Fit everything: same as --protocol final.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Train exactly so long, without validation.")] = None,
+    refit: Annotated[
+        Path | None, typer.Option(help="A checkpoint of these features: as many epochs, no validation.")
+    ] = None,
     max_minutes: MinutesOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -118,7 +120,7 @@ def train_command(
     from recsys.training import train
 
     protocol = Protocol.FINAL if final else protocol
-    manifest = train.run(_recipe(recipe, seed, max_minutes), features, out, protocol=protocol, num_epochs=epochs)
+    manifest = train.run(_recipe(recipe, seed, max_minutes), features, out, protocol=protocol, refit=refit)
     _emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
 
 

@@ -26,7 +26,9 @@ from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
 ITEMS_FILE = "items.parquet"
 HISTORIES_FOLDER = "histories"
 MIN_VALIDATION_EVENTS = 3
-"""A user gives a validation target only if two events are left to predict it from."""
+"""A user gives their last event to validation only if two are left to predict it from."""
+VALIDATION_QUANTILE = 0.9
+"""Under a time cut, validation is the same cut once more, within the fitted events."""
 
 
 class Protocol(StrEnum):
@@ -67,6 +69,12 @@ class Histories:
         kept_before = np.concatenate([[0], np.cumsum(keep)])
         return Histories(self.user_ids, kept_before[self.offsets], self.tokens[keep], self.timestamps_ms[keep])
 
+    def both_sides(self, later: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Users with an event where `later` (one entry an event) is true and one where it is false, shape [U]."""
+        num_later = np.diff(np.concatenate([[0], np.cumsum(later)])[self.offsets])
+        both: npt.NDArray[np.bool_] = (num_later > 0) & (num_later < self.lengths)
+        return both
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Events per user, shape [U]."""
@@ -75,12 +83,12 @@ class Histories:
 
 @dataclass(frozen=True, slots=True)
 class ValidationSet:
-    """A split of the fitted events for early stopping."""
+    """A split of the fitted events that repeats the protocol's own: what choices are made on."""
 
     train: Histories
     contexts: list[Tokens]
-    targets: Tokens
-    """The event after each context, shape [len(contexts)]."""
+    targets: list[Tokens]
+    """Per context the events after it, at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +125,35 @@ class Dataset:
         """T in milliseconds, None without a time split."""
         return _split_ms(self.manifest)
 
-    def validation(self, num_users: int, seed: int) -> "ValidationSet":
-        """What early stopping may look at: the last fitted event of some users, taken out of training.
+    def validation(self, num_users: int, seed: int) -> ValidationSet:
+        """The protocol's split once more, within the fitted events; at most `num_users` are looked at.
 
-        Under last-out it is taken from every user (the protocol's validation target); otherwise only from
-        the users that are looked at, so that little is lost to training.
+        Under last-out the last fitted event of every user is held out (the protocol's validation target). Otherwise
+        everything after the 0.9 quantile of the fitted timestamps is; where that leaves no user with events on
+        both sides, or the log has no times, the last event of the users looked at.
         """
-        long_enough = np.flatnonzero(self.fit.lengths >= MIN_VALIDATION_EVENTS)
         generator = np.random.default_rng(seed)
-        chosen = np.sort(generator.permutation(long_enough)[: max(1, min(num_users, len(long_enough) // 5))])
+        if self.protocol is not Protocol.LAST_OUT and self.split_ms is not None and len(self.fit.tokens):
+            moment = np.quantile(self.fit.timestamps_ms, VALIDATION_QUANTILE)
+            later = self.fit.timestamps_ms >= moment
+            chosen = self._chosen(np.flatnonzero(self.fit.both_sides(later)), num_users, generator)
+            if len(chosen):
+                return self._split(np.flatnonzero(later), chosen)
+        long_enough = np.flatnonzero(self.fit.lengths >= MIN_VALIDATION_EVENTS)
+        chosen = self._chosen(long_enough, min(num_users, max(1, len(long_enough) // 5)), generator)
         shortened = long_enough if self.protocol is Protocol.LAST_OUT else chosen
-        last = self.fit.offsets[1:] - 1
-        return ValidationSet(
-            train=self.fit.without(last[shortened]),
-            contexts=[self.fit[user][:-1] for user in chosen],
-            targets=self.fit.tokens[last[chosen]],
-        )
+        return self._split(self.fit.offsets[1:][shortened] - 1, chosen)
+
+    @staticmethod
+    def _chosen(users: npt.NDArray[np.int64], num_users: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+        return np.sort(generator.permutation(users)[:num_users])
+
+    def _split(self, held_out: npt.NDArray[np.int64], users: npt.NDArray[np.int64]) -> ValidationSet:
+        """Histories without the events at these flat positions, which end each history; targets of these users."""
+        train = self.fit.without(held_out)
+        contexts = [train[user] for user in users]
+        targets = [self.fit[user][len(context) :] for user, context in zip(users, contexts, strict=True)]
+        return ValidationSet(train, contexts, targets)
 
     def test_set(self) -> TestSet:
         """Contexts and targets of the protocol's test.

@@ -90,6 +90,7 @@ def tiny_recipe() -> Recipe:
                 "batch_tokens": 256,
                 "max_epochs": 12,
                 "patience": 12,
+                "num_threads": 1,
             },
         },
         "tiny",

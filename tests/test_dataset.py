@@ -65,8 +65,18 @@ def test_last_out_validation_takes_the_event_before_the_target_from_every_user(f
     assert len(validation.targets) == 1
 
 
-def test_time_validation_takes_events_only_from_the_users_it_looks_at(features: Path) -> None:
-    data = dataset.load(features, Protocol.TIME)
+def test_time_validation_repeats_the_cut_within_the_fitted_events(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", {"a": [1] * 10 + [2], "b": [2] * 5 + [1] * 5, "c": [1, 2]}, 2, split_ms=10)
+    validation = dataset.load(tmp_path / "f", Protocol.TIME, min_count=1).validation(10, seed=0)
+    # fitted events are at 0 … 9 (a, b) and 0, 1 (c); their 0.9 quantile is 8 ms
+    assert [row.tolist() for row in validation.train] == [[1] * 8, [2] * 5 + [1] * 3, [1, 2]]
+    assert [row.tolist() for row in validation.contexts] == [[1] * 8, [2] * 5 + [1] * 3]
+    assert [row.tolist() for row in validation.targets] == [[1, 1], [1, 1]]
+
+
+def test_validation_without_times_takes_events_only_from_the_users_it_looks_at(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", HISTORIES, num_items=5, split_ms=None)
+    data = dataset.load(tmp_path / "f", Protocol.FINAL)
     validation = data.validation(1, seed=0)
     assert len(validation.train.tokens) == len(data.fit.tokens) - 1
     assert len(validation.contexts) == len(validation.targets) == 1

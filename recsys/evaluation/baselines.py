@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from recsys import transitions
 from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Histories
 
@@ -99,7 +100,7 @@ class Cooccurrence:
             raise ValueError(f"window = {window}, num_last = {num_last}, expected 1 or more")
         self._popularity = Popularity(fit, num_items)
         self._num_last = num_last
-        self._follows_VV = _following(fit, num_items, window)
+        self._follows_VV = transitions.normalise(transitions.count(fit, num_items, window))
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `Ranker.rank`."""
@@ -124,21 +125,6 @@ class Cooccurrence:
         items = np.concatenate([_NONE, *latest])
         weights = (1 / age).astype(np.float32)
         return sparse.coo_array((weights, (user, items)), shape=(len(latest), self._follows_VV.shape[0])).tocsr()
-
-
-def _following(fit: Histories, num_items: int, window: int) -> Any:
-    """P(next | item) over the `window` events after each, sparse, shape [V, V]; one shift at a time."""
-    user = np.repeat(np.arange(len(fit), dtype=np.int32), fit.lengths)
-    shape = (num_items + 1, num_items + 1)
-    follows_VV = sparse.csr_array(shape, dtype=np.float32)
-    for distance in range(1, min(window, len(user) - 1) + 1):
-        same_user = user[distance:] == user[:-distance]
-        first, second = fit.tokens[:-distance][same_user], fit.tokens[distance:][same_user]
-        weights = np.full(len(first), 1 / distance, dtype=np.float32)
-        follows_VV = follows_VV + sparse.coo_array((weights, (first, second)), shape=shape).tocsr()
-    totals = np.asarray(follows_VV.sum(axis=1)).ravel()
-    follows_VV.data /= np.repeat(totals, np.diff(follows_VV.indptr))
-    return follows_VV
 
 
 def top_k(scores_BV: npt.NDArray[np.floating], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:

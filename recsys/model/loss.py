@@ -1,11 +1,11 @@
-"""Cross-entropy over the whole catalogue, in chunks, so that memory does not grow with items x events."""
+"""Cross-entropy over the catalogue: in full, in chunks of constant memory, or against a corrected sample of it."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# N positions with a target, D width, V items without padding
+# N positions with a target, D width, V items without padding, S sampled negatives
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at a time: 64 MiB in float32."""
@@ -47,3 +47,34 @@ def full_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor) ->
     """
     loss: Tensor = _FullSoftmax.apply(hidden_ND, items_VD, targets_N)  # type: ignore[no-untyped-call]
     return loss
+
+
+class NegativeSampler:
+    """Draws items half by their share of events, half uniformly: popular ones are hard, rare ones are learned too."""
+
+    def __init__(self, num_events_V: Tensor, num_negatives: int) -> None:
+        share_V = num_events_V.double() / num_events_V.sum().clamp_min(1)
+        probability_V = 0.5 * share_V + 0.5 / len(share_V)
+        self._cumulative_V = torch.cumsum(probability_V, 0)
+        self._log_expected_V = torch.log(num_negatives * probability_V).float()
+        self._num_negatives = num_negatives
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """(items_S counted from 0, with replacement; the logarithm of how often each is expected among S draws)."""
+        items_S = torch.searchsorted(self._cumulative_V, torch.rand(self._num_negatives, dtype=torch.float64))
+        items_S.clamp_(max=len(self._cumulative_V) - 1)
+        return items_S, self._log_expected_V[items_S]
+
+
+def sampled_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor, sampler: NegativeSampler) -> Tensor:
+    """Mean of −log softmax(h · e)[target], the sum over the other items estimated from one sample for all positions.
+
+    The estimate is unbiased: each drawn item counts 1 / (its expected number of draws); the target itself is
+    exact, and left out where it is drawn.
+    Source: Bengio, Senécal, IEEE TNN 19(4), 2008 (importance sampling); Yi et al., RecSys 2019 (logQ correction).
+    """
+    drawn_S, log_expected_S = sampler.draw()
+    logits_NS = hidden_ND @ items_VD[drawn_S].T - log_expected_S
+    logits_NS = logits_NS.masked_fill(targets_N[:, None] == drawn_S, -torch.inf)
+    target_N1 = (hidden_ND * items_VD[targets_N]).sum(dim=1, keepdim=True)
+    return (torch.logsumexp(torch.cat([target_N1, logits_NS], dim=1), dim=1) - target_N1[:, 0]).mean()

@@ -53,7 +53,7 @@ def run(
         state / "gate" / "features",
         state / "checkpoint",
         protocol=Protocol.FINAL,
-        num_epochs=tonight.checkpoint.metrics["best_epoch"],
+        refit=state / "gate" / "checkpoint",
     )
     name, _ = optimize_build.run(
         optimize_config,

@@ -43,11 +43,11 @@ def features_summary(manifest: Manifest, out: Path) -> str:
 
 
 def training_summary(manifest: Manifest, out: Path) -> str:
-    """Best epoch, its validation figure and the time."""
+    """Best round, its validation figure and the time."""
     m = manifest.metrics
     ndcg = m["validation_ndcg@10"]
     validated = "" if ndcg is None else f", validation NDCG@10 {ndcg:.4f}"
-    return f"{out}: epoch {m['best_epoch']} of {m['num_epochs']}{validated}, {m['seconds']:.0f} s"
+    return f"{out}: best after {m['epochs']:.1f} epochs{validated}, {m['seconds']:.0f} s"
 
 
 def release_summary(name: str, manifest: Manifest, out: Path) -> str:

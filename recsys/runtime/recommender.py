@@ -8,8 +8,8 @@ import numpy as np
 
 from recsys.contracts.errors import UnknownItemError
 from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.runtime.fusion import evidence, search
 from recsys.runtime.release import Release
-from recsys.runtime.repeat import search
 from recsys.windows import open_window, reachable
 
 _NOTHING = np.empty(0, dtype=np.int32)
@@ -83,11 +83,10 @@ class Recommender:
         """(tokens, scores) of each kept history, none empty; the one way from a history to a list."""
         release = self.release
         vectors_BD = release.engine.encode([open_window(history, release.window) for history in histories])
+        known = [evidence(reachable(history, release.window), release.transitions) for history in histories]
         return [
-            search(
-                release.index, vectors_BD[i : i + 1], reachable(history, release.window), k, without[i], release.repeat
-            )
-            for i, history in enumerate(histories)
+            search(release.index, vectors_BD[i : i + 1], known[i], k, without[i], release.fusion)
+            for i in range(len(histories))
         ]
 
     def _known(self, item_ids: Collection[str]) -> Tokens:

@@ -7,9 +7,10 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Vocabulary
 from recsys.runtime.engine import Engine
+from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.openvino import OpenVinoEngine
-from recsys.runtime.repeat import RepeatBoost
+from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
 
 VOCABULARY_PARENT = "vocabulary"
@@ -23,7 +24,8 @@ class Release:
     manifest: artifact.Manifest
     vocabulary: Vocabulary
     window: WindowConfig
-    repeat: RepeatBoost
+    fusion: Fusion
+    transitions: TransitionTable
     engine: Engine
     index: ItemIndex
 
@@ -46,11 +48,14 @@ class Release:
         vocabulary = Vocabulary.load(folder)
         engine = OpenVinoEngine(folder, num_threads=num_threads, precision=manifest.config["precision"])
         index = ItemIndex.load(folder)
-        if len(index) != len(vocabulary) or index.width != engine.info.width:
+        transitions = TransitionTable.load(folder)
+        sizes = {len(vocabulary), len(index), transitions.num_items}
+        if len(sizes) != 1 or index.width != engine.info.width:
             raise ArtifactError(
-                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)} items, "
-                f"engine of width {engine.info.width}; run `recsys optimize` again"
+                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)}, "
+                f"transitions of {transitions.num_items}, engine of width {engine.info.width}; "
+                "run `recsys optimize` again"
             )
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
-        repeat = RepeatBoost.from_mapping(manifest.config["repeat"], f"{folder}: repeat")
-        return cls(folder.name, manifest, vocabulary, window, repeat, engine, index)
+        fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
+        return cls(folder.name, manifest, vocabulary, window, fusion, transitions, engine, index)

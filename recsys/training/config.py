@@ -18,17 +18,28 @@ class TrainingConfig(Config):
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=100, ge=1)
-    batch_tokens: int = Field(default=4096, ge=64)
-    """Padded events in a batch."""
+    num_negatives: int = Field(default=512, ge=0)
+    """Sampled items that each target is held against; 0, or a smaller catalogue: all items."""
+    spectral_start: bool = True
+    """Start item vectors from a factorisation of the transition counts, not from random numbers."""
+    batch_tokens: int | None = Field(default=None, ge=64)
+    """Padded events in a batch; without it, so many that an epoch has about 200 batches, within 512 … 4,096."""
     max_epochs: int = Field(default=100, ge=1)
-    patience: int = Field(default=5, ge=1)
-    """Epochs without a better validation NDCG@10 before training stops."""
+    max_round_steps: int = Field(default=1000, ge=1)
+    """Validation comes after each epoch, or after so many batches of a longer one: a round."""
+    patience: int = Field(default=3, ge=1)
+    """Rounds without a better validation NDCG@10 before training stops."""
+    absorb_share: float = Field(default=0.25, ge=0)
+    """Then the held-out events are trained on too, for this share of the steps, the learning rate falling to 0."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """Stop at the end of the epoch that passes this; the best weights so far are kept."""
-    num_validation_users: int = Field(default=1000, ge=1)
+    """Stop after this long, absorbing included; the best weights so far are kept."""
+    num_validation_users: int = Field(default=2000, ge=1)
     gradient_clip: float = Field(default=1.0, gt=0)
-    num_threads: int = Field(default=2, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
+    """Without it, all cores or one, whichever the first steps show to be faster: where other work keeps a core
+    busy, a second thread slows training down several times."""
     seed: int = 0
+    """The same seed and number of threads give the same weights."""
 
 
 class Recipe(Config):

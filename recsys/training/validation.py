@@ -1,4 +1,4 @@
-"""What early stopping looks at: NDCG@10 of the next event for held-out users, over the full catalogue."""
+"""What choices are made on: NDCG@10 of all held-out events, by the decoder fused with counts as it will serve."""
 
 import numpy as np
 import torch
@@ -6,24 +6,30 @@ import torch
 from recsys.dataset import ValidationSet
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
-from recsys.windows import WindowConfig, open_window
+from recsys.runtime.fusion import Fusion, evidence
+from recsys.runtime.index import ItemIndex
+from recsys.training import fusion
+from recsys.transitions import TransitionTable
+from recsys.windows import WindowConfig, open_window, reachable
 
-# B batch, V items without padding
 
+class Judge:
+    """Validates a model again and again; what counts say of the contexts is looked up once."""
 
-@torch.inference_mode()
-def ndcg_at_10(model: SequenceModel, validation: ValidationSet, window: WindowConfig, *, mask_seen: bool) -> float:
-    """Mean over users of 1 / log2(rank + 1) if the target's rank is at most 10, else 0."""
-    was_training = model.training
-    vectors_BD = encode(model.eval(), [open_window(context, window) for context in validation.contexts])
-    model.train(was_training)
-    items_VD = model.items_VD.numpy()
-    gains = np.zeros(len(validation.targets))
-    for i, (context, target) in enumerate(zip(validation.contexts, validation.targets, strict=True)):
-        scores_V = items_VD @ vectors_BD[i]
-        target_score = scores_V[target - 1]
-        if mask_seen:
-            scores_V[np.unique(context) - 1] = -np.inf
-        rank = 1 + int((scores_V > target_score).sum())
-        gains[i] = 1 / np.log2(rank + 1) if rank <= 10 else 0.0
-    return float(gains.mean())
+    def __init__(self, validation: ValidationSet, num_items: int, window: WindowConfig, *, mask_seen: bool) -> None:
+        transitions = TransitionTable.fit(validation.train, num_items)
+        contexts = [reachable(context, window) for context in validation.contexts]
+        self._windows = [open_window(context, window) for context in validation.contexts]
+        self._known = [evidence(context, transitions) for context in contexts]
+        self._exclude = [np.unique(context) for context in validation.contexts] if mask_seen else None
+        self._targets = validation.targets
+        self.fusion = Fusion()
+        """The weights of the last look; all zero before the first."""
+
+    def ndcg_at_10(self, model: SequenceModel) -> float:
+        """Over the full catalogue, with the best weights of fusion, which `fusion` then holds."""
+        vectors_UD = encode(model.eval(), self._windows)
+        with torch.no_grad():
+            index = ItemIndex.build(model.items_VD.numpy())
+        self.fusion, ndcg = fusion.fit(vectors_UD, index, self._known, self._targets, self._exclude, self.fusion)
+        return ndcg

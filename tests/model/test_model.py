@@ -9,7 +9,7 @@ from recsys.model.checkpoint import Checkpoint
 from recsys.model.config import Architecture, ModelConfig
 from recsys.model.decoder import SequenceModel, UserEncoder
 from recsys.model.flops import compare_windows, encode_flops
-from recsys.model.loss import full_softmax_loss
+from recsys.model.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
 
 SMALL = ModelConfig(width=16, num_layers=2, num_heads=2, head_dim=8, feedforward_width=24, dropout=0.0)
 
@@ -56,6 +56,30 @@ def test_the_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch, chun
         loss.backward()
         results.append([loss.detach(), leaves[0].grad, leaves[1].grad])
     torch.testing.assert_close(*results)
+
+
+def test_the_sampled_sum_over_items_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    hidden, items = torch.randn((4, 6)), torch.randn((30, 6))
+    targets = torch.randint(0, 30, (4,))
+    sampler = NegativeSampler(torch.arange(30), num_negatives=20)
+    estimates = []
+    for _ in range(4_000):
+        drawn, log_expected = sampler.draw()
+        logits = hidden @ items[drawn].T - log_expected
+        estimates.append(logits.masked_fill(targets[:, None] == drawn, -torch.inf).exp().sum(dim=1))
+    others = (hidden @ items.T).exp()
+    others[torch.arange(4), targets] = 0
+    standard_error = torch.stack(estimates).std(dim=0) / 4_000**0.5
+    assert ((torch.stack(estimates).mean(dim=0) - others.sum(dim=1)).abs() < 5 * standard_error).all()
+
+
+def test_many_negatives_bring_the_sampled_loss_to_the_full_one() -> None:
+    torch.manual_seed(0)
+    hidden, items = torch.randn((50, 6)), torch.randn((30, 6))
+    targets = torch.randint(0, 30, (50,))
+    sampled = sampled_softmax_loss(hidden, items, targets, NegativeSampler(torch.ones(30), 50_000))
+    torch.testing.assert_close(sampled, full_softmax_loss(hidden, items, targets), rtol=0.01, atol=0)
 
 
 def test_flops_of_one_layer_by_hand() -> None:

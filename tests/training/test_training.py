@@ -6,13 +6,14 @@ import pytest
 
 from recsys import dataset
 from recsys.contracts import artifact
-from recsys.contracts.errors import DataError
+from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import PAD
 from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.training import batches, train
 from recsys.training.config import Recipe
-from recsys.training.validation import ndcg_at_10
+from recsys.training.loop import WindowStream
+from recsys.training.validation import Judge
 from recsys.windows import WindowConfig
 from tests.conftest import write_features
 
@@ -51,7 +52,7 @@ def test_a_batch_stays_within_its_size(ring_features: Path) -> None:
 def test_a_model_learns_the_ring(ring_features: Path, ring_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(ring_checkpoint)
     validation = dataset.load(ring_features, Protocol.TIME).validation(100, seed=1)
-    assert ndcg_at_10(checkpoint.model, validation, checkpoint.window, mask_seen=False) > 0.95
+    assert Judge(validation, 30, checkpoint.window, mask_seen=False).ndcg_at_10(checkpoint.model) > 0.95
     losses = [row["loss"] for row in checkpoint.manifest.metrics["log"]]
     assert losses[-1] < losses[0] / 2
 
@@ -59,12 +60,12 @@ def test_a_model_learns_the_ring(ring_features: Path, ring_checkpoint: Path) -> 
 def test_a_checkpoint_holds_its_curve_and_log(ring_checkpoint: Path) -> None:
     assert (ring_checkpoint / "curve.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (ring_checkpoint / "training.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
 
 
 def test_the_same_seed_gives_the_same_weights(ring_features: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
     for name in "ab":
-        train.run(tiny_recipe, ring_features, tmp_path / name, protocol=Protocol.TIME, num_epochs=1)
+        train.run(tiny_recipe, ring_features, tmp_path / name, protocol=Protocol.TIME)
     weights = [artifact.read_manifest(tmp_path / name).files["model.safetensors"].sha256 for name in "ab"]
     assert weights[0] == weights[1]
 
@@ -74,3 +75,37 @@ def test_users_with_one_event_leave_nothing_to_train_on(tmp_path: Path, tiny_rec
     with pytest.raises(DataError, match="no user has two events"):
         train.run(tiny_recipe, tmp_path / "f", tmp_path / "out", protocol=Protocol.FINAL)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refit_takes_over_epochs_and_fusion(ring_features: Path, ring_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = Checkpoint.open(ring_checkpoint).manifest
+    manifest = train.run(
+        Recipe.from_mapping({key: recipe.config[key] for key in Recipe.model_fields}, "same"),
+        ring_features,
+        tmp_path / "final",
+        protocol=Protocol.FINAL,
+        refit=ring_checkpoint,
+    )
+    assert manifest.config["fusion"] == recipe.config["fusion"]
+    assert manifest.metrics["epochs"] == recipe.metrics["epochs"]
+    assert manifest.metrics["validation_ndcg@10"] is None
+    assert manifest.config["refit"]
+
+
+def test_a_refit_of_other_features_is_refused(ring_checkpoint: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    write_features(tmp_path / "f", {"a": [1, 1, 1, 1], "b": [1, 1, 1]}, 1, split_ms=None)
+    with pytest.raises(ArtifactError, match="was made from features"):
+        train.run(tiny_recipe, tmp_path / "f", tmp_path / "o", protocol=Protocol.FINAL, refit=ring_checkpoint)
+
+
+def test_a_log_that_leaves_nobody_to_validate_with_is_trained_on(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    write_features(tmp_path / "f", {"a": [1, 2], "b": [2, 1]}, 2, split_ms=None)
+    manifest = train.run(tiny_recipe, tmp_path / "f", tmp_path / "o", protocol=Protocol.FINAL)
+    assert manifest.metrics["epochs"] == train.UNVALIDATED_EPOCHS
+
+
+def test_an_epoch_has_about_two_hundred_batches_where_the_log_is_large_enough(tiny_recipe: Recipe) -> None:
+    recipe = tiny_recipe.model_copy(update={"training": tiny_recipe.training.model_copy(update={"batch_tokens": None})})
+    tokens = np.ones(400_000, dtype=np.int32)
+    fit = dataset.Histories([f"u{i}" for i in range(50_000)], np.arange(0, 400_001, 8), tokens, np.arange(400_000))
+    assert 180 < WindowStream(fit, recipe, np.random.default_rng(0)).epoch_steps < 220

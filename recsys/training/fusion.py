@@ -1,0 +1,124 @@
+"""Finds the weights of late fusion on validation: coordinate search for the best NDCG@10 over the full catalogue."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.runtime.fusion import Evidence, Fusion
+from recsys.runtime.index import ItemIndex
+
+# U users, S items that counts know of, C candidates of a user (padded with PAD), D width
+
+DEPTH = 10
+MIN_USERS = 30
+"""Fewer validation users than this tell nothing of the weights; fusion stays off."""
+_PROMISING = 50
+"""Of the items that counts know of, those among the first so many by any one column are candidates."""
+_START = Fusion(transition=1.0, base=1.0, frequency=0.5, recency=0.3)
+"""Where the first search begins."""
+_FACTORS = (-1.0, 0.0, 0.3, 0.6, 0.8, 1.25, 1.6, 3.0)
+"""Tried on one weight at a time."""
+_LEAST_GAIN = 1e-5
+_DISCOUNT = 1 / np.log2(np.arange(2, 2 + DEPTH))
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """The items that can reach a user's first ten, in rows of equal length, shape [U, C] each."""
+
+    score: Floats
+    evidence: Evidence
+    is_target: npt.NDArray[np.bool_]
+    ideal: npt.NDArray[np.float64]
+    """DCG of a perfect list, shape [U]."""
+
+    def ndcg(self, fusion: Fusion) -> float:
+        """Mean NDCG@10 with these weights."""
+        fused = self.score + self.evidence.terms(fusion)
+        top = np.argpartition(-fused, DEPTH - 1, axis=1)[:, :DEPTH]
+        order = np.argsort(-np.take_along_axis(fused, top, axis=1), axis=1, kind="stable")
+        hits = np.take_along_axis(self.is_target, np.take_along_axis(top, order, axis=1), axis=1)
+        return float(np.mean(hits @ _DISCOUNT / self.ideal))
+
+
+def fit(
+    vectors_UD: Floats,
+    index: ItemIndex,
+    known: Sequence[Evidence],
+    targets: Sequence[Tokens],
+    exclude: Sequence[Tokens] | None,
+    start: Fusion,
+) -> tuple[Fusion, float]:
+    """The best weights found from `start` on, and their NDCG@10; all zero where nothing helps.
+
+    `exclude` holds the items that a user's list may not contain, if any.
+    """
+    candidates = _candidates(vectors_UD, index, known, targets, exclude)
+    off = Fusion()
+    off_ndcg = candidates.ndcg(off)
+    if len(targets) < MIN_USERS:
+        return off, off_ndcg
+    best = _START if start.is_off else start
+    best_ndcg, improved = candidates.ndcg(best), True
+    while improved:
+        improved = False
+        for tried in _neighbours(best):
+            ndcg = candidates.ndcg(tried)
+            if ndcg > best_ndcg + _LEAST_GAIN:
+                best, best_ndcg, improved = tried, ndcg, True
+    return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
+
+
+def _neighbours(fusion: Fusion) -> Iterator[Fusion]:
+    """The same weights with one of them changed."""
+    for name, value in fusion:
+        for factor in _FACTORS:
+            if factor > 0 or name != "transition_scale":
+                yield fusion.model_copy(update={name: (value or getattr(_START, name)) * factor})
+
+
+def _candidates(
+    vectors_UD: Floats,
+    index: ItemIndex,
+    known: Sequence[Evidence],
+    targets: Sequence[Tokens],
+    exclude: Sequence[Tokens] | None,
+) -> _Candidates:
+    """Per user the items that counts speak for, and the best of all others by the decoder's score."""
+    rows = [
+        _row(vectors_UD[u : u + 1], index, evidence, np.empty(0, dtype=np.int32) if exclude is None else exclude[u])
+        for u, evidence in enumerate(known)
+    ]
+    width = max(row.shape[1] for row in rows)
+    padded = np.zeros((len(rows), 5, width))
+    padded[:, 1] = -np.inf
+    for u, row in enumerate(rows):
+        padded[u, :, : row.shape[1]] = row
+    tokens, score, *columns = (padded[:, i].astype(np.float32) for i in range(5))
+    is_target = np.stack([np.isin(tokens[u], wanted) for u, wanted in enumerate(targets)]) & (tokens != PAD)
+    num_wanted = np.array([len(np.unique(row)) for row in targets])
+    ideal = np.cumsum(_DISCOUNT)[np.minimum(num_wanted, DEPTH) - 1]
+    return _Candidates(score, Evidence(tokens.astype(np.int32), *columns), is_target, ideal)
+
+
+def _row(vector_1D: Floats, index: ItemIndex, known: Evidence, out: Tokens) -> npt.NDArray[np.float64]:
+    """One user's candidates: rows token, score, likelihood, times seen, events since; shape [5, at most C]."""
+    columns_5S = np.stack(
+        [
+            known.tokens,
+            index.vectors(known.tokens) @ vector_1D[0],
+            known.likelihood,
+            known.times_seen,
+            known.events_since,
+        ]
+    )[:, ~np.isin(known.tokens, out)]
+    order = np.argsort(-columns_5S[1:4], axis=1, kind="stable")[:, :_PROMISING]
+    latest = np.argsort(np.where(columns_5S[3] > 0, columns_5S[4], np.inf), kind="stable")[:_PROMISING]
+    promising = np.unique(np.concatenate([order.ravel(), latest]))
+    others, scores = index.search(vector_1D, DEPTH, [np.union1d(known.tokens, out)])
+    fresh = np.zeros((5, DEPTH))
+    fresh[0], fresh[1] = others[0], scores[0]
+    return np.concatenate([columns_5S[:, promising], fresh], axis=1)

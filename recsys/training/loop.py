@@ -1,0 +1,151 @@
+"""One model under training: a step, the averaged weights, a stretch of steps over shuffled windows."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recsys.contracts.errors import DataError
+from recsys.contracts.ids import PAD
+from recsys.dataset import Histories
+from recsys.model.decoder import SequenceModel
+from recsys.model.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
+from recsys.training import batches
+from recsys.training.batches import Batch
+from recsys.training.config import Recipe
+
+_BATCHES_PER_EPOCH = 200
+_LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS = 512, 4096
+_PROBE_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """What some steps in a row cost and gave."""
+
+    steps: int
+    loss: float
+    """Mean cross-entropy in nats per predicted event; an estimate where negatives are sampled."""
+    tokens: int
+    """Events predicted; padding and context not counted."""
+    seconds: float
+
+
+class WindowStream:
+    """Batches of a set of histories, one shuffled epoch after another, without end."""
+
+    def __init__(self, histories: Histories, recipe: Recipe, generator: np.random.Generator) -> None:
+        self._histories = histories
+        self._windows = batches.training_windows(histories, recipe.window)
+        self._generator = generator
+        self._batch_tokens = recipe.training.batch_tokens or _suitable_batch(len(histories.tokens))
+        self.epoch_steps = sum(1 for _ in self._epoch(np.random.default_rng(0)))
+        """Batches of an epoch; varies a little with the shuffle."""
+        self._endless = self._forever()
+
+    def _epoch(self, generator: np.random.Generator) -> Iterator[Batch]:
+        return batches.epoch(self._histories.tokens, self._windows, self._batch_tokens, generator)
+
+    def _forever(self) -> Iterator[Batch]:
+        while True:
+            yield from self._epoch(self._generator)
+
+    def __next__(self) -> Batch:
+        return next(self._endless)
+
+
+def _suitable_batch(num_events: int) -> int:
+    return int(np.clip(num_events // _BATCHES_PER_EPOCH, _LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS))
+
+
+class Trainer:
+    """Weights, optimizer, and an exponential average of the weights, which is what is validated and kept."""
+
+    def __init__(self, model: SequenceModel, recipe: Recipe, num_events_V: torch.Tensor, horizon: int) -> None:
+        """`horizon` is the number of last steps that the average is mostly made of."""
+        self.model = model
+        self._config = recipe.training
+        self._sampler: NegativeSampler | None = None
+        if 0 < self._config.num_negatives < len(num_events_V):
+            self._sampler = NegativeSampler(num_events_V, self._config.num_negatives)
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
+        )
+        self._weights = [parameter.data for parameter in model.parameters()]
+        self.averaged = [weight.clone() for weight in self._weights]
+        self._horizon = horizon
+        self._num_steps = 0
+
+    def train(
+        self,
+        stream: WindowStream,
+        num_steps: int,
+        *,
+        rate: Callable[[float], float] = lambda _: 1.0,
+        deadline: float = math.inf,
+        advance: Callable[[float], None] = lambda _: None,
+    ) -> Stretch:
+        """Take `num_steps` steps, or fewer if `time.monotonic()` passes `deadline`.
+
+        `rate` gives the factor on the learning rate for the share of the steps already taken; `advance` is
+        called with the mean loss so far after each step.
+        """
+        self.model.train()
+        started = time.monotonic()
+        total_loss, tokens, steps = 0.0, 0, 0
+        while steps < num_steps and (not steps or time.monotonic() < deadline):
+            loss, count = self._step(next(stream), rate(steps / num_steps))
+            total_loss, tokens, steps = total_loss + loss * count, tokens + count, steps + 1
+            advance(total_loss / tokens)
+        return Stretch(steps=steps, loss=total_loss / tokens, tokens=tokens, seconds=time.monotonic() - started)
+
+    def choose_threads(self, stream: WindowStream) -> None:
+        """Take a few steps with one thread and with all cores, and stay with what was faster."""
+        speeds = {}
+        for num_threads in (1, os.cpu_count() or 1):
+            torch.set_num_threads(num_threads)
+            self.train(stream, _PROBE_STEPS // 2)  # thread pools start, memory is taken
+            stretch = self.train(stream, _PROBE_STEPS)
+            speeds[num_threads] = stretch.tokens / stretch.seconds
+        torch.set_num_threads(max(speeds, key=lambda n: speeds[n]))
+
+    def _step(self, batch: Batch, rate: float) -> tuple[float, int]:
+        """One update; returns (mean loss, number of targets)."""
+        self._num_steps += 1
+        warmup = min(1.0, self._num_steps / self._config.warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * warmup * rate
+        self._optimizer.zero_grad()
+        wanted_BL = batch.targets_BL != PAD
+        hidden_ND = self.model(batch.tokens_BL)[wanted_BL]
+        loss = self._loss(hidden_ND, batch.targets_BL[wanted_BL] - 1)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DataError(
+                f"loss became {value} at step {self._num_steps}, in a batch of {len(batch.tokens_BL)} windows whose "
+                f"first begins with tokens {batch.tokens_BL[0, :5].tolist()}; lower learning_rate"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
+        self._optimizer.step()
+        memory = min(1 - 1 / self._horizon, self._num_steps / (self._num_steps + 10))
+        torch._foreach_lerp_(self.averaged, self._weights, 1 - memory)
+        return value, len(hidden_ND)
+
+    def _loss(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        if self._sampler is None:
+            return full_softmax_loss(hidden_ND, self.model.items_VD, targets_N)
+        return sampled_softmax_loss(hidden_ND, self.model.items_VD, targets_N, self._sampler)
+
+    def use(self, weights: list[torch.Tensor]) -> None:
+        """Go on from these weights; the average begins anew with them."""
+        torch._foreach_copy_(self._weights, weights)
+        torch._foreach_copy_(self.averaged, weights)
+
+    def current(self) -> list[torch.Tensor]:
+        """A copy of the weights as they stand."""
+        return [weight.clone() for weight in self._weights]
