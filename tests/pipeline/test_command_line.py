@@ -36,7 +36,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shop")
     recipe = folder / "tiny.toml"
     recipe.write_text(
-        "[model]\nwidth = 16\nhead_dim = 8\nfeedforward_width = 16\nnum_layers = 1\n[training]\nmax_epochs = 2\nnum_threads = 1\n"
+        "[model]\nwidth = 16\nhead_dim = 8\nfeedforward_width = 16\nnum_layers = 1\n"
+        "[training]\nmax_epochs = 2\nnum_threads = 1\n"
     )
     log = folder / "log.csv.gz"
     recsys("features", "simulate", "--out", log, "--users", 60, "--items", 80, "--events", 3000, "--seed", 1)
