@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from recsys.contracts.ids import Floats, Tokens
 
@@ -17,6 +17,20 @@ class EngineInfo:
     precision: str
     width: int
     num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An encoded open window: its user vector and what one more event needs. `append` makes a new one."""
+
+    vector_D: Floats
+    """The user vector after the last event."""
+    length: int
+    """Events encoded, at most the window's size."""
+    size_bytes: int
+    """What keeping it costs."""
+    cache: Any
+    """The engine's own: keys and values of the events so far."""
 
 
 class Engine(Protocol):

@@ -27,13 +27,13 @@ class TrainingConfig(Config):
     max_epochs: int = Field(default=100, ge=1)
     max_round_steps: int = Field(default=1000, ge=1)
     """Validation comes after each epoch, or after so many batches of a longer one: a round."""
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=5, ge=1)
     """Rounds without a better validation NDCG@10 before training stops."""
     absorb_share: float = Field(default=0.25, ge=0)
     """Then the held-out events are trained on too, for this share of the steps, the learning rate falling to 0."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Stop after this long, absorbing included; the best weights so far are kept."""
-    num_validation_users: int = Field(default=2000, ge=1)
+    num_validation_users: int = Field(default=4000, ge=1)
     gradient_clip: float = Field(default=1.0, gt=0)
     num_threads: int | None = Field(default=None, ge=1)
     """Without it, all cores or one, whichever the first steps show to be faster: where other work keeps a core
