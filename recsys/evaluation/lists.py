@@ -5,7 +5,6 @@ None of these is better high or better low by itself; they say what a change of 
 
 # U users, K length of the lists, V items of the catalogue (a V axis here has V + 1 entries, entry 0 = PAD)
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,12 @@ from scipy import sparse
 
 from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Histories
-from recsys.evaluation.metrics import PerUser, distinct_pairs, is_in
+from recsys.evaluation.metrics import Pairs, PerUser, distinct_pairs, is_in
 
-_ROWS_AT_ONCE = 8_192
+_ROWS_AT_ONCE = 65_536
 """Lists whose pairs of items are held in memory at a time."""
+_PAIRS_AT_ONCE = 4_096
+"""Pairs of items whose users are held in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +34,25 @@ class ListFacts:
     @classmethod
     def of(cls, fit: Histories, num_items: int) -> "ListFacts":
         """Count the fitted events."""
-        user = np.repeat(np.arange(len(fit)), fit.lengths)
-        pairs = np.unique(np.stack([fit.tokens.astype(np.int64), user]), axis=1)
-        num_users_V = np.bincount(pairs[0], minlength=num_items + 1)
-        weights = 1 / np.sqrt(num_users_V[pairs[0]])
-        users_of_item = sparse.csr_array((weights, (pairs[0], pairs[1])), shape=(num_items + 1, max(1, len(fit))))
+        pairs = distinct_pairs(list(fit))
+        num_users_V = np.bincount(pairs.target, minlength=num_items + 1)
+        weights = (1 / np.sqrt(num_users_V[pairs.target])).astype(np.float32)
+        shape = (num_items + 1, max(1, len(fit)))
+        users_of_item = sparse.csr_array((weights, (pairs.target, pairs.user)), shape=shape)
         return cls(np.bincount(fit.tokens, minlength=num_items + 1), users_of_item)
 
 
-def list_metrics(ranked: Tokens, contexts: Sequence[Tokens], facts: ListFacts, k: int) -> dict[str, float]:
+def list_metrics(ranked: Tokens, seen: Pairs, facts: ListFacts, k: int) -> dict[str, float]:
     """Means over users of what their first k items are like, and the Gini index of them all.
 
-    A user whose value is undefined (see each metric) is skipped; nan if all are.
+    `seen` holds the items of each user's context. A user whose value is undefined (see each metric) is
+    skipped; nan if all are.
     """
     top = ranked[:, :k]
     per_user = {
         f"novelty@{k}": novelty(top, facts.num_events_V),
         f"diversity@{k}": diversity(top, facts.users_of_item),
-        f"repeat_share@{k}": repeat_share(top, contexts),
+        f"repeat_share@{k}": repeat_share(top, seen),
     }
     means = {name: float(values[~np.isnan(values)].mean()) for name, values in per_user.items() if _any(values)}
     return {**dict.fromkeys(per_user, float("nan")), **means, f"gini@{k}": gini(top, len(facts.num_events_V) - 1)}
@@ -67,13 +69,12 @@ def novelty(ranked: Tokens, num_events_V: npt.NDArray[np.int64]) -> PerUser:
     return _ratio((bits_V[ranked] * shown).sum(axis=1), shown.sum(axis=1))
 
 
-def repeat_share(ranked: Tokens, contexts: Sequence[Tokens]) -> PerUser:
+def repeat_share(ranked: Tokens, seen: Pairs) -> PerUser:
     """Share of each list's items that the user had before the cut. An empty list gives nan.
 
     Source: Anderson et al., WWW 2014 (repeat consumption).
     """
-    repeats = is_in(ranked, distinct_pairs(contexts))
-    return _ratio(repeats.sum(axis=1), (ranked != PAD).sum(axis=1))
+    return _ratio(is_in(ranked, seen).sum(axis=1), (ranked != PAD).sum(axis=1))
 
 
 def diversity(ranked: Tokens, users_of_item: Any) -> PerUser:
@@ -96,8 +97,12 @@ def _diversity(ranked: Tokens, users_of_item: Any) -> PerUser:
     span = users_of_item.shape[0]
     low, high = np.minimum(ranked[:, left], ranked[:, right]), np.maximum(ranked[:, left], ranked[:, right])
     keys, place = np.unique(low.astype(np.int64) * span + high, return_inverse=True)
-    shared = users_of_item[keys // span].multiply(users_of_item[keys % span]).sum(axis=1)
-    distance = 1 - np.asarray(shared).ravel()[place].reshape(both.shape)
+    cosines = np.empty(len(keys))
+    for start in range(0, len(keys), _PAIRS_AT_ONCE):
+        piece = keys[start : start + _PAIRS_AT_ONCE]
+        shared = users_of_item[piece // span].multiply(users_of_item[piece % span])
+        cosines[start : start + len(piece)] = np.asarray(shared.sum(axis=1)).ravel()
+    distance = 1 - cosines[place].reshape(both.shape)
     return _ratio((distance * both).sum(axis=1), both.sum(axis=1))
 
 

@@ -1,5 +1,6 @@
 """Evaluate a release as it serves, beside the baselines, on the features it was made from."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,17 +14,32 @@ from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Rank
 from recsys.evaluation.comparison import DEFAULT_MARGIN, DEFAULT_METRIC, Comparison, compare
 from recsys.evaluation.lists import ListFacts, list_metrics
 from recsys.evaluation.looks import Look
+from recsys.evaluation.metrics import distinct_pairs
 from recsys.evaluation.protocols import AGAINST, MODEL, Report, evaluate
 from recsys.evaluation.segments import by_segment
 from recsys.evaluation.summary import Evaluation, Origin
+from recsys.evaluation.translation import Translated
 from recsys.pipeline.progress import bar
 from recsys.runtime.recommender import Recommender
 
 KS = (10, 20, 100)
 """Lengths at which lists are judged. Segments, list metrics and comparisons use the first."""
 BASELINES = (Popularity, LastItem, Cooccurrence)
+_BASELINE_NAMES = [baseline.name for baseline in BASELINES]
 _COMPARED = [f"{name}@{KS[0]}" for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 _METRICS = [f"{name}@{k}" for k in KS for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opponent:
+    """What a release is compared with."""
+
+    name: str
+    """Of the release's folder, or of the baseline."""
+    digest: str
+    """Of the release; for a baseline its name."""
+    ranker: Ranker | None
+    """None for a baseline: those are always ranked."""
 
 
 def run(
@@ -38,8 +54,9 @@ def run(
 ) -> Evaluation:
     """Rank the whole catalogue for every held-out user by the release's own engine and index.
 
-    `against` is another release of the same features, or the name of a baseline. The look at the test set
-    is written to `evaluations.jsonl` in the folder of releases before anything is returned.
+    `against` is a baseline by name, another release of the same features, or one of older features that was
+    fitted before the cut of these: last night's. The look at the test set is written to `evaluations.jsonl`
+    in the folder of releases before anything is returned.
 
     Raises:
         ArtifactError: a release was made from other features, or fitted on what would be its test.
@@ -51,26 +68,22 @@ def run(
     fitted = _protocol(recommender, release, protocol)
     data = dataset.load(features, fitted)
     _check_made_from(recommender, data, release)
-    other = _other_release(against, data, num_threads)
+    opponent = None if against is None else _opponent(against, data, num_threads)
     log = artifact.resolve_release(release).parent / looks.LOG_FILE
     looks.read(log)
-    rankers: dict[str, Ranker] = {MODEL: recommender}
-    if other is not None:
-        rankers[AGAINST] = other
-    rankers |= {baseline.name: baseline(data.fit, len(data.vocabulary)) for baseline in BASELINES}
     test = data.test_set()
     with bar("evaluate") as advance:
+        rankers = _rankers(recommender, opponent, data)
         report = evaluate(rankers, test, len(data.vocabulary), fitted, ks=KS, progress=advance)
-    name_of_b = against if other is None else other.release.name
     facts = ListFacts.of(data.fit, len(data.vocabulary))
-    contexts = [test.contexts[row] for row in report.rows]
+    seen = distinct_pairs([test.contexts[row] for row in report.rows])
     return Evaluation(
-        origin=_record(recommender, data, report, log, metric, other.release.manifest.digest if other else against),
+        origin=_record(recommender, data, report, log, metric, opponent),
         report=report,
         metric=metric,
-        lists={name: list_metrics(r.ranked, contexts, facts, KS[0]) for name, r in report.results.items()},
+        lists={name: list_metrics(r.ranked, seen, facts, KS[0]) for name, r in report.results.items()},
         segments=by_segment(data, features, test, report, KS[0]),
-        comparison=None if name_of_b is None else _compare(report, name_of_b, metric, margin),
+        comparison=None if opponent is None else _compare(report, opponent, metric, margin),
     )
 
 
@@ -112,28 +125,47 @@ def _same_items(one: Vocabulary, other: Vocabulary) -> bool:
     return [item.item_id for item in one.items] == [item.item_id for item in other.items]
 
 
-def _other_release(against: str | None, data: Dataset, num_threads: int) -> Recommender | None:
-    """The release to compare with, None for a baseline or nothing."""
-    names = [baseline.name for baseline in BASELINES]
-    if against is None or against in names:
-        return None
+def _opponent(against: str, data: Dataset, num_threads: int) -> Opponent:
+    """What to compare with, if the cut of `data` is no leak for it."""
+    if against in _BASELINE_NAMES:
+        return Opponent(against, against, None)
     place = Path(against)
     if not place.exists():
-        raise ConfigError(f"--against {against}: expected a release or one of {', '.join(names)}")
+        raise ConfigError(f"--against {against}: expected a release or one of {', '.join(_BASELINE_NAMES)}")
     other = Recommender.load(place, num_threads=num_threads)
     _protocol(other, place, data.protocol)
-    _check_made_from(other, data, place)
-    return other
+    manifest = other.release.manifest
+    if manifest.parents["features"] == data.manifest.digest:
+        _check_made_from(other, data, place)
+        return Opponent(other.release.name, manifest.digest, other)
+    before_ms = manifest.metrics.get("fitted_before_ms")
+    if data.split_ms is None or before_ms is None or before_ms > data.split_ms:
+        raise ArtifactError(
+            f"{place}: made from other features and fitted before {before_ms} ms, expected {data.split_ms} ms or "
+            "earlier, or comparing would leak; compare releases of the same features, or an older one"
+        )
+    try:
+        ranker = Translated(other, other.release.vocabulary, data.vocabulary)
+    except ArtifactError as error:
+        raise ArtifactError(f"{place}: {error}") from None
+    return Opponent(other.release.name, manifest.digest, ranker)
 
 
-def _compare(report: Report, against: str, metric: str, margin: float) -> Comparison:
+def _rankers(recommender: Recommender, opponent: Opponent | None, data: Dataset) -> dict[str, Ranker]:
+    rankers: dict[str, Ranker] = {MODEL: recommender}
+    if opponent is not None and opponent.ranker is not None:
+        rankers[AGAINST] = opponent.ranker
+    return rankers | {baseline.name: baseline(data.fit, len(data.vocabulary)) for baseline in BASELINES}
+
+
+def _compare(report: Report, opponent: Opponent, metric: str, margin: float) -> Comparison:
     metrics = [metric, *(name for name in _COMPARED if name != metric)]
-    a, b = report.results[MODEL], report.results.get(against) or report.results[AGAINST]
-    return compare(a.headline, b.headline, against, metrics=metrics, margin=margin)
+    a, b = report.results[MODEL], report.results[opponent.name if opponent.ranker is None else AGAINST]
+    return compare(a.headline, b.headline, opponent.name, metrics=metrics, margin=margin)
 
 
 def _record(
-    recommender: Recommender, data: Dataset, report: Report, log: Path, metric: str, against: str | None
+    recommender: Recommender, data: Dataset, report: Report, log: Path, metric: str, opponent: Opponent | None
 ) -> Origin:
     release = recommender.release
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -146,7 +178,7 @@ def _record(
         protocol=data.protocol,
         metric=metric,
         value=float(report.results[MODEL].headline[metric].mean()),
-        against=against,
+        against=None if opponent is None else opponent.digest,
     )
     return Origin(
         evaluated_at=now,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from recsys.evaluation import lists
 from recsys.evaluation.lists import ListFacts, diversity, gini, list_metrics, novelty, repeat_share
+from recsys.evaluation.metrics import distinct_pairs
 from tests.evaluation.test_baselines import histories
 
 NUM_ITEMS = 6
@@ -30,7 +31,7 @@ def test_novelty_is_the_mean_number_of_bits() -> None:
 
 
 def test_repeat_share_is_of_the_items_listed() -> None:
-    values = repeat_share(padded([1, 2, 3], [4], []), [np.array([2, 2, 9]), np.array([1]), np.array([1])])
+    values = repeat_share(padded([1, 2, 3], [4], []), distinct_pairs([np.array(r) for r in ([2, 2, 9], [1], [1])]))
     assert values[:2].tolist() == [1 / 3, 0]
     assert math.isnan(values[2])
 
@@ -40,7 +41,7 @@ def test_diversity_is_one_minus_the_cosine_of_users() -> None:
     values = diversity(padded([1, 2], [1, 2, 3], [1, 5], [1], []), FACTS.users_of_item)
     assert values[0] == pytest.approx(1 - 2 / 6**0.5)
     assert values[1] == pytest.approx(1 - (2 / 6**0.5 + 1 / 3**0.5 + 0) / 3)
-    assert values[2] == 1
+    assert values[2] == 1  # nobody had 5
     assert np.isnan(values[3:]).all()
 
 
@@ -61,7 +62,7 @@ def test_every_metric_equals_a_naive_count(rows: list[list[int]]) -> None:
     values = {
         "novelty": novelty(ranked, FACTS.num_events_V),
         "diversity": diversity(ranked, FACTS.users_of_item),
-        "repeat": repeat_share(ranked, contexts),
+        "repeat": repeat_share(ranked, distinct_pairs(contexts)),
     }
     for user, row in enumerate(rows):
         if row:
@@ -83,12 +84,13 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ranked = padded([1, 2, 3], [4, 1], [5], [3, 2])
     whole = diversity(ranked, FACTS.users_of_item)
     monkeypatch.setattr(lists, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(lists, "_PAIRS_AT_ONCE", 2)
     np.testing.assert_array_equal(diversity(ranked, FACTS.users_of_item), whole)
 
 
 def test_means_skip_users_without_a_value_and_are_nan_without_any() -> None:
-    contexts = [np.array([1]), np.array([2])]
-    values = list_metrics(padded([1, 2], []), contexts, FACTS, 1)  # only the first item of each list
+    seen = distinct_pairs([np.array([1]), np.array([2])])
+    values = list_metrics(padded([1, 2], []), seen, FACTS, 1)  # only the first item of each list
     assert values["novelty@1"] == 1
     assert values["repeat_share@1"] == 1
     assert values["gini@1"] == 1

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from optimize import build
+from optimize.config import OptimizeConfig
 from recsys.contracts import artifact
+from recsys.dataset import Protocol
+from recsys.training import train
+from recsys.training.config import Recipe
+from tests.conftest import NUM_ITEMS, cyclic_histories, write_features
 from tests.pipeline.test_command_line import recsys, refused
 
 
@@ -68,6 +74,36 @@ def test_every_look_at_the_test_set_is_logged_and_counted(releases: Path, ring_f
     assert rows[0]["metric"] == "ndcg@10"
     assert rows[0]["test_set"] == rows[1]["test_set"]
     assert rows[0]["features"] == artifact.read_manifest(ring_features).digest
+
+
+@pytest.fixture(scope="module")
+def older_releases(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Releases of other features, by their cut: of a shorter log, and of one cut later than the ring."""
+    places = {}
+    for split_ms in (6, 12):
+        folder = tmp_path_factory.mktemp("older")
+        histories = {user: history[: 2 * split_ms] for user, history in cyclic_histories().items()}
+        write_features(folder / "features", histories, NUM_ITEMS, split_ms=split_ms)
+        train.run(tiny_recipe, folder / "features", folder / "checkpoint", protocol=Protocol.TIME, num_epochs=1)
+        build.run(OptimizeConfig(bits=32), folder / "checkpoint", folder / "features", folder / "releases", force=True)
+        places[split_ms] = folder / "releases"
+    return places
+
+
+def test_tonights_release_is_compared_with_last_nights_of_older_features(
+    releases: Path, ring_features: Path, older_releases: dict[int, Path]
+) -> None:
+    report = evaluate(releases, ring_features, "--against", older_releases[6])
+    assert report["comparison"]["against"] == artifact.resolve_release(older_releases[6]).name
+    assert report["comparison"]["verdict"] == "better"  # 12 epochs on the ring against one
+    assert 0 < report["against"]["ndcg@10"] < report["model"]["ndcg@10"]
+
+
+def test_a_release_fitted_after_the_cut_of_these_features_is_refused(
+    releases: Path, ring_features: Path, older_releases: dict[int, Path]
+) -> None:
+    message = refused("evaluate", releases, "--features", ring_features, "--against", older_releases[12])
+    assert "fitted before 12 ms, expected 10 ms or earlier, or comparing would leak" in message
 
 
 def test_mistakes_are_one_line_and_no_look(releases: Path, ring_features: Path, tmp_path: Path) -> None:
