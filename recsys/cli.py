@@ -151,17 +151,18 @@ def evaluate_command(
     against: Annotated[
         str | None, typer.Option(help="Another release, or popularity, last_item, cooccurrence.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="The primary metric, the one that the verdict is about.")] = "ndcg@10",
+    metric: Annotated[str | None, typer.Option(help="What the verdict is about. Default: ndcg@10.")] = None,
     margin: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Loss that counts as none, as a share: 0.003 is 0.3 %.")
-    ] = 0.003,
+        float | None, typer.Option(min=0.0, max=0.5, help="Loss that counts as none, as a share. Default: 0.003.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page with figures here, an .html file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the full catalogue for held-out users, beside popularity, last item and co-occurrence."""
     from recsys.pipeline import evaluation, tables
 
-    found = evaluation.run(release, features, protocol, against=against, metric=metric, margin=margin)
+    given = _given({"metric": metric, "margin": margin})
+    found = evaluation.run(release, features, protocol, against=against, **given)
     if report is not None:
         evaluation.write_page(found, report)
     _emit(as_json, found.to_json(), tables.evaluation_summary(found.to_json()))

@@ -19,6 +19,8 @@ from recsys.evaluation.metrics import PerUser
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 
 DEFAULT_METRIC = "ndcg@10"
+_ROUNDING = 1e-9
+"""Differences whose spread is below this share of their size are the same."""
 DEFAULT_MARGIN = 0.003
 """Largest loss that still counts as none, as a share of B's value."""
 
@@ -140,7 +142,7 @@ def t_test(a: PerUser, b: PerUser) -> float:
     difference = a - b
     if len(difference) < 2:
         return float("nan")
-    if np.ptp(difference) == 0:
+    if np.ptp(difference) <= _ROUNDING * np.abs(difference).max():
         return 0.0 if difference[0] else 1.0
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 

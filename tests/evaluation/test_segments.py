@@ -9,7 +9,7 @@ from recsys.contracts import artifact
 from recsys.dataset import Protocol
 from recsys.evaluation.baselines import Popularity
 from recsys.evaluation.protocols import evaluate
-from recsys.evaluation.segments import by_segment
+from recsys.evaluation.segments import HISTORY_BOUNDS, _bands, by_segment
 from tests.evaluation.test_protocols import Fixed
 
 DAY = 86_400_000
@@ -122,3 +122,9 @@ def test_last_out_prunes_nothing_and_still_knows_items_first_seen_in_the_test(fe
     assert rows["item", "first seen after the cut"] == 2
     assert rows["item", "seen before the cut, pruned"] == 0
     assert rows["item", "in the vocabulary"] == 1
+
+
+def test_a_bound_belongs_to_the_band_that_it_ends() -> None:
+    bands = dict(_bands(np.array([1, 20, 21, 2_048, 2_049]), HISTORY_BOUNDS, " events"))
+    assert list(bands) == ["<= 20 events", "<= 200 events", "<= 717 events", "<= 2,048 events", "> 2,048 events"]
+    assert [np.flatnonzero(mask).tolist() for mask in bands.values()] == [[0, 1], [2], [], [3], [4]]
