@@ -128,7 +128,7 @@ def _segments(values: dict[str, Any]) -> str:
     parts = [
         "<h2>Segments</h2>"
         f'<p class="note">{escape(metric)}; users in brackets. An item segment keeps only the targets in it, so its '
-        "figures are lower than the mean and comparable only within a row. Rows of fewer than about 50 users are "
+        "figures compare rankers within a row, not rows with one another. Rows of fewer than about 50 users are "
         "noise.</p>"
     ]
     for by, group in groupby(values["segments"], key=lambda row: row["by"]):
