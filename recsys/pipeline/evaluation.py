@@ -140,9 +140,10 @@ def _opponent(against: str, data: Dataset, num_threads: int) -> Opponent:
         return Opponent(other.release.name, manifest.digest, other)
     before_ms = manifest.metrics.get("fitted_before_ms")
     if data.split_ms is None or before_ms is None or before_ms > data.split_ms:
+        fitted = "until an unknown moment" if before_ms is None else f"before {before_ms} ms"
         raise ArtifactError(
-            f"{place}: made from other features and fitted before {before_ms} ms, expected {data.split_ms} ms or "
-            "earlier, or comparing would leak; compare releases of the same features, or an older one"
+            f"{place}: made from other features and fitted {fitted}, expected before {data.split_ms} ms or earlier, "
+            "or comparing would leak; compare releases of the same features, or an older one"
         )
     try:
         ranker = Translated(other, other.release.vocabulary, data.vocabulary)
