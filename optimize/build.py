@@ -77,6 +77,7 @@ def run(
                 "fitted_on": "all events"
                 if data.protocol is Protocol.FINAL
                 else f"events before the {data.protocol.value} cut",
+                "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
                 "forced_past_gate": reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),

@@ -150,13 +150,24 @@ def evaluate_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     features: FeaturesOption,
     protocol: Annotated[Protocol | None, typer.Option(help="Default: the release's own.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another release, or popularity, last_item, cooccurrence.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What the verdict is about. Default: ndcg@10.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, max=0.5, help="Loss that counts as none, as a share. Default: 0.003.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with figures here, an .html file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the full catalogue for held-out users, beside popularity, last item and co-occurrence."""
     from recsys.pipeline import evaluation, tables
 
-    report = evaluation.run(release, features, protocol)
-    _emit(as_json, report.to_json(), tables.accuracy_table(report.to_json()))
+    given = _given({"metric": metric, "margin": margin})
+    found = evaluation.run(release, features, protocol, against=against, **given)
+    if report is not None:
+        evaluation.write_page(found, report)
+    _emit(as_json, found.to_json(), tables.evaluation_summary(found.to_json()))
 
 
 @app.command("recommend")

@@ -10,7 +10,7 @@ final     everything is fitted, nothing is held out: the release that goes live.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,12 @@ class TestSet:
     """Per user the items of the events after the cut, in order, repeats kept."""
     num_cold_users: int
     """Users with events after the cut and no kept event before it; not in `contexts`."""
+    target_times_ms: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """When each target happened, parallel to `targets`."""
+    target_types: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Code of each target's event type, parallel to `targets`."""
+    cold_targets: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Targets of the cold users, in the order of their ids within a file."""
 
 
 @dataclass(frozen=True)
@@ -164,18 +170,26 @@ class Dataset:
         if self.protocol is Protocol.FINAL:
             raise DataError("a final release was fitted on all events, so nothing is held out to evaluate on")
         context_frames: list[pl.DataFrame] = []
-        targets: list[npt.NDArray[np.int64]] = []
-        num_cold = 0
+        known_frames: list[pl.DataFrame] = []
+        cold_frames: list[pl.DataFrame] = []
         for frame in self._frames:
-            after = frame.filter(~_before_test(self.protocol, self.split_ms)).group_by("user_id", maintain_order=True)
-            future = after.agg(pl.col("item_index").alias("future"))
-            before = self._kept(frame.filter(_before_test(self.protocol, self.split_ms)))
-            known = future.join(before.select("user_id").unique(), on="user_id", how="semi")
-            num_cold += len(future) - len(known)
+            is_before = _before_test(self.protocol, self.split_ms)
+            after = frame.filter(~is_before).group_by("user_id", maintain_order=True)
+            future = after.agg("item_index", "timestamp_ms", "event_type")
+            before = self._kept(frame.filter(is_before))
+            known = future.join(before.select("user_id").unique(), on="user_id", how="semi").sort("user_id")
             context_frames.append(before.join(known.select("user_id"), on="user_id", how="semi"))
-            known = known.sort("user_id")
-            targets.extend(self._target_tokens(np.asarray(row)) for row in known["future"].to_list())
-        return TestSet(_histories(context_frames), targets, num_cold)
+            known_frames.append(known)
+            cold_frames.append(future.join(known, on="user_id", how="anti").sort("user_id"))
+        known, cold = pl.concat(known_frames), pl.concat(cold_frames)
+        return TestSet(
+            _histories(context_frames),
+            [self._target_tokens(row) for row in _lists(known, "item_index")],
+            len(cold),
+            target_times_ms=_lists(known, "timestamp_ms"),
+            target_types=_lists(known, "event_type"),
+            cold_targets=[self._target_tokens(row) for row in _lists(cold, "item_index")],
+        )
 
     def _kept(self, frame: pl.DataFrame) -> pl.DataFrame:
         return _with_tokens(frame, self._token_of_index)
@@ -235,12 +249,17 @@ def _split_ms(manifest: artifact.Manifest) -> int | None:
 
 def _flat(path: Path, num_items: int) -> pl.DataFrame:
     """One row an event, users in order, each user's events in order, with their distance to the end."""
-    columns = ["user_id", "item_index", "timestamp_ms"]
-    frame = pl.read_parquet(path, columns=columns).sort("user_id").explode("item_index", "timestamp_ms")
+    columns = ["user_id", "item_index", "timestamp_ms", "event_type"]
+    frame = pl.read_parquet(path, columns=columns).sort("user_id").explode(columns[1:])
     if len(frame) and int(frame["item_index"].cast(pl.Int64).max() or 0) > num_items:  # type: ignore[arg-type]
         raise DataError(f"{path}: holds an item_index that {ITEMS_FILE} lacks; build the features again")
     position = pl.int_range(pl.len()).over("user_id")
     return frame.with_columns(left=pl.len().over("user_id") - 1 - position)
+
+
+def _lists(frame: pl.DataFrame, column: str) -> list[npt.NDArray[np.int64]]:
+    """A column of lists as arrays."""
+    return [row.to_numpy().astype(np.int64) for row in frame[column]]
 
 
 def _before_test(protocol: Protocol, split_ms: int | None) -> pl.Expr:

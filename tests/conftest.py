@@ -30,7 +30,12 @@ def write_features(place: Path, histories: dict[str, list[int]], num_items: int,
     """A features artifact; the event at position i of every history happens at i milliseconds."""
     flat = [index for history in histories.values() for index in history]
     counts = np.bincount(flat, minlength=num_items + 1)[1:]
-    items = pl.DataFrame({"item_index": range(1, num_items + 1), "num_events": counts}).with_columns(
+    first_ms = [
+        min((history.index(index) for history in histories.values() if index in history), default=0)
+        for index in range(1, num_items + 1)
+    ]
+    columns = {"item_index": range(1, num_items + 1), "num_events": counts, "first_ms": first_ms}
+    items = pl.DataFrame(columns).with_columns(
         pl.col("item_index").cast(pl.UInt32),
         item_id=pl.format("sku-{}", "item_index"),
         title=pl.format("Item {}", "item_index"),

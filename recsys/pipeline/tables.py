@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.contracts.artifact import Manifest
-from recsys.evaluation.protocols import MODEL
+from recsys.evaluation.protocols import AGAINST, MODEL
 from recsys.model.flops import EncodeCost
 from recsys.pipeline.road import RoadResult
 from recsys.runtime.recommender import ScoredItem
@@ -64,10 +64,33 @@ def accuracy_table(report: dict[str, Any]) -> str:
     """Model and baselines, all targets and the next one."""
     title = f"{report['num_users']:,} users, protocol {report['protocol']}, full ranking"
     table = _table(title, "", *_COLUMNS, "next: recall@10", "next: ndcg@10")
-    for name, values in {**report["baselines"], MODEL: report[MODEL]}.items():
+    ours = {name: report[name] for name in (AGAINST, MODEL) if name in report}
+    for name, values in {**report["baselines"], **ours}.items():
         cells = [values[column] for column in _COLUMNS] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
         table.add_row(name, *(f"{value:.4f}" for value in cells))
     return _text(table)
+
+
+def evaluation_summary(report: dict[str, Any]) -> str:
+    """The accuracy table, the verdict if there is one, and how often this test set was looked at."""
+    lines = [accuracy_table(report)]
+    comparison = report["comparison"]
+    if comparison is not None:
+        primary = comparison["primary"]
+        lines.append(
+            f"against {comparison['against']}: {comparison['verdict']} by {primary['metric']}, margin "
+            f"{comparison['margin']:.2%}: {primary['difference']:+.4f} "
+            f"[{primary['low']:+.4f}, {primary['high']:+.4f}]{_relative(primary)}"
+        )
+    lines.append(f"evaluations of this test set in the log: {report['num_looks']}")
+    return "\n".join(lines)
+
+
+def _relative(row: dict[str, Any]) -> str:
+    """A relative difference with its interval, where there is one."""
+    if row["relative_low"] is None:
+        return ""
+    return f", relative {row['relative']:+.2%} [{row['relative_low']:+.2%}, {row['relative_high']:+.2%}]"
 
 
 def road_summary(result: RoadResult, out: Path) -> str:
