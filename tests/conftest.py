@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from recsys.contracts import artifact
+from recsys.histories import SCHEMA
 from recsys.training.config import Recipe
 
 NUM_ITEMS = 30
@@ -23,19 +24,25 @@ def write_features(place: Path, histories: dict[str, list[int]], num_items: int,
         category=pl.lit(None, pl.String),
         price=pl.lit(None, pl.Float64),
     )
+    lengths = [len(history) for history in histories.values()]
+    users = pl.DataFrame({"user_id": list(histories)}).with_columns(
+        user_index=pl.int_range(pl.len(), dtype=pl.UInt32), bucket=pl.lit(0, pl.UInt16)
+    )
     frame = pl.DataFrame(
         {
-            "user_id": list(histories),
-            "item_index": list(histories.values()),
-            "timestamp_ms": [list(range(len(history))) for history in histories.values()],
-            "event_type": [[0] * len(history) for history in histories.values()],
+            "user_index": np.repeat(np.arange(len(histories)), lengths),
+            "timestamp_ms": [i for length in lengths for i in range(length)],
+            "source": np.zeros(len(flat)),
+            "row": np.arange(len(flat)),
+            "item_index": flat,
+            "event_type": np.zeros(len(flat)),
         },
-        schema_overrides={"item_index": pl.List(pl.UInt32), "timestamp_ms": pl.List(pl.Int64)},
-    )
+    ).cast(SCHEMA)
     with artifact.writing(place, "features") as writer:
         items.write_parquet(writer.folder / "items.parquet")
-        (writer.folder / "histories").mkdir()
-        frame.write_parquet(writer.folder / "histories" / "part-00000.parquet")
+        users.write_parquet(writer.folder / "users.parquet")
+        (writer.folder / "histories" / "g00000").mkdir(parents=True)
+        frame.write_parquet(writer.folder / "histories" / "g00000" / "part-00000.parquet")
         writer.commit(parents={}, config={"min_count": 2}, metrics={"split_ms": split_ms})
 
 
