@@ -8,8 +8,9 @@ that of a rebuild from all files, by the content digest.
 import errno
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from recsys.histories import SCHEMA as HISTORY_SCHEMA
 
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
+NUM_WRITERS = 2
+"""Partitions sorted and written at a time."""
 MAX_EVENT_TYPES = 256
 """Event types are stored in one byte."""
 
@@ -123,7 +126,7 @@ def _publish(
     scratch.mkdir()
     try:
         with artifact.writing(out, "features") as writer:
-            night = _Night(config, layout, base, todo, writer, scratch, now_ms)
+            night = Night(config, layout, base, todo, writer, scratch, now_ms)
             night.read()
             night.store()
             return night.finish(died)
@@ -131,7 +134,16 @@ def _publish(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Night:
+def _ahead(batches: Iterator[CleanBatch]) -> Iterator[CleanBatch]:
+    """The same batches, the next one always under way in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+class Night:
     """One run: `read` the new files, `store` their events, `finish` the artifact."""
 
     def __init__(
@@ -173,7 +185,7 @@ class _Night:
         for position, path in enumerate(self.todo.new):
             entry = self.todo.sources[number_of[path.name]]
             entry |= {"num_rows": 0, "num_events": 0}
-            for batch in self._batches(path, number_of[path.name]):
+            for batch in _ahead(self._batches(path, number_of[path.name])):
                 entry["num_rows"] += batch.num_rows
                 entry["num_events"] += len(batch.events)
                 done = sum(sizes[:position]) + sizes[position] * batch.share
@@ -225,7 +237,8 @@ class _Night:
             for number in range(generation.num_partitions):
                 name = generation.file_name(number)
                 assert self.state.manifest is not None
-                self.writer.link(self.writer.place, name, self.state.manifest.files[name])
+                if not (self.folder / name).exists():
+                    self.writer.link(self.writer.place, name, self.state.manifest.files[name])
         if self.spill.num_events:
             self._write_generation()
         self.steps.done("store")
@@ -235,17 +248,27 @@ class _Night:
     def _write_generation(self) -> None:
         number = 1 + max((int(g.name[1:]) for g in self.generations), default=-1)
         new = generations.create(self.folder, number, self.spill.num_partitions)
-        for partition, spilled in enumerate(self.spill.partitions()):
-            events, present, num_forgotten = self.users.number(spilled)
-            if num_forgotten:
-                self.left_out["forgotten"] += num_forgotten
-            columns = HISTORY_SCHEMA | ({EVENT_KEY: pl.UInt64} if EVENT_KEY in events.columns else {})
-            events = events.select(columns.keys()).cast(columns)  # type: ignore[arg-type]
-            events = in_order(self._without_repeats(events, new, partition), self.rank)
-            generations.write(self.folder, new, partition, events)
-            self.totals.add(events, present)
+        with ThreadPoolExecutor(NUM_WRITERS) as pool:
+            waiting: deque[Future[None]] = deque()
+            for partition, spilled in enumerate(self.spill.partitions()):
+                events, present, num_forgotten = self.users.number(spilled)
+                if num_forgotten:
+                    self.left_out["forgotten"] += num_forgotten
+                columns = HISTORY_SCHEMA | ({EVENT_KEY: pl.UInt64} if EVENT_KEY in events.columns else {})
+                events = events.select(columns.keys()).cast(columns)  # type: ignore[arg-type]
+                events = self._without_repeats(events, new, partition)
+                if len(waiting) == NUM_WRITERS:
+                    waiting.popleft().result()
+                waiting.append(pool.submit(self._write_partition, new, partition, events, present))
+            for future in waiting:
+                future.result()
         self.generations.append(new)
         self.sizes[new.name] = self.totals.num_events
+
+    def _write_partition(self, new: Generation, partition: int, events: pl.DataFrame, present: pl.DataFrame) -> None:
+        ordered = in_order(events, self.rank)
+        generations.write(self.folder, new, partition, ordered)
+        self.totals.add(ordered, present)
 
     def _without_repeats(self, events: pl.DataFrame, new: Generation, partition: int) -> pl.DataFrame:
         if not duplicates.applies(events.columns, self.config.drop_copies):
@@ -278,8 +301,8 @@ class _Night:
     def _check_types(self) -> None:
         if len(self.types) > MAX_EVENT_TYPES:
             raise DataError(
-                f"{self.todo.new[0]}: {len(self.types):,} event types such as {self.types.names().sort()[0]!r}, at most "
-                f"{MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN"
+                f"{self.todo.new[0]}: {len(self.types):,} event types such as {self.types.names().sort()[0]!r}, "
+                f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN"
             )
 
     def finish(self, died: str | None) -> Manifest:
@@ -299,8 +322,8 @@ class _Night:
         kept = scores >= self.config.min_count
         if not kept.any():
             raise DataError(
-                f"{self._first_file()}: pruning leaves no item: min_count is {self.config.min_count}, the most frequent "
-                f"item reaches {scores.max():g}; lower --min-count or give more data"
+                f"{self._first_file()}: pruning leaves no item: min_count is {self.config.min_count}, the most "
+                f"frequent item reaches {scores.max():g}; lower --min-count or give more data"
             )
         items = items.with_columns(kept=pl.Series(kept))
         has_times = bool(self.layout.timestamp)

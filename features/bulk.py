@@ -7,7 +7,7 @@ this is for volume.
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from recsys.contracts.pruning import DAY_MS
 MOST_EVENTS: Final = 50_000
 """Expected length of the longest histories."""
 _TYPE_BOUNDS = (0.85, 0.95)  # views, then carts, then purchases
-_ZIPF, _ZIPF_SHIFT = 1.0, 10.0
+_ZIPF_SHIFT = 10.0
 _PARETO = 1.5
 
 
@@ -64,7 +64,7 @@ def days(config: BulkConfig) -> Iterator[pl.DataFrame]:
     user_names = _names("u", config.num_users, generator)
     item_names = _names("sku-", config.num_items, generator)
     user_share = _cumulative(_activity(config))
-    item_share = _cumulative((np.arange(config.num_items) + _ZIPF_SHIFT) ** -_ZIPF)
+    item_share = _cumulative(1 / (np.arange(config.num_items) + _ZIPF_SHIFT))
     kinds = pl.Series(EVENT_TYPES)
     start_ms = int(START.timestamp() * 1000)
     bounds = np.linspace(0, config.num_events, config.num_days + 1).astype(np.int64)
@@ -93,10 +93,10 @@ def _activity(config: BulkConfig) -> npt.NDArray[np.float64]:
     weight = ((np.arange(config.num_users) + 0.5) / config.num_users) ** (-1 / _PARETO)
     for _ in range(10):  # clipping moves the sum
         weight = np.minimum(weight, MOST_EVENTS * weight.sum() / config.num_events)
-    return weight
+    return np.asarray(weight, dtype=np.float64)
 
 
-def _cumulative(weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _cumulative(weight: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     total = np.cumsum(weight)
     return np.asarray(total / total[-1])
 

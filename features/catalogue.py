@@ -71,13 +71,14 @@ class Catalogue:
         for name in DESCRIPTIONS:
             table = table.join(self._latest(name), on="item_index", how="left", maintain_order="left")
         filled = table.join(titles, on="item_id", how="left", maintain_order="left", suffix="_file").with_columns(
-            pl.coalesce("title", "title_file"), pl.coalesce("category", "category_file")
+            pl.when(pl.col(f"{name}_ms").is_null()).then(pl.coalesce(f"{name}_file", name)).otherwise(name).alias(name)
+            for name in ("title", "category")
         )
         return filled.select(SCHEMA.keys()).cast(SCHEMA)  # type: ignore[arg-type]
 
     def _latest(self, name: str) -> pl.DataFrame:
         moment = f"{name}_ms"
-        known = self._known.select("item_index", name, moment).drop_nulls(moment)
+        known = self._known.select("item_index", name, moment).drop_nulls(name)
         said = [part.rename({"timestamp_ms": moment}).cast({"item_index": pl.UInt32}) for part in self._said[name]]
         both = pl.concat([known, *said]).sort(moment, name)
         return both.group_by("item_index", maintain_order=True).last().with_columns(pl.col("item_index").cast(pl.Int64))

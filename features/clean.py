@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+import polars.selectors as cs
 
 from features import sources
 from features.config import FeaturesConfig
@@ -97,22 +98,33 @@ def _clean(
     if raw.rows.is_empty() and raw.bad:
         return CleanBatch(pl.DataFrame(schema=SCHEMA), quarantine, {}, len(raw.bad), share=raw.share)
     columns = _columns(path, raw.rows, layout)
-    rows = _canonical(raw.rows, columns, layout, config, source, num_before)
-    rules = [pl.when(rule).then(pl.lit(reason)) for reason, rule in layout.left_out]
-    checked = rows.with_columns(
-        left_out=pl.coalesce(*rules) if rules else pl.lit(None, pl.String), reason=_problem(layout, now_ms)
-    ).collect()
-    is_bad = checked["left_out"].is_null() & checked["reason"].is_not_null()
-    if is_bad.any():
-        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), checked.filter(is_bad))
-        quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
-    left_out = checked["left_out"].drop_nulls()
-    counts = dict(left_out.value_counts().rows()) if len(left_out) else {}
+    rows = _canonical(raw.rows, columns, layout, config, source, num_before).collect()
+    left_out = _first_reason(rows, list(layout.left_out))
+    reason = _first_reason(rows, _problems(layout, columns, now_ms))
+    counts: dict[str, int] = {}
     schema = SCHEMA | ({EVENT_KEY: pl.UInt64} if "event_id" in columns else {})
-    events = checked.select(schema.keys()).cast(schema)  # type: ignore[arg-type]
-    if is_bad.any() or len(left_out):
-        events = events.filter(checked["left_out"].is_null() & checked["reason"].is_null())
-    return CleanBatch(events, quarantine, counts, len(checked) + len(raw.bad), tuple(columns), raw.share)
+    events = rows.select(schema.keys())
+    if left_out is not None:
+        counts = dict(left_out.drop_nulls().value_counts().rows())
+        events = events.filter(left_out.is_null() & (reason.is_null() if reason is not None else True))
+    elif reason is not None:
+        events = events.filter(reason.is_null())
+    if reason is not None:
+        is_bad = reason.is_not_null() if left_out is None else reason.is_not_null() & left_out.is_null()
+        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad))
+        quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
+    events = events.cast(schema)  # type: ignore[arg-type]
+    return CleanBatch(events, quarantine, counts, len(rows) + len(raw.bad), tuple(columns), raw.share)
+
+
+def _first_reason(rows: pl.DataFrame, checks: list[tuple[str, pl.Expr]]) -> pl.Series | None:
+    """The first check that holds for each row, null where none does; None where none does for any row.
+
+    Most batches are clean, so reasons are spelled out only where there are any.
+    """
+    if not checks or not rows.select(pl.any_horizontal(check.any() for _, check in checks)).item():
+        return None
+    return rows.select(r=pl.coalesce(*(pl.when(check).then(pl.lit(reason)) for reason, check in checks)))["r"]
 
 
 def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[str]]:
@@ -150,12 +162,13 @@ def _canonical(
     source: int,
     num_before: int,
 ) -> pl.LazyFrame:
-    """Columns of SCHEMA, the raw `timestamp`, and the columns that rules read; row by row as in the file."""
+    """Columns of SCHEMA, what checks need, and the columns that rules read; row by row as in the file."""
+    rows = _stripped(rows)
 
     def text(field: str) -> pl.Expr:
         """The first column that is not empty; null if there is none."""
-        stripped = [pl.col(name).cast(pl.String).str.strip_chars() for name in columns.get(field, ())]
-        return pl.coalesce(*(pl.when(s != "").then(s) for s in stripped), pl.lit(None, pl.String))
+        texts = [pl.col(name).cast(pl.String) for name in columns.get(field, ())]
+        return texts[0] if len(texts) == 1 else pl.coalesce(*texts, pl.lit(None, pl.String))
 
     parts = [
         pl.col(c).cast(pl.String).str.split(".").list.last().str.replace_all("_", " ")
@@ -176,13 +189,13 @@ def _canonical(
         .select(
             user_id=text("user_id"),
             item_id=text("item_id"),
-            timestamp=text("timestamp"),
+            no_timestamp=pl.all_horizontal(pl.lit(True), *(pl.col(n).is_null() for n in columns.get("timestamp", []))),
             timestamp_ms=moment,
-            event_type=pl.coalesce(kind, pl.lit(layout.fixed_event_type or DEFAULT_EVENT_TYPE)),
+            event_type=kind.fill_null(layout.fixed_event_type or DEFAULT_EVENT_TYPE),
             title=pl.when(title != "").then(title),
             category=text("category"),
             price=pl.when(price.is_finite()).then(price),
-            price_text=text("price"),
+            bad_price=text("price").is_not_null() & price.is_null(),
             source=pl.lit(source, pl.UInt32),
             row=pl.col(LINE),
             **({EVENT_KEY: _event_key(text("event_id"))} if "event_id" in columns else {}),
@@ -190,6 +203,15 @@ def _canonical(
         )
         .with_columns(layout.user_expr, layout.item_expr)
     )
+
+
+def _stripped(rows: pl.DataFrame) -> pl.DataFrame:
+    """Texts without white space around them; empty ones are null."""
+    texts = cs.string()
+    stripped = rows.with_columns(texts.str.strip_chars())
+    has_empty = stripped.select((texts.str.len_bytes() == 0).any())
+    empty = [name for name in has_empty.columns if has_empty[name][0]]
+    return stripped.with_columns(pl.when(pl.col(name) != "").then(name) for name in empty)
 
 
 def _event_key(event_id: pl.Expr) -> pl.Expr:
@@ -213,7 +235,7 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
         return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
     if column.dtype.is_numeric():
         return _epoch(column.cast(pl.Float64))
-    text = column.cast(pl.String).str.strip_chars()
+    text = column.cast(pl.String)
     result = _epoch(text.cast(pl.Float64, strict=False))
     plain = (
         text.str.replace(r"(\d)T(\d)", "$1 $2").str.replace(r"(Z| ?UTC| ?\+00:?00)$", "")
@@ -242,37 +264,33 @@ def _dates(plain: pl.Series, pattern: str) -> pl.Series:
     return whole.str.to_datetime(pattern, strict=False, time_unit="ms", time_zone="UTC").dt.epoch("ms")
 
 
-def _problem(layout: Format, now_ms: int) -> pl.Expr:
-    """The first reason why a row cannot be used, null if there is none."""
+def _problems(layout: Format, columns: dict[str, list[str]], now_ms: int) -> list[tuple[str, pl.Expr]]:
+    """The declared schema: why a row cannot be used, and which rows those are."""
     checks: list[tuple[str, pl.Expr]] = []
     for field, word in (("user_id", "user"), ("item_id", "item")):
         checks.append((f"{word} is empty", pl.col(field).is_null()))
         checks.append((f"{word} is longer than {MAX_ID_LENGTH}", pl.col(field).str.len_chars() > MAX_ID_LENGTH))
     if layout.timestamp:
         moment = pl.col("timestamp_ms")
-        checks.append(("timestamp is empty", pl.col("timestamp").is_null()))
+        checks.append(("timestamp is empty", pl.col("no_timestamp")))
         checks.append(("timestamp does not parse", moment.is_null()))
         checks.append(("timestamp before 1970", moment < 0))
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
-    checks.append(
-        (f"event type is longer than {MAX_TYPE_LENGTH}", pl.col("event_type").str.len_chars() > MAX_TYPE_LENGTH)
-    )
-    checks.append(
-        (
-            "price does not parse",
-            pl.col("price_text").is_not_null() & pl.col("price_text").cast(pl.Float64, strict=False).is_null(),
-        )
-    )
-    return pl.coalesce(*(pl.when(check).then(pl.lit(reason)) for reason, check in checks))
+    if "event_type" in columns:
+        too_long = pl.col("event_type").str.len_chars() > MAX_TYPE_LENGTH
+        checks.append((f"event type is longer than {MAX_TYPE_LENGTH}", too_long))
+    if "price" in columns:
+        checks.append(("price does not parse", pl.col("bad_price")))
+    return checks
 
 
-def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame) -> pl.DataFrame:
+def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series) -> pl.DataFrame:
     columns = [pl.col(c).cast(pl.String).fill_null("") for c in rows.columns if c != LINE]
     text = pl.concat_str(columns, separator=",") if columns else pl.lit("")
     return rows.select(
         file=pl.lit(path.name),
         line=pl.col(LINE).cast(pl.UInt32),
-        reason=checked["reason"].cast(pl.String),
+        reason=reason.cast(pl.String),
         row=text,
         user=checked["user_id"],
     )

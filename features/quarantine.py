@@ -22,6 +22,7 @@ class Quarantine:
     def __init__(self, tombstones: Tombstones) -> None:
         self._tombstones = tombstones
         self._parts: list[pl.DataFrame] = []
+        self._forgotten: list[str] = []
 
     def add(self, rows: pl.DataFrame) -> None:
         """Columns file, line, reason, row, user; the text of a forgotten user's row is not kept."""
@@ -37,6 +38,10 @@ class Quarantine:
     def _names_forgotten(self, user: str, row: str) -> bool:
         return any(self._tombstones.holds(word) for word in (user, *_SEPARATORS.split(row)))
 
+    def forget(self, user_ids: list[str]) -> None:
+        """Withhold the text of earlier rows that name these users."""
+        self._forgotten = user_ids
+
     def reasons(self, before: dict[str, Any]) -> dict[str, int]:
         """Rows by reason, those of earlier nights included."""
         counts = Counter(before)
@@ -47,9 +52,17 @@ class Quarantine:
     def write(self, path: Path, older: Path | None) -> None:
         """The earlier rows, if any, then those of this run."""
         if older is not None:
-            shutil.copyfile(older / QUARANTINE_FILE, path)
+            self._carry_over(older / QUARANTINE_FILE, path)
         else:
             pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.String)).write_csv(path)
         with path.open("ab") as file:
             for part in self._parts:
                 part.write_csv(file, include_header=False)
+
+    def _carry_over(self, older: Path, path: Path) -> None:
+        if not self._forgotten:
+            shutil.copyfile(older, path)
+            return
+        rows = pl.read_csv(older, infer_schema=False)
+        names_one = pl.col("row").str.contains_any(self._forgotten)
+        rows.with_columns(row=pl.when(names_one).then(pl.lit(WITHHELD)).otherwise("row")).write_csv(path)

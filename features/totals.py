@@ -1,6 +1,7 @@
 """Running totals over events: by item and type, by day, by user, and the content sum."""
 
 from collections import Counter
+from threading import Lock
 
 import numpy as np
 import polars as pl
@@ -28,11 +29,15 @@ class Totals:
         self._type_hash = digest.string_hashes(event_types, "type")
         self._source_hash = digest.string_hashes(source_names, "source")
         self._users: list[pl.DataFrame] = []
+        self._lock = Lock()
 
     def add(self, events: pl.DataFrame, users: pl.DataFrame) -> None:
         """Count events, which must be by user; `users` has the user_id of each user_index in them."""
-        if events.is_empty():
-            return
+        if len(events):
+            with self._lock:
+                self._add(events, users)
+
+    def _add(self, events: pl.DataFrame, users: pl.DataFrame) -> None:
         item, kind = events["item_index"].to_numpy(), events["event_type"].to_numpy()
         time = events["timestamp_ms"].to_numpy()
         num_types = self.by_type.shape[1]
@@ -45,7 +50,7 @@ class Totals:
         counts = np.bincount(day - (low := day.min()))
         self.days.update({int(low + n): int(counts[n]) for n in np.flatnonzero(counts)})
         self.num_events += len(events)
-        per_user = events.lazy().group_by("user_index").agg(pl.len().cast(pl.UInt32).alias("num_events")).collect()
+        per_user = events["user_index"].rle().struct.unnest().select(user_index="value", num_events="len")
         self._users.append(per_user)
         touched = users.join(per_user, on="user_index", how="semi")
         user_hash = np.zeros(int(touched["user_index"].max()) + 1, dtype=np.uint64)  # type: ignore[arg-type]

@@ -77,21 +77,20 @@ def read_partition(
 
 def in_order(frame: pl.DataFrame, rank: Integers) -> pl.DataFrame:
     """The same events by user, each history by (timestamp, rank of the source, row)."""
-    user = frame["user_index"].to_numpy()
-    if len(user) == 0:
+    if frame.is_empty():
         return frame
-    order = np.argsort(_dense(user), kind="stable")
-    columns = (frame["timestamp_ms"].to_numpy(), rank[frame["source"].to_numpy()], frame["row"].to_numpy())
-    time, place, row = (column[order] for column in columns)
-    user = user[order]
-    late = (time[1:] < time[:-1]) | (
-        (time[1:] == time[:-1]) & ((place[1:] < place[:-1]) | ((place[1:] == place[:-1]) & (row[1:] < row[:-1])))
-    )
-    late &= user[1:] == user[:-1]
-    if late.any():  # only the histories that are out of order are sorted
-        wrong = np.flatnonzero(np.isin(user, user[1:][late]))
-        order[wrong] = order[wrong][np.lexsort((row[wrong], place[wrong], time[wrong], user[wrong]))]
-    return frame[order]
+    by_user = frame[np.argsort(_dense(frame["user_index"].to_numpy()), kind="stable")]
+    user, time, row = (by_user[name].to_numpy() for name in ("user_index", "timestamp_ms", "row"))
+    place = rank[by_user["source"].to_numpy()]
+    is_late = time[1:] < time[:-1]
+    is_late |= (time[1:] == time[:-1]) & ((place[1:] < place[:-1]) | ((place[1:] == place[:-1]) & (row[1:] < row[:-1])))
+    is_late &= user[1:] == user[:-1]
+    if not is_late.any():
+        return by_user
+    wrong = np.flatnonzero(np.isin(user, user[1:][is_late]))  # only these users' histories are sorted
+    order = np.arange(len(user))
+    order[wrong] = wrong[np.lexsort((row[wrong], place[wrong], time[wrong], user[wrong]))]
+    return by_user[order]
 
 
 def _dense(user: Integers) -> Integers:
