@@ -181,7 +181,8 @@ def _windows_per_user(lengths: Lengths) -> str:
     for i, count in enumerate(counts, start=1):
         name = f"{i} window{'s' if i > 1 else ''}" + (" or more" if i == 12 else "")
         rows.append((name, float(np.log1p(count)), f"{count:,} users"))
-    note = f"Windows of {config.size:,} events, one every {config.stride:,}: {int(windows.sum()):,} in all. Bars on a log scale."
+    size = f"{config.size:,} events, one every {config.stride:,}"
+    note = f"Windows of {size}: {int(windows.sum()):,} in all. Bars on a log scale."
     return _section("windows", "Windows per user", note, charts.bars(rows))
 
 

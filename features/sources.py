@@ -1,7 +1,6 @@
 """Files to raw rows: every column a string, every row with its line number."""
 
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -88,31 +87,42 @@ def _reader(path: Path, layout: Format, content: bytes) -> Callable[[bytes, int,
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes, float]]:
     """(number of the first line, whole lines, share of the file read so far), about BLOCK_BYTES at a time."""
-    size, line = path.stat().st_size, 1
+    size, line, held_back = path.stat().st_size, 1, b""
     try:
         with path.open("rb") as raw, gzip.open(raw) if path.name.endswith(".gz") else raw as file:
-            while block := file.read(BLOCK_BYTES):
-                block = block.removeprefix(b"\xef\xbb\xbf") if line == 1 else block
-                block += file.readline()
-                block += _rest_of_record(block, file)
-                yield line, block, min(1.0, raw.tell() / size)
+            while read := file.read(BLOCK_BYTES):
+                read = read.removeprefix(b"\xef\xbb\xbf") if line == 1 and not held_back else read
+                block = held_back + read + file.readline()
+                end = _safe_end(block)
+                block, held_back = block[:end], block[end:]
+                if block:
+                    yield line, block, min(1.0, raw.tell() / size)
                 line += block.count(b"\n")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise RefusedError(f"{path}: damaged or half-uploaded gzip ({error}); upload it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+    if held_back:
+        yield line, held_back, 1.0
 
 
-def _rest_of_record(block: bytes, file: io.BufferedIOBase) -> bytes:
-    """The lines that close a quote left open at the end of a block, if any does within a few lines."""
-    rest = b""
-    is_open = block.count(b'"') % 2 == 1
-    for _ in range(MAX_RECORD_LINES):
-        if not is_open or not (line := file.readline()):
-            break
-        rest += line
-        is_open ^= line.count(b'"') % 2 == 1
-    return rest
+def _safe_end(block: bytes) -> int:
+    """Where to end a block so that no quoted record is cut in two.
+
+    A record over several lines begins and ends with a line that has an odd number of quotes, and spans at
+    most MAX_RECORD_LINES. So what is kept ends before the first of the last odd lines, found backwards up to
+    so many lines without one.
+    """
+    safe = end = len(block)
+    num_even = 0
+    while end > 0 and num_even < MAX_RECORD_LINES:
+        start = block.rfind(b"\n", 0, end - 1) + 1
+        if block.count(b'"', start, end) % 2:
+            safe, num_even = start, 0
+        else:
+            num_even += 1
+        end = start
+    return safe
 
 
 def _belongs(path: Path, layout: Format) -> bool:

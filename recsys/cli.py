@@ -320,6 +320,18 @@ def benchmark_accuracy(
     _emit(as_json, values, tables.accuracy_table(values))
 
 
+@benchmark_app.command("features")
+def benchmark_features(
+    events: Annotated[int, typer.Option(min=10_000, help="Events of the simulated log.")] = 100_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory and speed of the feature job on a simulated log, beside plain polars and RecTools."""
+    from recsys.pipeline import features_benchmark, tables
+
+    values = features_benchmark.run(events)
+    _emit(as_json, values, tables.features_cost_table(values))
+
+
 @benchmark_app.command("windows")
 def benchmark_windows(
     context: Annotated[int, typer.Option(min=2, help="Events of a history.")] = 2048,
