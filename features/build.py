@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from features import digest, duplicates, generations, pruning, report, sources, split
@@ -364,10 +365,11 @@ class Night:
         return self.todo.first_file
 
     def _users_table(self) -> pl.DataFrame:
-        tonight = self.totals.users().rename({"num_events": "new"})
-        users = self.users.table().join(tonight, on="user_index", how="left", maintain_order="left")
-        users = users.with_columns(pl.col("num_events") + pl.col("new").fill_null(0)).drop("new")
-        return users.filter(pl.col("num_events") > 0)
+        tonight, users = self.totals.users(), self.users.table()
+        new = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.uint32)  # type: ignore[arg-type]
+        new[tonight["user_index"].to_numpy()] = tonight["num_events"].to_numpy()
+        added = pl.Series(new[users["user_index"].to_numpy()])
+        return users.with_columns(pl.col("num_events") + added).filter(pl.col("num_events") > 0)
 
     def _split_ms(self, days: Counter[int], first_ms: int, last_ms: int) -> int | None:
         """T, or None where all events happened at one moment."""

@@ -84,6 +84,11 @@ class Catalogue:
         return both.group_by("item_index", maintain_order=True).last().with_columns(pl.col("item_index").cast(pl.Int64))
 
 
+def counts_by_type(items: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Events by item and type, shape [items, types]; all lists of a table are of one length."""
+    return items["num_events_by_type"].explode().to_numpy().astype(np.int64).reshape(len(items), -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What the state knows about the first items, as arrays of the size of tonight's tables."""
@@ -98,8 +103,8 @@ class Counts:
         by_type = np.zeros((num_items, num_types), dtype=np.int64)
         first, last = np.full(num_items, NEVER), np.full(num_items, -1)
         if len(known):
-            lists = known["num_events_by_type"]
-            by_type[: len(known), : int(lists.list.len().max() or 0)] = np.array(lists.to_list())  # type: ignore[arg-type]
+            counted = counts_by_type(known)
+            by_type[: len(known), : counted.shape[1]] = counted
             first[: len(known)] = known["first_ms"].fill_null(NEVER).to_numpy()
             last[: len(known)] = known["last_ms"].fill_null(-1).to_numpy()
         return cls(by_type, first, last)

@@ -12,6 +12,7 @@ import polars as pl
 
 from features import generations
 from features.build import Night
+from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
 from features.formats import resolve
 from features.ledger import Plan
@@ -140,7 +141,7 @@ def _without(
 def _items_without(state: State, totals: Totals, writer: ArtifactWriter) -> pl.DataFrame:
     """The items with counts taken off; first and last moments are found again among what is left."""
     items = state.items
-    by_type = np.array(items["num_events_by_type"].to_list(), dtype=np.int64) - totals.by_type[1:]
+    by_type = counts_by_type(items) - totals.by_type[1:]
     left = pl.concat([_moments(writer, generation) for generation in state.generations])
     moments = left.group_by("item_index").agg(pl.col("first_ms").min(), pl.col("last_ms").max())
     counted = items.with_columns(

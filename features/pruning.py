@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.catalogue import counts_by_type
 from recsys.contracts.pruning import PruningPolicy
 from recsys.histories import Generation
 
@@ -28,8 +29,7 @@ def scores(
     weights = policy.type_scores(event_types)
     since = policy.since_ms(last_ms)
     if since is None:
-        lists = items["num_events_by_type"].to_list()
-        return np.array(lists, dtype=np.float64).reshape(len(lists), -1) @ weights
+        return np.asarray(counts_by_type(items) @ weights)
     files = [folder / g.file_name(number) for g in generations for number in range(g.num_partitions)]
     recent = pl.scan_parquet(files, extra_columns="ignore").filter(pl.col("timestamp_ms") >= since)
     counts = recent.group_by("item_index", "event_type").len().collect(engine="streaming")
