@@ -160,6 +160,8 @@ class Night:
         self.config, self.layout, self.state, self.todo = config, layout, state, todo
         self.writer, self.folder, self.now_ms = writer, writer.folder, now_ms
         self.is_full = todo.why_full is not None
+        self.may_be_empty = False
+        """Whether an artifact without events or kept items may be published: forgetting must not fail on it."""
         self.steps = Steps()
         self.catalogue = Catalogue(state.items)
         self.types = Numbering(pl.Series(self._before("event_types", []), dtype=pl.String))
@@ -312,16 +314,16 @@ class Night:
         users = self._users_table()
         days = self.state.days + self.totals.days
         num_events = sum(days.values())
-        if num_events == 0:
+        if num_events == 0 and not self.may_be_empty:
             raise DataError(
                 f"{self._first_file()}: no usable event in the log; {self.num_rows:,} rows read, "
                 f"{sum(self.left_out.values()):,} left out by rule; check --format and the columns"
             )
-        first_ms, last_ms = int(items["first_ms"].min()), int(items["last_ms"].max())  # type: ignore[arg-type]
+        first_ms, last_ms = int(items["first_ms"].min() or 0), int(items["last_ms"].max() or 0)  # type: ignore[arg-type]
         types = self.types.names().to_list()
         scores = pruning.scores(self.config, items, types, last_ms, self.folder, self.generations)
         kept = scores >= self.config.min_count
-        if not kept.any():
+        if not kept.any() and not self.may_be_empty:
             raise DataError(
                 f"{self._first_file()}: pruning leaves no item: min_count is {self.config.min_count}, the most "
                 f"frequent item reaches {scores.max():g}; lower --min-count or give more data"

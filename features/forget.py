@@ -94,6 +94,7 @@ def _forget(place: Path, user_ids: list[str]) -> int:
                     int(time.time() * 1000),
                 )
                 night.quarantine.forget(user_ids)
+                night.may_be_empty = True
                 night.store()
                 night.finish(None)
         finally:

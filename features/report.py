@@ -72,16 +72,20 @@ def write(
 ) -> None:
     """Write the page of tonight's artifact; `before` are the metrics of last night's, or empty."""
     lengths = users["num_events"].to_numpy()
-    sections = [
-        _events_per_day(days, metrics),
-        _history_lengths(lengths),
-        _top_items(items),
-        _against_last_night(metrics, before),
-        _pruning(metrics),
-        _windows_per_user(lengths),
-        _set_aside(metrics),
-        _time_and_memory(steps),
-    ]
+    sections = (
+        []
+        if users.is_empty()
+        else [
+            _events_per_day(days, metrics),
+            _history_lengths(lengths),
+            _top_items(items),
+            _against_last_night(metrics, before),
+            _pruning(metrics),
+            _windows_per_user(lengths),
+            _set_aside(metrics),
+            _time_and_memory(steps),
+        ]
+    )
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Features report</title>"
         f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body><main>"

@@ -94,6 +94,15 @@ def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
     }
 
 
+def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(HEADER + f"only,i1,{S},view,,\n")
+    run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+    (tmp_path / "who.txt").write_text("only\n")
+    forget.run([tmp_path / "out"], tmp_path / "who.txt")
+    assert "only" not in everything_in(tmp_path / "out").replace("only the", "")
+    assert artifact.verify(tmp_path / "out", "features").metrics["num_events"] == 0
+
+
 def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected one user_id a line"):
         forget.run([tmp_path], tmp_path / "no.txt")
