@@ -16,9 +16,10 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.contracts.ids import PAD, Tokens
-from recsys.dataset import ITEMS_FILE, Dataset, TestSet
+from recsys.dataset import Dataset, TestSet
 from recsys.evaluation.metrics import Targets, distinct_pairs, per_user_metrics
 from recsys.evaluation.protocols import Report
+from recsys.histories import ITEMS_FILE
 
 HISTORY_BOUNDS = (20, 200, 717, 2_048)
 """Upper ends of history lengths, in kept events. 717 is the stride of the default window."""

@@ -5,11 +5,11 @@ import polars as pl
 import pytest
 
 from recsys import dataset
-from recsys.contracts import artifact
 from recsys.dataset import Protocol
 from recsys.evaluation.baselines import Popularity
 from recsys.evaluation.protocols import evaluate
 from recsys.evaluation.segments import HISTORY_BOUNDS, _bands, by_segment
+from tests.conftest import write_events
 from tests.evaluation.test_protocols import Fixed
 
 DAY = 86_400_000
@@ -32,19 +32,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
         schema={"user_id": pl.String, "item_index": pl.UInt32, "timestamp_ms": pl.Int64, "event_type": pl.UInt8},
         orient="row",
     )
-    items = events.group_by("item_index").agg(first_ms=pl.col("timestamp_ms").min()).sort("item_index")
-    with artifact.writing(place, "features") as writer:
-        items.with_columns(
-            item_id=pl.format("sku-{}", "item_index"),
-            title=pl.lit(None, pl.String),
-            category=pl.lit(None, pl.String),
-            price=pl.lit(None, pl.Float64),
-        ).write_parquet(writer.folder / "items.parquet")
-        (writer.folder / "histories").mkdir()
-        rows = events.group_by("user_id", maintain_order=True).all()
-        rows.write_parquet(writer.folder / "histories" / "part-00000.parquet")
-        metrics = {"split_ms": T, "event_types": ["view", "purchase"], "has_timestamps": True}
-        writer.commit(parents={}, config={"min_count": 2}, metrics=metrics)
+    metrics = {"split_ms": T, "event_types": ["view", "purchase"], "has_timestamps": True}
+    write_events(place, events, 4, metrics)
     return place
 
 

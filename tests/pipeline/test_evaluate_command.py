@@ -84,7 +84,7 @@ def older_releases(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
         folder = tmp_path_factory.mktemp("older")
         histories = {user: history[: 2 * split_ms] for user, history in cyclic_histories().items()}
         write_features(folder / "features", histories, NUM_ITEMS, split_ms=split_ms)
-        train.run(tiny_recipe, folder / "features", folder / "checkpoint", protocol=Protocol.TIME, num_epochs=1)
+        train.run(tiny_recipe, folder / "features", folder / "checkpoint", protocol=Protocol.TIME)
         build.run(OptimizeConfig(bits=32), folder / "checkpoint", folder / "features", folder / "releases", force=True)
         places[split_ms] = folder / "releases"
     return places
