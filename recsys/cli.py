@@ -143,6 +143,7 @@ def train_command(
     refit: Annotated[
         Path | None, typer.Option(help="A checkpoint of these features: as many epochs, no validation.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     max_minutes: MinutesOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -152,7 +153,8 @@ def train_command(
     from recsys.training import train
 
     protocol = Protocol.FINAL if final else protocol
-    manifest = train.run(_recipe(recipe, seed, max_minutes), features, out, protocol=protocol, refit=refit)
+    settings = _recipe(recipe, seed, max_minutes)
+    manifest = train.run(settings, features, out, protocol=protocol, refit=refit, resume=resume)
     _emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
 
 
