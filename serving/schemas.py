@@ -1,16 +1,23 @@
 """Requests and answers of the API."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
+from serving.rules import Filters
 
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_NO_NUL)]
 EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
 
+Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popular"]
+Degraded = Literal["deadline", "overload", "engine_error", "store_error"]
+Missing = Literal["unknown_user", "no_known_items", "no_items_match"]
+
+IMPRESSION = "impression"
+MAX_REQUESTS = 100
 MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 
@@ -33,13 +40,25 @@ class RecommendationRequest(_Schema):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"user_id": "14911", "k": 10}, {"events": [{"item_id": "85123A"}], "k": 5}]},
+        json_schema_extra={
+            "examples": [
+                {"user_id": "14911", "k": 10, "filters": {"category": ["lamps"], "max_price": 20}},
+                {"events": [{"item_id": "85123A"}], "k": 5},
+            ]
+        },
     )
     user_id: Id | None = None
     events: list[HistoryEvent] | None = Field(default=None, max_length=MAX_REQUEST_EVENTS)
     k: int = Field(default=10, ge=1, le=100)
     exclude: list[Id] = Field(default=[], max_length=1_000)
     exclude_seen: bool = False
+    exclude_purchased: bool = False
+    """Leave out items that the user has events of type `purchase` on."""
+    filters: Filters = Filters()
+    diversity: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
+    """0: by score alone; towards 1, items unlike those above them."""
+    min_confidence: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
+    """End the list at items less than so many times as likely as the first."""
     deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
 
     @model_validator(mode="after")
@@ -49,12 +68,29 @@ class RecommendationRequest(_Schema):
         return self
 
 
+class RecommendationBatch(_Schema):
+    """Several requests, answered together inside the longest of their deadlines."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"requests": [{"user_id": "14911"}, {"user_id": "17850"}]}]}
+    )
+    requests: list[RecommendationRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
+
+
+class Because(_Schema):
+    """The item of the user's recent history that is most like the recommended one."""
+
+    because_of: str
+    title: str | None
+
+
 class RecommendedItem(_Schema):
     """One item of the answer, best first."""
 
     item_id: str
     score: float
     title: str | None
+    reason: Because | None = None
 
 
 class RecommendationAnswer(_Schema):
@@ -65,12 +101,13 @@ class RecommendationAnswer(_Schema):
             "examples": [
                 {
                     "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
-                    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart"}],
+                    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
                     "release": "2026-11-24",
+                    "arm": "all",
                     "source": "model",
                     "degraded": None,
                     "reason": None,
-                    "timings_ms": {"history": 1.2, "model": 14.8, "total": 16.9},
+                    "timings_ms": {"history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
                 }
             ]
         }
@@ -79,12 +116,35 @@ class RecommendationAnswer(_Schema):
     """Echo it in events that follow from this answer."""
     items: list[RecommendedItem]
     release: str
-    source: Literal["model", "popular"]
-    degraded: Literal["deadline", "overload", "engine_error", "store_error"] | None = None
+    arm: str
+    source: Source
+    """Who ranked the first items; what follows in the list fills it up when that is not the model."""
+    degraded: Degraded | None = None
     """A trouble of ours: the model did not answer in time, or failed."""
-    reason: Literal["unknown_user", "no_known_items"] | None = None
-    """Nothing is known of this user yet: the popular items are the proper answer."""
+    reason: Missing | None = None
+    """Nothing is known of this user yet, so that the popular items are the proper answer; or no item matches."""
     timings_ms: dict[str, float]
+
+
+class RecommendationAnswers(_Schema):
+    """One answer per request, in their order."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"answers": []}]})
+    answers: list[RecommendationAnswer]
+
+
+class SimilarItems(_Schema):
+    """Items most like one, best first; scores are cosines."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"items": [{"item_id": "22423", "score": 0.8, "title": "Cake stand"}], "release": "2026-11-24"}
+            ]
+        }
+    )
+    items: list[RecommendedItem]
+    release: str
 
 
 class IncomingEvent(_Schema):
@@ -97,6 +157,15 @@ class IncomingEvent(_Schema):
     """ISO 8601 or epoch seconds/milliseconds; now, if left out. Without a zone: UTC."""
     event_id: Id | None = None
     request_id: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)] | None = None
+    """Of the answer that led here. Required of an event of type `impression`: what the shop displayed."""
+    value: float | None = Field(default=None, ge=0, le=1e12, allow_inf_nan=False)
+    """What a purchase brought."""
+
+    @model_validator(mode="after")
+    def _impression_of_an_answer(self) -> "IncomingEvent":
+        if self.event_type == IMPRESSION and self.request_id is None:
+            raise ValueError("an impression needs the request_id of the answer")
+        return self
 
     def timestamp_ms(self, now_ms: int) -> int:
         """Milliseconds since 1970."""
@@ -126,12 +195,93 @@ class EventsStored(_Schema):
     duplicates: int
 
 
+class JoinRequest(_Schema):
+    """An anonymous session, whose events become the user's."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"session_id": "cookie-5f0c1d"}]})
+    session_id: Id
+
+
+class Changed(_Schema):
+    """How many events were moved or deleted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"events": 12}]})
+    events: int
+
+
+class UserHistory(_Schema):
+    """The latest events of a user, oldest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"events": [{"item_id": "85123A", "event_type": "view", "timestamp": "2026-11-24T10:00:00Z"}]}]
+        }
+    )
+    events: list[HistoryEvent]
+
+
+class ReleaseList(_Schema):
+    """Releases on disk and in memory."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"]}]}
+    )
+    current: str
+    loaded: list[str]
+    releases: list[str]
+
+
+class Availability(_Schema):
+    """Stock of some items; others stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": {"85123A": False}}]})
+    items: dict[Id, bool] = Field(min_length=1, max_length=10_000)
+
+
 class Health(_Schema):
     """State of the process."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "release": "2026-11-24"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"status": "ready", "release": "2026-11-24", "sessions": "incremental"}]}
+    )
     status: str
     release: str | None = None
+    sessions: Literal["incremental", "whole windows"] | None = None
+    """Whether a new event costs one step, or its window encoded again: the engine decides."""
+
+
+class Status(_Schema):
+    """The state of this process and what became of its answers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "release": "2026-11-24",
+                    "deadline_ms": 100,
+                    "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
+                    "answers": {"model": 900, "popular": 100},
+                    "degraded": {"deadline": 2},
+                    "arms": [{"name": "all", "release": None, "weight": 1.0}],
+                    "recall": [],
+                    "report": {},
+                }
+            ]
+        }
+    )
+    release: str
+    deadline_ms: float
+    latency: dict[str, float]
+    """Percentiles of the last 10,000 answers."""
+    answers: dict[str, int]
+    """By source."""
+    degraded: dict[str, int]
+    """By reason."""
+    arms: list[dict[str, Any]]
+    recall: list[dict[str, Any]]
+    """Counts by release and arm, with shares and their 95 % intervals."""
+    report: dict[str, Any]
+    """What was measured when the release was made."""
 
 
 class Problem(_Schema):

@@ -16,28 +16,32 @@ from recsys.contracts.errors import ConfigError
 from recsys.store import EventStore
 from serving import app
 from serving.config import ServeConfig
-from tests.serving.conftest import FakeRecommender, running
+from tests.serving.conftest import FakeEngine, fake_app, running
 
-SERVER = """
+NUM_CHECKS = 3  # warm-up before the port is taken and after, and one answer
+SERVER = f"""
+NUM_CHECKS = {NUM_CHECKS}
 import sys
 from pathlib import Path
 from serving import app
 from serving.config import ServeConfig
-from tests.serving.conftest import FakeRecommender
-recommender = FakeRecommender()
-recommender.go_on.clear()  # the engine stalls for ever
-recommender.go_on.wait = lambda _: __import__("threading").Event().wait()
-app.Recommender.load = lambda *_args, **_settings: recommender
+from recsys.runtime.recommender import Recommender
+from tests.serving.conftest import FakeEngine, fake_release
+engine = FakeEngine()
+engine.go_on.clear()  # the engine stalls for ever, once it has been checked
+checks = iter(range(NUM_CHECKS))
+engine.go_on.wait = lambda _: next(checks, None) is None and __import__("threading").Event().wait()
+app.Recommender.load = lambda *_args, **_settings: Recommender(fake_release(engine))
 app.run(ServeConfig(port=0, deadline_ms=50), Path("releases"), sys.argv[1])
 """
 
 
 def test_not_ready_until_warmed_up_though_alive(tmp_path: Path) -> None:
-    recommender, warm = FakeRecommender(), threading.Event()
-    recommender.warm_up = lambda: warm.wait(30)
+    engine, warm = FakeEngine(), threading.Event()
+    engine.warm_up = lambda: warm.wait(30)
     store = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}")
     with (
-        running(app.create_app(ServeConfig(), recommender, store)) as address,
+        running(fake_app(ServeConfig(), engine, store)) as address,
         httpx.Client(base_url=address) as client,
     ):
         assert client.get("/healthz").status_code == 200
