@@ -241,6 +241,23 @@ def store_import(
     _emit(as_json, result, f"{result['stored']:,} events stored, {result['duplicates']:,} were there already")
 
 
+@store_app.command("prune")
+def store_prune(
+    store: Annotated[str, typer.Option(help="URL, sqlite:///path or postgresql://…")],
+    keep_days: Annotated[float, typer.Option(min=0, help="Age of the oldest events and answers to keep.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete events and answers older than some days, and give the room back. Counts of past hours stay."""
+    import time
+
+    from recsys.store import EventStore
+
+    opened = EventStore.open(store)
+    deleted = opened.prune(int((time.time() - keep_days * 86_400) * 1000))
+    opened.close()
+    _emit(as_json, {"deleted": deleted}, f"{deleted:,} events deleted")
+
+
 @app.command("serve")
 def serve_command(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
@@ -367,15 +384,15 @@ def benchmark_windows(
 @benchmark_app.command("serve")
 def benchmark_serve(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
-    store: Annotated[str, typer.Option(help="URL of an event store with histories.")],
-    requests: Annotated[int, typer.Option(min=1, max=100_000)] = 500,
+    requests: Annotated[int, typer.Option(min=10, max=100_000, help="Of the mixed load.")] = 2_000,
+    events: Annotated[int, typer.Option(min=1, max=20_000, help="Of each simulated user.")] = 2_048,
     as_json: JsonOption = False,
 ) -> None:
-    """Latency of a real server for the users with the longest histories, and its memory."""
+    """A real server under an open-loop load: late and degraded answers, percentiles, capacity, overload, memory."""
     from recsys.pipeline import serve_benchmark, tables
 
-    values = serve_benchmark.run(releases, store, requests)
-    _emit(as_json, values, tables.latency_table(values))
+    values = serve_benchmark.run(releases, requests, events)
+    _emit(as_json, values, tables.serving_table(values))
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

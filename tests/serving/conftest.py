@@ -1,7 +1,6 @@
 """A real server on loopback, over a fake model that can be stalled and broken."""
 
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from recsys.runtime.release import Release
 from recsys.store import EventStore
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
-from serving.app import create_app
+from serving.app import _listen, create_app
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.sessions import SessionCache
@@ -113,7 +112,7 @@ class Shop:
 def running(app) -> Iterator[str]:
     """The address of a real uvicorn server in a thread."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with _listen(ServeConfig(port=0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"

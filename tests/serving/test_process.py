@@ -77,3 +77,10 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             app._listen(ServeConfig(port=port))
+
+
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    with app._listen(ServeConfig(port=0)) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
