@@ -1,185 +1,397 @@
-"""The nightly feature batch: event logs in, one features artifact out, whole or not at all."""
+"""The nightly feature batch: event logs in, one features artifact out, whole or not at all.
 
+A run reads only files that the artifact does not know, writes their events as one more generation of history
+files, and publishes a folder in which all that did not change is the same file as before. Its content equals
+that of a rebuild from all files, by the content digest.
+"""
+
+import errno
+import shutil
 import time
-import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from features import sources
-from features.clean import SCHEMA, CleanFile, clean
+from features import digest, duplicates, generations, pruning, report, sources, split
+from features.catalogue import Catalogue
+from features.clean import SCHEMA, CleanBatch, clean, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format, resolve
+from features.ledger import Plan, fingerprint, plan
+from features.lock import locked, scratch_of
+from features.numbering import Numbering, Users
+from features.quarantine import QUARANTINE_FILE, Quarantine
+from features.spill import Spill
+from features.state import DAYS_FILE, State
+from features.steps import Steps
+from features.totals import Totals
 from recsys.contracts import artifact
-from recsys.contracts.errors import DataError
-from recsys.dataset import HISTORIES_FOLDER, ITEMS_FILE
+from recsys.contracts.artifact import ArtifactWriter, Manifest
+from recsys.contracts.errors import DataError, RefusedError
+from recsys.dataset import bucket_of_user, ranks
+from recsys.histories import EVENT_KEY, ITEMS_FILE, USERS_FILE, Generation, in_order, read_partition
+from recsys.histories import SCHEMA as HISTORY_SCHEMA
 
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
-QUARANTINE_FILE = "quarantine.csv"
+NUM_WRITERS = 2
+"""Partitions sorted and written at a time."""
 MAX_EVENT_TYPES = 256
 """Event types are stored in one byte."""
 
 
-def run(config: FeaturesConfig, source_paths: list[Path], out: Path, *, now_ms: int | None = None) -> artifact.Manifest:
-    """Read the logs and publish histories, items, split and quarantine at `out`.
+def run(
+    config: FeaturesConfig,
+    source_paths: list[Path],
+    out: Path,
+    *,
+    full: bool = False,
+    renumber: bool = False,
+    now_ms: int | None = None,
+) -> Manifest:
+    """Bring the artifact at `out` up to date with the logs; without one, or if `full`, from all files.
 
-    Every row read is an event, left out by a rule, or in the quarantine.
+    Every row read is an event, left out by a rule, or in the quarantine. Where nothing is new, the artifact
+    stays as it is. `renumber` makes a full rebuild that gives items new numbers.
 
     Raises:
         DataError: the log cannot be used; `out` is as it was.
+        LockedError: another run is at work on `out`.
     """
-    started = time.monotonic()
-    layout = resolve(config)
-    files = sources.find_files(source_paths, layout)
-    cleaned = _read(config, layout, files, now_ms)
-    events = _events(cleaned, layout, files[0])
-    read_seconds = time.monotonic() - started
-    if events.is_empty():
-        raise DataError(
-            f"{source_paths[0]}: no usable event in the log; {_left(cleaned)}; check --format and the columns"
-        )
-    split_ms = _split(events, config) if layout.timestamp else None
-    items = _items(events, split_ms)
-    _check_pruning(items, config, source_paths[0])
-    kinds = _event_types(events, source_paths[0])
-    with artifact.writing(out, "features") as writer:
-        items.write_parquet(writer.folder / ITEMS_FILE)
-        _write_histories(events, items, kinds, config.num_partitions, writer.folder / HISTORIES_FOLDER)
-        pl.concat([c.quarantine for c in cleaned]).write_csv(writer.folder / QUARANTINE_FILE)
-        metrics = {
-            **_counts(events, items, cleaned, config),
-            "split_ms": split_ms,
-            "has_timestamps": bool(layout.timestamp),
-            "first_ms": events["timestamp_ms"].min() if layout.timestamp else None,
-            "last_ms": events["timestamp_ms"].max() if layout.timestamp else None,
-            "event_types": kinds,
-            "source_files": [{"name": path.name, "size_bytes": path.stat().st_size} for path in files],
-            "seconds": {"read": round(read_seconds, 3), "write": round(time.monotonic() - started - read_seconds, 3)},
-        }
-        return writer.commit(parents={}, config=config.model_dump(mode="json"), metrics=metrics)
+    now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    with locked(out) as died, _full_disk_is_said(out):
+        layout = resolve(config)
+        files = sources.find_files(source_paths, layout)
+        state = State.load(out)
+        todo = plan(config, files, state.manifest, has_times=bool(layout.timestamp), full=full or renumber)
+        if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
+            return state.manifest
+        try:
+            return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
+        except duplicates.LateOriginalError:
+            todo = plan(config, files, state.manifest, has_times=bool(layout.timestamp), full=True)
+            todo.why_full = "a new file has the original of an event that was read before"
+            return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 
 
 def read_events(config: FeaturesConfig, source_paths: list[Path]) -> pl.DataFrame:
     """The good rows of the logs in canonical columns, files in order: what the event store imports."""
     layout = resolve(config)
     files = sources.find_files(source_paths, layout)
-    return _events(_read(config, layout, files, None), layout, files[0])
+    now_ms = int(time.time() * 1000)
+    cleaned = [clean(path, number, layout, config, now_ms).events for number, path in enumerate(files)]
+    events = pl.concat(cleaned, how="diagonal").select(SCHEMA.keys())
+    titles = sources.titles(files[0], layout)
+    joined = events.lazy().join(titles.lazy(), on="item_id", how="left", maintain_order="left", suffix="_file")
+    filled = joined.with_columns(pl.coalesce("title", "title_file"), pl.coalesce("category", "category_file"))
+    return filled.select(SCHEMA.keys()).collect()
 
 
-def _read(config: FeaturesConfig, layout: Format, files: list[Path], now_ms: int | None) -> list[CleanFile]:
-    now_ms = int(time.time() * 1000) if now_ms is None else now_ms
-    return [clean(path, number, layout, config, now_ms) for number, path in enumerate(files)]
+@contextmanager
+def _full_disk_is_said(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pl.exceptions.ComputeError) as error:
+        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) in numbers or any(f"os error {number}" in str(error) for number in numbers):
+            raise DataError(
+                f"{out}: the disk is full; the artifact is as it was, free some space and run again"
+            ) from None
+        raise
 
 
-def _events(cleaned: list[CleanFile], layout: Format, first_file: Path) -> pl.DataFrame:
-    events = pl.concat([c.events for c in cleaned]) if cleaned else pl.DataFrame(schema=SCHEMA)
-    titles = pl.DataFrame(
-        list(sources.titles(first_file, layout)),
-        schema={"item_id": pl.String, "t": pl.String, "c": pl.String},
-        orient="row",
-    )
-    if titles.is_empty():
-        return events
-    joined = events.lazy().join(titles.lazy(), on="item_id", how="left", maintain_order="left")
-    filled = joined.with_columns(title=pl.coalesce("title", "t"), category=pl.coalesce("category", "c"))
-    return filled.drop("t", "c").collect()
+def _is_up_to_date(config: FeaturesConfig, manifest: Manifest, todo: Plan) -> bool:
+    same_config = manifest.config == config.model_dump(mode="json")
+    return todo.why_full is None and same_config and len(todo.sources) == len(manifest.metrics["source_files"])
 
 
-def _event_types(events: pl.DataFrame, where: Path) -> list[str]:
-    """The log's event types; the code of each is its position."""
-    kinds = sorted(events["event_type"].unique())
-    if len(kinds) > MAX_EVENT_TYPES:
-        raise DataError(
-            f"{where}: {len(kinds):,} event types such as {kinds[0]!r}, at most {MAX_EVENT_TYPES} are expected; "
-            "map another column with --map event_type=COLUMN"
+def _publish(
+    config: FeaturesConfig,
+    layout: Format,
+    state: State,
+    todo: Plan,
+    out: Path,
+    now_ms: int,
+    *,
+    renumber: bool,
+    died: str | None,
+) -> Manifest:
+    base = state if todo.why_full is None else state.for_rebuild(renumber=renumber)
+    scratch = scratch_of(out)
+    scratch.mkdir()
+    try:
+        with artifact.writing(out, "features") as writer:
+            night = Night(config, layout, base, todo, writer, scratch, now_ms)
+            night.read()
+            night.store()
+            return night.finish(died)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _ahead(batches: Iterator[CleanBatch]) -> Iterator[CleanBatch]:
+    """The same batches, the next one always under way in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+class Night:
+    """One run: `read` the new files, `store` their events, `finish` the artifact."""
+
+    def __init__(
+        self,
+        config: FeaturesConfig,
+        layout: Format,
+        state: State,
+        todo: Plan,
+        writer: ArtifactWriter,
+        scratch: Path,
+        now_ms: int,
+    ) -> None:
+        self.config, self.layout, self.state, self.todo = config, layout, state, todo
+        self.writer, self.folder, self.now_ms = writer, writer.folder, now_ms
+        self.is_full = todo.why_full is not None
+        self.may_be_empty = False
+        """Whether an artifact without events or kept items may be published: forgetting must not fail on it."""
+        self.steps = Steps()
+        self.catalogue = Catalogue(state.items)
+        self.types = Numbering(pl.Series(self._before("event_types", []), dtype=pl.String))
+        self.users = Users(state.users, state.tombstones)
+        self.quarantine = Quarantine(state.tombstones)
+        self.left_out: Counter[str] = Counter(self._before("excluded", {}))
+        self.num_rows = int(self._before("num_rows_read", 0))
+        self.fields: set[str] | None = None if self.is_full else set(self._before("fields", []))
+        self.rank = ranks([entry["name"] for entry in todo.sources])
+        looks_back = config.drop_copies or "event_id" in self._before("fields", [])
+        most = max((g.num_partitions for g in state.generations), default=0)
+        self.spill = Spill(scratch, config.events_per_partition, most if looks_back and most else None)
+        self.generations = list(state.generations)
+        self.sizes = dict(self._before("generations", {}))
+
+    def _before(self, name: str, default: Any) -> Any:
+        """A figure of the state; the default in a full run."""
+        return default if self.is_full else self.state.metrics.get(name, default)
+
+    def read(self) -> None:
+        """Read and check the new files; their events go to the spill."""
+        number_of = {entry["name"]: number for number, entry in enumerate(self.todo.sources)}
+        sizes = [path.stat().st_size for path in self.todo.new]
+        for position, path in enumerate(self.todo.new):
+            entry = self.todo.sources[number_of[path.name]]
+            entry |= {"num_rows": 0, "num_events": 0}
+            for batch in _ahead(self._batches(path, number_of[path.name])):
+                entry["num_rows"] += batch.num_rows
+                entry["num_events"] += len(batch.events)
+                done = sum(sizes[:position]) + sizes[position] * batch.share
+                self._take(batch, done / sum(sizes))
+        self.steps.done("read")
+
+    def _batches(self, path: Path, number: int) -> Iterator[CleanBatch]:
+        """Batches of a file whose columns are those that earlier nights saw."""
+        try:
+            for batch in clean_batches(path, number, self.layout, self.config, self.now_ms):
+                self._check_header(path, batch)
+                yield batch
+        except DataError as error:
+            if self.is_full or isinstance(error, RefusedError):
+                raise
+            raise RefusedError(f"{error} (its header is not that of the files before it)") from None
+
+    def _check_header(self, path: Path, batch: CleanBatch) -> None:
+        if self.is_full or not batch.fields:
+            return
+        missing = sorted(set(self._before("fields", [])) - set(batch.fields))
+        if missing and ".json" not in path.name:
+            raise RefusedError(
+                f"{path}: the header changed: no column for {', '.join(missing)}, which the files before it have; "
+                "correct the file, or accept the new header with --full"
+            )
+
+    def _take(self, batch: CleanBatch, share: float) -> None:
+        self.num_rows += batch.num_rows
+        self.left_out.update(batch.left_out)
+        self.quarantine.add(batch.quarantine)
+        if batch.fields:
+            self.fields = set(batch.fields) if self.fields is None else self.fields & set(batch.fields)
+        if batch.events.is_empty():
+            return
+        keyed = [EVENT_KEY] if EVENT_KEY in batch.events.columns else []
+        numbered = batch.events.select("user_id", "timestamp_ms", "source", "row", *keyed).with_columns(
+            self.catalogue.number(batch.events),
+            self.types.codes(batch.events["event_type"]).cast(pl.UInt16).alias("event_type"),
         )
-    return kinds
+        self.spill.add(numbered, share)
 
+    def store(self) -> None:
+        """Write the new events as a generation, and merge generations where it is time to."""
+        self._check_types()
+        names = [entry["name"] for entry in self.todo.sources]
+        self.totals = Totals(self.catalogue.item_ids(), self.types.names().to_list(), names)
+        for generation in self.state.generations:
+            for number in range(generation.num_partitions):
+                name = generation.file_name(number)
+                assert self.state.manifest is not None
+                if not (self.folder / name).exists():
+                    self.writer.link(self.writer.place, name, self.state.manifest.files[name])
+        if self.spill.num_events:
+            self._write_generation()
+        self.steps.done("store")
+        self._merge()
+        self.steps.done("merge")
 
-def _split(events: pl.DataFrame, config: FeaturesConfig) -> int | None:
-    """T, or None where all events happened at one moment."""
-    moments = events["timestamp_ms"]
-    if moments.min() == moments.max():
-        return None
-    split = moments.quantile(config.split_quantile, interpolation="lower")
-    assert split is not None
-    return int(split)
+    def _write_generation(self) -> None:
+        number = 1 + max((int(g.name[1:]) for g in self.generations), default=-1)
+        new = generations.create(self.folder, number, self.spill.num_partitions)
+        with ThreadPoolExecutor(NUM_WRITERS) as pool:
+            waiting: deque[Future[None]] = deque()
+            for partition, spilled in enumerate(self.spill.partitions()):
+                events, present, num_forgotten = self.users.number(spilled)
+                if num_forgotten:
+                    self.left_out["forgotten"] += num_forgotten
+                columns = HISTORY_SCHEMA | ({EVENT_KEY: pl.UInt64} if EVENT_KEY in events.columns else {})
+                events = events.select(columns.keys()).cast(columns)  # type: ignore[arg-type]
+                events = self._without_repeats(events, new, partition)
+                if len(waiting) == NUM_WRITERS:
+                    waiting.popleft().result()
+                waiting.append(pool.submit(self._write_partition, new, partition, events, present))
+            for future in waiting:
+                future.result()
+        self.generations.append(new)
+        self.sizes[new.name] = self.totals.num_events
 
+    def _write_partition(self, new: Generation, partition: int, events: pl.DataFrame, present: pl.DataFrame) -> None:
+        ordered = in_order(events, self.rank)
+        generations.write(self.folder, new, partition, ordered)
+        self.totals.add(ordered, present)
 
-def _items(events: pl.DataFrame, split_ms: int | None) -> pl.DataFrame:
-    """One row an item of the log, numbered from 1 in the order of first appearance."""
-    before = pl.lit(True) if split_ms is None else pl.col("timestamp_ms") < split_ms
-    return (
-        events.lazy()
-        .sort("timestamp_ms", "source", "row", maintain_order=True)
-        .group_by("item_id", maintain_order=True)
-        .agg(
-            num_events=pl.len().cast(pl.UInt32),
-            num_events_before_split=before.sum().cast(pl.UInt32) if split_ms is not None else pl.len().cast(pl.UInt32),
-            first_ms=pl.col("timestamp_ms").first(),
-            last_ms=pl.col("timestamp_ms").last(),
-            title=pl.col("title").drop_nulls().last(),
-            category=pl.col("category").drop_nulls().last(),
-            price=pl.col("price").drop_nulls().last(),
+    def _without_repeats(self, events: pl.DataFrame, new: Generation, partition: int) -> pl.DataFrame:
+        if not duplicates.applies(events.columns, self.config.drop_copies):
+            return events
+        bucket = bucket_of_user(self.users.table())
+        stored = read_partition(self.folder, self.state.generations, partition, new.num_partitions, bucket, self.rank)
+        kept = duplicates.first_of_each(stored, events, self.rank, drop_copies=self.config.drop_copies)
+        if len(kept) < len(events):
+            self.left_out["duplicate"] += len(events) - len(kept)
+        return kept
+
+    def _merge(self) -> None:
+        sizes = [self.sizes[g.name] for g in self.generations]
+        count = generations.num_to_merge(sizes) if sizes else 1
+        if count == 1:
+            return
+        older, kept = self.generations[-count:], self.generations[:-count]
+        merged = generations.merge(
+            self.folder,
+            older,
+            1 + int(self.generations[-1].name[1:]),
+            sum(sizes[-count:]),
+            self.config.events_per_partition,
+            bucket_of_user(self.users.table()),
+            self.rank,
         )
-        .with_row_index("item_index", offset=1)
-        .collect()
-    )
+        self.generations = [*kept, merged]
+        self.sizes = {g.name: self.sizes[g.name] for g in kept} | {merged.name: sum(sizes[-count:])}
 
+    def _check_types(self) -> None:
+        if len(self.types) > MAX_EVENT_TYPES:
+            raise DataError(
+                f"{self.todo.new[0]}: {len(self.types):,} event types such as {self.types.names().sort()[0]!r}, "
+                f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN"
+            )
 
-def _check_pruning(items: pl.DataFrame, config: FeaturesConfig, where: Path) -> None:
-    largest = items["num_events_before_split"].max()
-    if isinstance(largest, int) and largest < config.min_count:
-        raise DataError(
-            f"{where}: pruning leaves no item: min_count is {config.min_count}, the most frequent item has {largest} "
-            "events before the cut; lower --min-count or give more data"
-        )
+    def finish(self, died: str | None) -> Manifest:
+        """Write tables, quarantine, report and manifest, and put the folder in its place."""
+        items = self.catalogue.table(self.totals, sources.titles(self._first_file(), self.layout))
+        users = self._users_table()
+        days = self.state.days + self.totals.days
+        num_events = sum(days.values())
+        if num_events == 0 and not self.may_be_empty:
+            raise DataError(
+                f"{self._first_file()}: no usable event in the log; {self.num_rows:,} rows read, "
+                f"{sum(self.left_out.values()):,} left out by rule; check --format and the columns"
+            )
+        first_ms, last_ms = int(items["first_ms"].min() or 0), int(items["last_ms"].max() or 0)  # type: ignore[arg-type]
+        types = self.types.names().to_list()
+        scores = pruning.scores(self.config, items, types, last_ms, self.folder, self.generations)
+        kept = scores >= self.config.min_count
+        if not kept.any() and not self.may_be_empty:
+            raise DataError(
+                f"{self._first_file()}: pruning leaves no item: min_count is {self.config.min_count}, the most "
+                f"frequent item reaches {scores.max():g}; lower --min-count or give more data"
+            )
+        items = items.with_columns(kept=pl.Series(kept))
+        has_times = bool(self.layout.timestamp)
+        sum_of_events = (int(self._before("content_sum", "0"), 16) + self.totals.content_sum) % 2**64
+        metrics: dict[str, Any] = {
+            "num_rows_read": self.num_rows,
+            "num_events": num_events,
+            "num_users": len(users),
+            "num_items": len(items),
+            "num_items_kept": int(kept.sum()),
+            "excluded": dict(sorted(self.left_out.items())),
+            "quarantined": self.quarantine.reasons(self._before("quarantined", {})),
+            "split_ms": self._split_ms(days, first_ms, last_ms) if has_times else None,
+            "has_timestamps": has_times,
+            "first_ms": first_ms if has_times else None,
+            "last_ms": last_ms if has_times else None,
+            "event_types": types,
+            "source_files": self.todo.sources,
+            "absent_files": len(self.todo.absent),
+            "why_full": self.todo.why_full,
+            "died_before": died,
+            "fields": sorted(self.fields or ()),
+            "fingerprint": fingerprint(self.config),
+            "generations": self.sizes,
+            "content_sum": f"{sum_of_events:016x}",
+            "content_digest": digest.content_digest(sum_of_events, items),
+            "pruning": self._pruning_cost(items, scores, users),
+            "num_forgotten": len(self.state.tombstones),
+            "tonight": {"num_files": len(self.todo.new), "num_events": self.totals.num_events},
+        }
+        self.steps.done("figures")
+        self._write_tables(items, users, days, metrics)
+        self.steps.done("tables and report")
+        metrics["steps"] = self.steps.rows
+        return self.writer.commit(parents={}, config=self.config.model_dump(mode="json"), metrics=metrics)
 
+    def _first_file(self) -> Path:
+        return self.todo.first_file
 
-def _write_histories(
-    events: pl.DataFrame, items: pl.DataFrame, kinds: list[str], num_partitions: int, folder: Path
-) -> None:
-    """One Parquet file a partition of users, one row a user, its events in order."""
-    folder.mkdir()
-    users = events.select(pl.col("user_id").unique())
-    part = pl.Series("part", [zlib.crc32(u.encode()) % num_partitions for u in users["user_id"]], dtype=pl.UInt32)
-    users = users.with_columns(part)
-    codes = {kind: code for code, kind in enumerate(kinds)}
-    flat = (
-        events.lazy()
-        .join(items.lazy().select("item_id", "item_index"), on="item_id", how="left")
-        .join(users.lazy(), on="user_id", how="left")
-        .with_columns(pl.col("event_type").replace_strict(codes, return_dtype=pl.UInt8))
-        .sort("user_id", "timestamp_ms", "source", "row", maintain_order=True)
-        .select("part", "user_id", "item_index", "timestamp_ms", "event_type")
-        .collect()
-    )
-    for number in range(num_partitions):
-        rows = flat.filter(pl.col("part") == number).drop("part")
-        rows.group_by("user_id", maintain_order=True).all().write_parquet(folder / f"part-{number:05d}.parquet")
+    def _users_table(self) -> pl.DataFrame:
+        tonight, users = self.totals.users(), self.users.table()
+        new = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.uint32)  # type: ignore[arg-type]
+        new[tonight["user_index"].to_numpy()] = tonight["num_events"].to_numpy()
+        added = pl.Series(new[users["user_index"].to_numpy()])
+        return users.with_columns(pl.col("num_events") + added).filter(pl.col("num_events") > 0)
 
+    def _split_ms(self, days: Counter[int], first_ms: int, last_ms: int) -> int | None:
+        """T, or None where all events happened at one moment."""
+        if first_ms == last_ms:
+            return None
+        return split.moment_at(self.config.split_quantile, days, self.folder, self.generations)
 
-def _counts(
-    events: pl.DataFrame, items: pl.DataFrame, cleaned: list[CleanFile], config: FeaturesConfig
-) -> dict[str, Any]:
-    excluded: dict[str, int] = {}
-    for entry in cleaned:
-        for reason, count in entry.left_out.items():
-            excluded[reason] = excluded.get(reason, 0) + count
-    reasons = pl.concat([c.quarantine for c in cleaned]).group_by("reason").len().sort("reason")
-    return {
-        "num_rows_read": sum(entry.num_rows for entry in cleaned),
-        "num_events": len(events),
-        "num_users": events["user_id"].n_unique(),
-        "num_items": len(items),
-        "num_items_kept": len(items.filter(pl.col("num_events_before_split") >= config.min_count)),
-        "excluded": dict(sorted(excluded.items())),
-        "quarantined": dict(reasons.rows()),
-    }
+    def _pruning_cost(self, items: pl.DataFrame, scores: Any, users: pl.DataFrame) -> dict[str, Any]:
+        most = max(g.num_partitions for g in self.generations)
+        sample = read_partition(self.folder, self.generations, 0, most, bucket_of_user(users), self.rank)
+        rows = pruning.cost(self.config.min_count, items, scores, sample)
+        return {"users_looked_at": f"1/{most}" if most > 1 else "all", "thresholds": rows}
 
-
-def _left(cleaned: list[CleanFile]) -> str:
-    rows = sum(entry.num_rows for entry in cleaned)
-    return f"{rows:,} rows read, {sum(sum(e.left_out.values()) for e in cleaned):,} left out by rule"
+    def _write_tables(
+        self, items: pl.DataFrame, users: pl.DataFrame, days: Counter[int], metrics: dict[str, Any]
+    ) -> None:
+        items.write_parquet(self.folder / ITEMS_FILE)
+        users.write_parquet(self.folder / USERS_FILE)
+        by_day = pl.DataFrame(sorted(days.items()), schema={"day": pl.Int32, "num_events": pl.UInt32}, orient="row")
+        by_day.write_parquet(self.folder / DAYS_FILE)
+        self.state.tombstones.save(self.folder)
+        self.quarantine.write(self.folder / QUARANTINE_FILE, None if self.is_full else self.writer.place)
+        report.write(self.folder, metrics, self.steps.rows, self.state.metrics, items, users, by_day)

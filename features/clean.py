@@ -1,17 +1,21 @@
 """Raw rows to canonical events: every row is kept, left out by a rule, or set aside with a reason."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import polars as pl
+import polars.selectors as cs
 
 from features import sources
 from features.config import FeaturesConfig
 from features.formats import Format
-from features.lines import LINE, BadLine
-from recsys.contracts.errors import DataError
+from features.lines import LINE, BadLine, RawFile
+from recsys.contracts.errors import DataError, RefusedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
+from recsys.histories import EVENT_KEY
 
 SCHEMA: Final = {
     "user_id": pl.String,
@@ -28,56 +32,106 @@ MAX_FUTURE_MS: Final = 2 * 24 * 3600 * 1000
 """A timestamp further ahead of the clock than this is a bad row."""
 
 _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-_OPTIONAL = ("event_type", "title", "category", "price")
+_ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
+_OPTIONAL = ("event_type", "title", "category", "price", "event_id")
+MAX_TYPE_LENGTH: Final = 64
+"""Longest event type, in characters."""
+KEY_SEED: Final = 20_260_101
+"""Of the hash that event ids are known by."""
 
 
 @dataclass(frozen=True, slots=True)
-class CleanFile:
-    """One file, row by row accounted for."""
+class CleanBatch:
+    """Rows of one file, each accounted for."""
 
     events: pl.DataFrame
-    """Columns of SCHEMA."""
+    """Columns of SCHEMA, and `event_key` where the file has event ids."""
     quarantine: pl.DataFrame
-    """file, line, reason, row."""
+    """file, line, reason, row, and the user where one can be read."""
     left_out: dict[str, int]
     num_rows: int
+    fields: tuple[str, ...] = ()
+    """Canonical fields that the file has."""
+    share: float = 1.0
+    """How much of the file has been read after this batch."""
 
 
-def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int) -> CleanFile:
-    """Read and check one file.
+def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int) -> CleanBatch:
+    """One file as a whole.
 
     Raises:
-        DataError: a required column is missing, or too many rows are bad.
+        DataError: see `clean_batches`.
     """
-    raw = sources.read(path, layout)
-    bad_lines = _bad_lines(path, raw.bad)
-    if raw.rows.is_empty():
-        _check_share(path, bad_lines, len(raw.bad), config)
-    columns = _columns(path, raw.rows, layout)
-    rows = _canonical(raw.rows.lazy(), columns, layout, config, source)
-    rules = [pl.when(rule).then(pl.lit(reason)) for reason, rule in layout.left_out]
-    checked = rows.with_columns(
-        left_out=pl.coalesce(*rules) if rules else pl.lit(None, pl.String), reason=_problem(layout, now_ms)
-    ).collect()
-    is_bad = checked["left_out"].is_null() & checked["reason"].is_not_null()
-    quarantine = bad_lines
-    if is_bad.any():
-        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), checked["reason"].filter(is_bad))
-        quarantine = pl.concat([bad_rows, bad_lines]).sort("line", maintain_order=True)
-    num_rows = len(checked) + len(raw.bad)
+    batches = list(clean_batches(path, source, layout, config, now_ms))
+    left_out: Counter[str] = Counter()
+    for batch in batches:
+        left_out.update(batch.left_out)
+    return CleanBatch(
+        pl.concat([batch.events for batch in batches], how="diagonal"),
+        pl.concat([batch.quarantine for batch in batches]),
+        dict(left_out),
+        sum(batch.num_rows for batch in batches),
+        batches[-1].fields,
+    )
+
+
+def clean_batches(path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int) -> Iterator[CleanBatch]:
+    """Read and check one file, batch by batch.
+
+    Raises:
+        DataError: a required column is missing.
+        RefusedError: the file is damaged, or too many of its rows are bad (known after its last batch).
+    """
+    num_rows, quarantine = 0, _bad_lines(path, [])
+    for raw in sources.read(path, layout):
+        batch = _clean(path, source, layout, config, now_ms, raw, num_rows)
+        num_rows += batch.num_rows
+        quarantine.extend(batch.quarantine)
+        yield batch
     _check_share(path, quarantine, num_rows, config)
-    left_out = checked["left_out"].drop_nulls()
-    counts = dict(left_out.value_counts().rows()) if len(left_out) else {}
-    good = checked.lazy().filter(pl.col("left_out").is_null() & pl.col("reason").is_null())
-    events = good.select(SCHEMA.keys()).cast(SCHEMA).collect()  # type: ignore[arg-type]
-    return CleanFile(events, quarantine, counts, num_rows)
+
+
+def _clean(
+    path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int, raw: RawFile, num_before: int
+) -> CleanBatch:
+    quarantine = _bad_lines(path, raw.bad)
+    if raw.rows.is_empty() and raw.bad:
+        return CleanBatch(pl.DataFrame(schema=SCHEMA), quarantine, {}, len(raw.bad), share=raw.share)
+    columns = _columns(path, raw.rows, layout)
+    rows = _canonical(raw.rows, columns, layout, config, source, num_before).collect()
+    left_out = _first_reason(rows, list(layout.left_out))
+    reason = _first_reason(rows, _problems(layout, columns, now_ms))
+    counts: dict[str, int] = {}
+    schema = SCHEMA | ({EVENT_KEY: pl.UInt64} if "event_id" in columns else {})
+    events = rows.select(schema.keys())
+    if left_out is not None:
+        counts = dict(left_out.drop_nulls().value_counts().rows())
+        events = events.filter(left_out.is_null() & (reason.is_null() if reason is not None else True))
+    elif reason is not None:
+        events = events.filter(reason.is_null())
+    if reason is not None:
+        is_bad = reason.is_not_null() if left_out is None else reason.is_not_null() & left_out.is_null()
+        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad))
+        quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
+    events = events.cast(schema)  # type: ignore[arg-type]
+    return CleanBatch(events, quarantine, counts, len(rows) + len(raw.bad), tuple(columns), raw.share)
+
+
+def _first_reason(rows: pl.DataFrame, checks: list[tuple[str, pl.Expr]]) -> pl.Series | None:
+    """The first check that holds for each row, null where none does; None where none does for any row.
+
+    Most batches are clean, so reasons are spelled out only where there are any.
+    """
+    if not checks or not rows.select(pl.any_horizontal(check.any() for _, check in checks)).item():
+        return None
+    return rows.select(r=pl.coalesce(*(pl.when(check).then(pl.lit(reason)) for reason, check in checks)))["r"]
 
 
 def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[str]]:
     """Canonical field -> the file's columns, best first; optional fields only where the file has them."""
     names = [name for name in frame.columns if name != LINE]
     known = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
-    wanted = {"user_id": layout.user, "item_id": layout.item, "timestamp": layout.timestamp}
+    wanted: dict[str, tuple[str, ...]] = {"user_id": layout.user, "item_id": layout.item, "timestamp": layout.timestamp}
     wanted |= {name: getattr(layout, name) for name in (*_OPTIONAL, "title_parts")}
     wanted |= {name: (name,) for name in layout.extra}
     found: dict[str, list[str]] = {}
@@ -101,77 +155,150 @@ def _plain(name: str) -> str:
 
 
 def _canonical(
-    rows: pl.LazyFrame, columns: dict[str, list[str]], layout: Format, config: FeaturesConfig, source: int
+    rows: pl.DataFrame,
+    columns: dict[str, list[str]],
+    layout: Format,
+    config: FeaturesConfig,
+    source: int,
+    num_before: int,
 ) -> pl.LazyFrame:
-    """Columns of SCHEMA, the raw `timestamp`, and the columns that rules read; row by row as in the file."""
+    """Columns of SCHEMA, what checks need, and the columns that rules read; row by row as in the file."""
+    rows = _stripped(rows)
 
     def text(field: str) -> pl.Expr:
         """The first column that is not empty; null if there is none."""
-        stripped = [pl.col(name).str.strip_chars() for name in columns.get(field, ())]
-        return pl.coalesce(*(pl.when(s != "").then(s) for s in stripped), pl.lit(None, pl.String))
+        texts = [pl.col(name).cast(pl.String) for name in columns.get(field, ())]
+        return texts[0] if len(texts) == 1 else pl.coalesce(*texts, pl.lit(None, pl.String))
 
-    parts = [pl.col(c).str.split(".").list.last().str.replace_all("_", " ") for c in columns.get("title_parts", ())]
+    parts = [
+        pl.col(c).cast(pl.String).str.split(".").list.last().str.replace_all("_", " ")
+        for c in columns.get("title_parts", ())
+    ]
     title = pl.concat_str(text("title"), *parts, separator=" ", ignore_nulls=True) if parts else text("title")
     kind = text("event_type")
     if layout.event_types:
         kind = kind.replace(dict(layout.event_types))
+    if layout.timestamp:
+        moments = rows.select(pl.coalesce(columns["timestamp"]).alias("t"))["t"]
+        moment = pl.lit(to_milliseconds(moments, config.timestamp_format))
+    else:
+        moment = pl.int_range(pl.len(), dtype=pl.Int64) + ((source << 32) + num_before)
     price = text("price").cast(pl.Float64, strict=False)
-    order = pl.int_range(pl.len(), dtype=pl.Int64) + (source << 32)
-    return rows.select(
-        user_id=text("user_id"),
-        item_id=text("item_id"),
-        timestamp=text("timestamp"),
-        timestamp_ms=_timestamp(text("timestamp"), config.timestamp_format) if layout.timestamp else order,
-        event_type=pl.coalesce(kind, pl.lit(layout.fixed_event_type or DEFAULT_EVENT_TYPE)),
-        title=pl.when(title != "").then(title),
-        category=text("category"),
-        price=pl.when(price.is_finite()).then(price),
-        source=pl.lit(source, pl.UInt32),
-        row=pl.col(LINE),
-        **{name: pl.col(columns[name][0]) for name in layout.extra},
-    ).with_columns(layout.user_expr, layout.item_expr)
+    return (
+        rows.lazy()
+        .select(
+            user_id=text("user_id"),
+            item_id=text("item_id"),
+            no_timestamp=pl.all_horizontal(pl.lit(True), *(pl.col(n).is_null() for n in columns.get("timestamp", []))),
+            timestamp_ms=moment,
+            event_type=kind.fill_null(layout.fixed_event_type or DEFAULT_EVENT_TYPE),
+            title=pl.when(title != "").then(title),
+            category=text("category"),
+            price=pl.when(price.is_finite()).then(price),
+            bad_price=text("price").is_not_null() & price.is_null(),
+            source=pl.lit(source, pl.UInt32),
+            row=pl.col(LINE),
+            **({EVENT_KEY: _event_key(text("event_id"))} if "event_id" in columns else {}),
+            **{name: pl.col(columns[name][0]).cast(pl.String) for name in layout.extra},
+        )
+        .with_columns(layout.user_expr, layout.item_expr)
+    )
 
 
-def _timestamp(text: pl.Expr, pattern: str | None) -> pl.Expr:
-    """Milliseconds: epoch numbers by magnitude, or a date; null where neither parses."""
+def _stripped(rows: pl.DataFrame) -> pl.DataFrame:
+    """Texts without white space around them; empty ones are null."""
+    texts = cs.string()
+    stripped = rows.with_columns(texts.str.strip_chars())
+    has_empty = stripped.select((texts.str.len_bytes() == 0).any())
+    empty = [name for name in has_empty.columns if has_empty[name][0]]
+    return stripped.with_columns(pl.when(pl.col(name) != "").then(name) for name in empty)
+
+
+def _event_key(event_id: pl.Expr) -> pl.Expr:
+    """What an event id is known by; 0 where there is none."""
+    return pl.when(event_id.is_not_null()).then(event_id.hash(KEY_SEED)).otherwise(pl.lit(0, pl.UInt64))
+
+
+def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
+    """Milliseconds since 1970: epoch numbers by magnitude, or dates; null where nothing parses.
+
+    Each way of reading is tried only on what the ones before it could not read.
+    """
     if pattern is not None:
-        return text.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
-    number = text.cast(pl.Float64, strict=False)
-    size = number.abs()
+        return (
+            column.cast(pl.String)
+            .str.strip_chars()
+            .str.to_datetime(pattern, strict=False, time_unit="ms")
+            .dt.epoch("ms")
+        )
+    if column.dtype.is_temporal():
+        return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
+    if column.dtype.is_numeric():
+        return _epoch(column.cast(pl.Float64))
+    text = column.cast(pl.String)
+    result = _epoch(text.cast(pl.Float64, strict=False))
+    plain = (
+        text.str.replace(r"(\d)T(\d)", "$1 $2").str.replace(r"(Z| ?UTC| ?\+00:?00)$", "")
+        if result.has_nulls()
+        else text
+    )
+    for reading in (*_DATETIME_FORMATS, _ZONED_FORMAT):
+        missing = result.is_null() & text.is_not_null()
+        if not missing.any():
+            break
+        result = result.scatter(missing.arg_true(), _dates(plain.filter(missing), reading))
+    return result
+
+
+def _epoch(number: pl.Series) -> pl.Series:
+    frame = pl.DataFrame({"n": number})
+    n, size = pl.col("n"), pl.col("n").abs()
     scale = pl.when(size < 1e11).then(1e3).when(size < 1e14).then(1.0).when(size < 1e17).then(1e-3).otherwise(1e-6)
-    plain = text.str.replace(r"(\d)T(\d)", "$1 $2").str.replace(r"(Z| ?UTC| ?\+00:?00)$", "")
-    plain = plain.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00")
-    dates = [plain.str.to_datetime(f, strict=False, time_unit="ms").dt.epoch("ms") for f in _DATETIME_FORMATS]
-    zoned = plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", strict=False, time_unit="ms", time_zone="UTC")
-    return pl.coalesce((number * scale).round().cast(pl.Int64, strict=False), *dates, zoned.dt.epoch("ms"))
+    return frame.select((n * scale).round().cast(pl.Int64, strict=False))["n"]
 
 
-def _problem(layout: Format, now_ms: int) -> pl.Expr:
-    """The first reason why a row cannot be used, null if there is none."""
+def _dates(plain: pl.Series, pattern: str) -> pl.Series:
+    if pattern != _ZONED_FORMAT:
+        return plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
+    whole = plain.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00")
+    return whole.str.to_datetime(pattern, strict=False, time_unit="ms", time_zone="UTC").dt.epoch("ms")
+
+
+def _problems(layout: Format, columns: dict[str, list[str]], now_ms: int) -> list[tuple[str, pl.Expr]]:
+    """The declared schema: why a row cannot be used, and which rows those are."""
     checks: list[tuple[str, pl.Expr]] = []
     for field, word in (("user_id", "user"), ("item_id", "item")):
         checks.append((f"{word} is empty", pl.col(field).is_null()))
         checks.append((f"{word} is longer than {MAX_ID_LENGTH}", pl.col(field).str.len_chars() > MAX_ID_LENGTH))
     if layout.timestamp:
         moment = pl.col("timestamp_ms")
-        checks.append(("timestamp is empty", pl.col("timestamp").is_null()))
+        checks.append(("timestamp is empty", pl.col("no_timestamp")))
         checks.append(("timestamp does not parse", moment.is_null()))
         checks.append(("timestamp before 1970", moment < 0))
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
-    return pl.coalesce(*(pl.when(check).then(pl.lit(reason)) for reason, check in checks))
+    if "event_type" in columns:
+        too_long = pl.col("event_type").str.len_chars() > MAX_TYPE_LENGTH
+        checks.append((f"event type is longer than {MAX_TYPE_LENGTH}", too_long))
+    if "price" in columns:
+        checks.append(("price does not parse", pl.col("bad_price")))
+    return checks
 
 
-def _bad_rows(path: Path, rows: pl.DataFrame, reasons: pl.Series) -> pl.DataFrame:
-    columns = [pl.col(c).fill_null("") for c in rows.columns if c != LINE]
+def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series) -> pl.DataFrame:
+    columns = [pl.col(c).cast(pl.String).fill_null("") for c in rows.columns if c != LINE]
     text = pl.concat_str(columns, separator=",") if columns else pl.lit("")
     return rows.select(
-        file=pl.lit(path.name), line=pl.col(LINE).cast(pl.UInt32), reason=reasons.cast(pl.String), row=text
+        file=pl.lit(path.name),
+        line=pl.col(LINE).cast(pl.UInt32),
+        reason=reason.cast(pl.String),
+        row=text,
+        user=checked["user_id"],
     )
 
 
 def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
-    schema = {"file": pl.String, "line": pl.UInt32, "reason": pl.String, "row": pl.String}
-    return pl.DataFrame([(path.name, *line) for line in sorted(bad)], schema=schema, orient="row")
+    schema = {"file": pl.String, "line": pl.UInt32, "reason": pl.String, "row": pl.String, "user": pl.String}
+    return pl.DataFrame([(path.name, *line, None) for line in sorted(bad)], schema=schema, orient="row")
 
 
 def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: FeaturesConfig) -> None:
@@ -179,7 +306,7 @@ def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: Fe
         return
     first = quarantine.row(0, named=True)
     lines = ", ".join(str(line) for line in quarantine["line"].unique(maintain_order=True).head(3))
-    raise DataError(
+    raise RefusedError(
         f"{path}: {len(quarantine):,} of {num_rows:,} rows cannot be read, at most {config.max_bad_share:.0%} are "
         f"tolerated; lines {lines} …; first: {first['reason']}: {first['row'][:80]!r}{_hint(first['reason'], config)}"
     )

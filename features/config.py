@@ -1,11 +1,22 @@
 """Settings of the feature batch."""
 
+from typing import Final
+
 from pydantic import Field
 
-from recsys.contracts.config import Config
+from recsys.contracts.pruning import PruningPolicy
+
+READING_FIELDS: Final = (
+    *("format", "timestamp_format", "delimiter", "drop_copies"),
+    *(
+        f"{name}_column"
+        for name in ("user", "item", "timestamp", "event_type", "title", "category", "price", "event_id")
+    ),
+)
+"""Settings that decide which events a file holds: where one changes, everything is read again."""
 
 
-class FeaturesConfig(Config):
+class FeaturesConfig(PruningPolicy):
     """How a log is read and cut."""
 
     format: str = "generic"
@@ -17,14 +28,21 @@ class FeaturesConfig(Config):
     title_column: str = "title"
     category_column: str = "category"
     price_column: str = "price"
+    event_id_column: str = "event_id"
+    """Of several rows of a user with one event id, the first is kept."""
+    drop_copies: bool = False
+    """Leave out rows that an earlier file has already: same user, item, moment and event type."""
     timestamp_format: str | None = None
     """strftime pattern; without it epoch numbers and ISO 8601 are recognised."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Of a generic text file; found by the file's ending otherwise."""
-    min_count: int = Field(default=5, ge=1)
-    """Items with fewer fitted events are pruned when windows are cut."""
     split_quantile: float = Field(default=0.9, gt=0, lt=1)
     """T is this quantile of the timestamps."""
-    num_partitions: int = Field(default=8, ge=1, le=4096)
+    history_types: tuple[str, ...] = ()
+    """Event types that make the history; empty: all. Everything is stored; this is a choice of the reader."""
+    target_types: tuple[str, ...] = ()
+    """Event types that are to be predicted; empty: all."""
+    events_per_partition: int = Field(default=2_000_000, ge=1)
+    """Events sorted in memory at a time: what bounds the memory of the job."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Bad rows of a file above this share, and above one row, stop the job."""

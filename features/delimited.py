@@ -6,7 +6,6 @@ exact reader sets aside the very lines that are no rows and goes on with the nex
 """
 
 import csv
-import io
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
@@ -15,33 +14,33 @@ import polars as pl
 
 from features.lines import LINE, BadLine, RawFile, decoded
 
-_MAX_RECORD_LINES: Final = 100
+MAX_RECORD_LINES: Final = 100
 """A quoted field may span this many lines; beyond, its quote counts as unclosed."""
 
 _Line = tuple[int, str, bool]
 
 
-def read_delimited(content: bytes, separator: str, header: tuple[str, ...]) -> RawFile:
-    """Rows with the number of fields of the header; `header` names them where the file has none.
+def read_delimited(content: bytes, separator: str, header: tuple[str, ...], first_line: int = 1) -> RawFile:
+    """Rows with the number of fields of the header; `header` names them where the content has none.
 
     Blank lines are no rows and no errors.
     """
     content = content.rstrip(b"\r\n")
-    fast = _fast(content, separator, header)
-    return _exact(content, separator, header) if fast is None else fast
+    fast = _fast(content, separator, header, first_line)
+    return _exact(content, separator, header, first_line) if fast is None else fast
 
 
-def _fast(content: bytes, separator: str, header: tuple[str, ...]) -> RawFile | None:
+def _fast(content: bytes, separator: str, header: tuple[str, ...], first_line: int) -> RawFile | None:
     """The rows, or None where line and row are not one and the same."""
     try:
-        frame = pl.scan_csv(
-            io.BytesIO(content),
+        frame = pl.read_csv(
+            content,
             separator=separator,
             has_header=not header,
             infer_schema=False,
             row_index_name=LINE,
-            row_index_offset=1 if header else 2,
-        ).collect()
+            row_index_offset=first_line if header else first_line + 1,
+        )
     except pl.exceptions.PolarsError:
         return None
     num_lines = content.count(b"\n") + 1
@@ -49,10 +48,10 @@ def _fast(content: bytes, separator: str, header: tuple[str, ...]) -> RawFile | 
         return None
     if header:
         frame.columns = [LINE, *header]
-    return _without_short_lines(frame, content, separator)
+    return _without_short_lines(frame, content, separator, first_line)
 
 
-def _without_short_lines(frame: pl.DataFrame, content: bytes, separator: str) -> RawFile:
+def _without_short_lines(frame: pl.DataFrame, content: bytes, separator: str, first_line: int) -> RawFile:
     """Set aside lines that the fast reader padded: those whose last field is null because it is not there."""
     expected = frame.width - 1
     suspects = frame.filter(pl.col(frame.columns[-1]).is_null())[LINE].to_list()
@@ -62,7 +61,7 @@ def _without_short_lines(frame: pl.DataFrame, content: bytes, separator: str) ->
     bad: list[BadLine] = []
     gone: list[int] = []
     for number in suspects:
-        text = lines[number - 1].decode().rstrip("\r")
+        text = lines[number - first_line].decode().rstrip("\r")
         fields = next(csv.reader([text], delimiter=separator)) if '"' in text else text.split(separator)
         if len(fields) != expected:
             gone.append(number)
@@ -71,12 +70,12 @@ def _without_short_lines(frame: pl.DataFrame, content: bytes, separator: str) ->
     return RawFile(frame.filter(~pl.col(LINE).is_in(gone)) if gone else frame, bad)
 
 
-def _exact(content: bytes, separator: str, header: tuple[str, ...]) -> RawFile:
+def _exact(content: bytes, separator: str, header: tuple[str, ...], first_line: int) -> RawFile:
     """Record by record; a line that is no row, or not UTF-8, is set aside and costs no other line."""
     names = list(header)
     good: list[tuple[int, list[str]]] = []
     bad: list[BadLine] = []
-    lines = [line for line in decoded(content) if line[1].strip()]
+    lines = [line for line in decoded(content, first_line) if line[1].strip()]
     for (number, text, is_text), fields in _records(lines, separator, len(names)):
         if not names:
             names = fields or [text]
@@ -112,7 +111,7 @@ def _records(lines: list[_Line], separator: str, expected: int) -> Iterator[tupl
 
 def _quoted(lines: list[_Line], start: int, separator: str, expected: int) -> tuple[list[str] | None, int]:
     """A record with quotes and where it ends; a record over several lines must be flawless."""
-    window = islice(lines, start, start + _MAX_RECORD_LINES)
+    window = islice(lines, start, start + MAX_RECORD_LINES)
     reader = csv.reader((text + "\n" for _, text, _ in window), delimiter=separator, strict=True)
     try:
         fields = next(reader)

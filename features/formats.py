@@ -38,6 +38,8 @@ class Format:
     category: tuple[str, ...] = ()
     """For this and every optional field: the first of these columns that is not empty in a row."""
     price: tuple[str, ...] = ()
+    event_id: tuple[str, ...] = ()
+    """The sender's id; of several rows of a user with one id, the first is kept."""
     layout: Layout = Layout.TABLE
     header: tuple[str, ...] = ()
     """Names of the columns where the file has no header."""
@@ -162,6 +164,7 @@ def resolve(config: FeaturesConfig) -> Format:
             title=(config.title_column,),
             category=(config.category_column,),
             price=(config.price_column,),
+            event_id=(config.event_id_column,),
         )
     if config.format not in FORMATS:
         raise ConfigError(f"format {config.format!r}: expected generic or one of {', '.join(sorted(FORMATS))}")

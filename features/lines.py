@@ -1,6 +1,7 @@
 """Text that is no table: decoded lines, JSON lines, split lines, one line a user."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,17 +16,19 @@ BadLine = tuple[int, str, str]
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """What one file holds."""
+    """What one file, or a part of it, holds."""
 
     rows: pl.DataFrame
-    """Columns of the file as strings, and LINE."""
+    """Columns of the file, as strings or as a Parquet file has them, and LINE."""
     bad: list[BadLine]
+    share: float = 1.0
+    """How much of the file has been read after this part."""
 
 
-def decoded(content: bytes) -> list[tuple[int, str, bool]]:
+def decoded(content: bytes, first_line: int = 1) -> list[tuple[int, str, bool]]:
     """(line number, text, whether it is UTF-8) of each line."""
     lines = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=first_line):
         try:
             lines.append((number, line.decode().rstrip("\r"), True))
         except UnicodeDecodeError:
@@ -33,11 +36,11 @@ def decoded(content: bytes) -> list[tuple[int, str, bool]]:
     return lines
 
 
-def read_json_lines(content: bytes) -> RawFile:
-    """One JSON object a line; nested values become their text."""
+def read_json_lines(content: bytes, first_line: int = 1, known_names: Iterable[str] = ()) -> RawFile:
+    """One JSON object a line; nested values become their text. `known_names` are columns in any case."""
     good: list[dict[str, Any]] = []
     bad: list[BadLine] = []
-    for number, text, is_text in decoded(content):
+    for number, text, is_text in decoded(content, first_line):
         if not text.strip():
             continue
         try:
@@ -49,14 +52,14 @@ def read_json_lines(content: bytes) -> RawFile:
             good.append({LINE: number, **values})
         else:
             bad.append((number, "not a JSON object" if is_text else "not UTF-8", text))
-    names = list(dict.fromkeys([LINE, *(key for row in good for key in row)]))
+    names = list(dict.fromkeys([LINE, *known_names, *(key for row in good for key in row)]))
     schema = {name: pl.UInt32 if name == LINE else pl.String for name in names}
     return RawFile(pl.DataFrame(good, schema=schema), bad)
 
 
-def read_split(content: bytes, names: tuple[str, ...], separator: str | None) -> RawFile:
+def read_split(content: bytes, names: tuple[str, ...], separator: str | None, first_line: int = 1) -> RawFile:
     """Lines of exactly `names` fields between `separator`, or white space."""
-    frame, bad = _lines(content)
+    frame, bad = _lines(content, first_line)
     split = frame.with_columns(fields=_fields(separator)).collect()
     right = pl.col("fields").list.len() == len(names)
     bad += [
@@ -67,9 +70,9 @@ def read_split(content: bytes, names: tuple[str, ...], separator: str | None) ->
     return RawFile(split.filter(right).select(LINE, *columns), bad)
 
 
-def read_sequences(content: bytes) -> RawFile:
+def read_sequences(content: bytes, first_line: int = 1) -> RawFile:
     """One line a user, one row an item; all rows of a user have the number of the user's line."""
-    frame, bad = _lines(content)
+    frame, bad = _lines(content, first_line)
     split = frame.with_columns(fields=_fields(None)).collect()
     short = split.filter(pl.col("fields").list.len() < 2)
     bad += [(line, "a user without items", text) for line, text in short.select(LINE, "text").rows()]
@@ -79,9 +82,9 @@ def read_sequences(content: bytes) -> RawFile:
     return RawFile(rows.explode("item"), bad)
 
 
-def _lines(content: bytes) -> tuple[pl.LazyFrame, list[BadLine]]:
+def _lines(content: bytes, first_line: int) -> tuple[pl.LazyFrame, list[BadLine]]:
     """Non-empty UTF-8 lines as a frame (LINE, text), and the lines that are not text."""
-    lines = [line for line in decoded(content) if line[1].strip()]
+    lines = [line for line in decoded(content, first_line) if line[1].strip()]
     bad = [(number, "not UTF-8", text) for number, text, is_text in lines if not is_text]
     good = [(number, text.strip()) for number, text, is_text in lines if is_text]
     return pl.LazyFrame(good, schema={LINE: pl.UInt32, "text": pl.String}, orient="row"), bad

@@ -3,16 +3,22 @@
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 import polars.selectors as cs
 
-from features.delimited import read_delimited
+from features.delimited import MAX_RECORD_LINES, read_delimited
 from features.formats import Format, Layout
 from features.lines import LINE, RawFile, read_json_lines, read_sequences, read_split
-from recsys.contracts.errors import DataError
+from recsys.contracts.errors import DataError, RefusedError
+
+BLOCK_BYTES: Final = 32 << 20
+"""Text is read in blocks of whole lines of about this size."""
+BATCH_ROWS: Final = 1_000_000
+"""Parquet is read in parts of this many rows."""
 
 _SUFFIXES = {".csv", ".tsv", ".txt", ".dat", ".inter", ".data", ".jsonl", ".ndjson", ".json", ".parquet"}
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".data": "\t"}
@@ -40,30 +46,83 @@ def find_files(sources: list[Path], layout: Format) -> list[Path]:
     return files
 
 
-def read(path: Path, layout: Format) -> RawFile:
-    """All rows of one file.
+def read(path: Path, layout: Format) -> Iterator[RawFile]:
+    """All rows of one file, part by part, so that memory does not grow with the file.
 
     Raises:
-        DataError: empty, a damaged gzip or Parquet, or not text at all.
+        RefusedError: empty, a damaged gzip or Parquet, or not text at all.
     """
     if path.stat().st_size == 0:
-        raise DataError(f"{path}: file is empty (0 bytes); wait for its upload, or remove it")
+        raise RefusedError(f"{path}: file is empty (0 bytes); wait for its upload, or remove it")
+    if _suffix(path) == ".parquet":
+        yield from _parquet(path)
+        return
+    parts = _blocks(path)
+    first_line, content, share = next(parts, (1, b"", 1.0))
+    reader = _reader(path, layout, content)
+    names: tuple[str, ...] = ()
+    while content:
+        raw = reader(content, first_line, names)
+        names = tuple(name for name in raw.rows.columns if name != LINE)
+        yield RawFile(raw.rows, raw.bad, share)
+        first_line, content, share = next(parts, (1, b"", 1.0))
+
+
+def _reader(path: Path, layout: Format, content: bytes) -> Callable[[bytes, int, tuple[str, ...]], RawFile]:
+    """What reads a block of this file: (content, first line, names of the columns so far)."""
     suffix = _suffix(path)
-    if suffix == ".parquet":
-        return _parquet(path)
-    content = _content(path)
     if not content.strip():
-        raise DataError(f"{path}: file holds no text; wait for its upload, or remove it")
+        raise RefusedError(f"{path}: file holds no text; wait for its upload, or remove it")
     if suffix in {".jsonl", ".ndjson", ".json"}:
-        return read_json_lines(content)
+        return read_json_lines
     if layout.layout is Layout.SEQUENCE:
-        return read_sequences(content)
+        return lambda block, line, _: read_sequences(block, line)
     if layout.layout is Layout.SPLIT and (layout.separator is None or layout.separator.encode() in content[:4096]):
-        return read_split(content, layout.header, layout.separator)
+        return lambda block, line, _: read_split(block, layout.header, layout.separator, line)
     header = layout.header if layout.layout is Layout.TABLE or suffix == ".data" else ()
     if not header:
         _check_text(path, content)
-    return read_delimited(content, _delimiter(layout, suffix), header)
+    return lambda block, line, names: read_delimited(block, _delimiter(layout, suffix), names or header, line)
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes, float]]:
+    """(number of the first line, whole lines, share of the file read so far), about BLOCK_BYTES at a time."""
+    size, line, held_back = path.stat().st_size, 1, b""
+    try:
+        with path.open("rb") as raw, gzip.open(raw) if path.name.endswith(".gz") else raw as file:
+            while read := file.read(BLOCK_BYTES):
+                read = read.removeprefix(b"\xef\xbb\xbf") if line == 1 and not held_back else read
+                block = held_back + read + file.readline()
+                end = _safe_end(block)
+                block, held_back = block[:end], block[end:]
+                if block:
+                    yield line, block, min(1.0, raw.tell() / size)
+                line += block.count(b"\n")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RefusedError(f"{path}: damaged or half-uploaded gzip ({error}); upload it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+    if held_back:
+        yield line, held_back, 1.0
+
+
+def _safe_end(block: bytes) -> int:
+    """Where to end a block so that no quoted record is cut in two.
+
+    A record over several lines begins and ends with a line that has an odd number of quotes, and spans at
+    most MAX_RECORD_LINES. So what is kept ends before the first of the last odd lines, found backwards up to
+    so many lines without one.
+    """
+    safe = end = len(block)
+    num_even = 0
+    while end > 0 and num_even < MAX_RECORD_LINES:
+        start = block.rfind(b"\n", 0, end - 1) + 1
+        if block.count(b'"', start, end) % 2:
+            safe, num_even = start, 0
+        else:
+            num_even += 1
+        end = start
+    return safe
 
 
 def _belongs(path: Path, layout: Format) -> bool:
@@ -86,19 +145,6 @@ def _delimiter(layout: Format, suffix: str) -> str:
     return _DELIMITERS.get(suffix, ",")
 
 
-def _content(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    if path.name.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: damaged or half-uploaded gzip ({error}); upload it again") from None
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
 def _check_text(path: Path, content: bytes) -> None:
     """Refuse a file whose first line is no UTF-8 text: no column would be found in it."""
     first = content[: content.find(b"\n") + 1] or content
@@ -107,32 +153,39 @@ def _check_text(path: Path, content: bytes) -> None:
     except UnicodeDecodeError:
         is_text = False
     if not is_text:
-        raise DataError(f"{path}: the first line is not UTF-8 text, found {first[:20]!r}; save the file as UTF-8")
+        raise RefusedError(f"{path}: the first line is not UTF-8 text, found {first[:20]!r}; save the file as UTF-8")
 
 
-def _parquet(path: Path) -> RawFile:
+def _parquet(path: Path) -> Iterator[RawFile]:
+    """Parts of BATCH_ROWS rows, in the types of the file except for what no text is."""
     try:
-        frame = pl.read_parquet(path)
+        scan = pl.scan_parquet(path)
+        num_rows = int(scan.select(pl.len()).collect().item())
+        for start in range(0, num_rows, BATCH_ROWS):
+            frame = scan.slice(start, BATCH_ROWS).select(~(cs.nested() | cs.object())).collect()
+            columns = [_readable(column) for column in frame]
+            flat = pl.DataFrame([column for column in columns if column is not None])
+            share = min(1.0, (start + BATCH_ROWS) / num_rows)
+            yield RawFile(flat.with_row_index(LINE, offset=start + 1), [], share)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}); write it again") from None
-    columns = [_as_text(column) for column in frame.select(~(cs.nested() | cs.object()))]
-    flat = pl.DataFrame([column for column in columns if column is not None])
-    return RawFile(flat.with_row_index(LINE, offset=1), [])
+        raise RefusedError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}); write it again") from None
 
 
-def _as_text(column: pl.Series) -> pl.Series | None:
-    """The column as strings; None for binary data that is no text, which no field of an event can be."""
+def _readable(column: pl.Series) -> pl.Series | None:
+    """Numbers and moments as they are, the rest as strings; None for binary data that is no text."""
+    if column.dtype.is_numeric() or column.dtype.is_temporal():
+        return column
     try:
         return column.cast(pl.String)
     except pl.exceptions.PolarsError:
         return None
 
 
-def titles(beside: Path, layout: Format) -> Iterator[tuple[str, str, str]]:
-    """(item_id, title, category) from the file of titles beside a log, if there is one."""
-    if layout.titles_file is None or not (beside.parent / layout.titles_file).is_file():
-        return
-    for line in (beside.parent / layout.titles_file).read_text(encoding="latin-1").splitlines():
-        fields = line.split("::")
-        if len(fields) == 3:
-            yield fields[0], fields[1], fields[2]
+def titles(beside: Path, layout: Format) -> pl.DataFrame:
+    """item_id, title and category from the file of titles beside a log; no rows if there is none."""
+    rows: list[list[str]] = []
+    if layout.titles_file is not None and (beside.parent / layout.titles_file).is_file():
+        lines = (beside.parent / layout.titles_file).read_text(encoding="latin-1").splitlines()
+        rows = [line.split("::") for line in lines if line.count("::") == 2]
+    schema = {"item_id": pl.String, "title": pl.String, "category": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row").unique("item_id", keep="first", maintain_order=True)

@@ -1,19 +1,20 @@
-"""From a checkpoint to a published release: engine, index, vocabulary, report, gate."""
+"""From a checkpoint to a published release: engine, items, vocabulary, report, gate."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from optimize import gate, report
+from optimize import gate, quantize, report
 from optimize.config import OptimizeConfig
-from optimize.export import build_engine, item_vectors
+from optimize.export import build_engine
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.ids import Vocabulary
-from recsys.dataset import Protocol
+from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.index import ItemIndex
+from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.runtime.release import VOCABULARY_PARENT
 from recsys.transitions import TransitionTable
@@ -46,39 +47,22 @@ def run(
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
     with artifact.writing(out / name, "release") as writer:
-        precision = build_engine(checkpoint, writer.folder, config.bits)
-        engine = OpenVinoEngine(writer.folder, num_threads=config.num_threads, precision=precision)
-        index = ItemIndex.build(item_vectors(checkpoint))
-        index.save(writer.folder)
-        checkpoint.vocabulary.save(writer.folder)
-        TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(writer.folder)
-        fidelity = report.compare(
-            checkpoint.model, engine, index, data, checkpoint.window, config.num_check_users, config.seed
-        )
-        reasons = gate.verdict(fidelity, config.gate)
+        write_parts(checkpoint, data, config, writer.folder)
+        fidelity = measure(checkpoint, data, config, writer.folder)
+        decided = gate.verdict(fidelity, config.gate)
         if not force:
-            gate.check(fidelity, config.gate)
-        (writer.folder / REPORT_FILE).write_text(json.dumps(fidelity.model_dump(), indent=2) + "\n")
+            gate.check(decided)
+        methods = quantize.compare_methods(checkpoint, data, config)
+        metrics = {**fidelity.model_dump(), "gate": decided.basis, "relative_error_by_method": methods}
+        (writer.folder / REPORT_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
         manifest = writer.commit(
-            parents={
-                "checkpoint": checkpoint.manifest.digest,
-                "features": data.manifest.digest,
-                VOCABULARY_PARENT: artifact.sha256_of(writer.folder / Vocabulary.FILE_NAME),
-            },
-            config={
-                **config.model_dump(mode="json"),
-                "precision": precision,
-                "protocol": data.protocol.value,
-                "fusion": checkpoint.manifest.config["fusion"],
-                "window": checkpoint.window.model_dump(),
-            },
+            parents=_parents(checkpoint, data, writer.folder),
+            config=_config(checkpoint, data, config),
             metrics={
-                **fidelity.model_dump(),
-                "fitted_on": "all events"
-                if data.protocol is Protocol.FINAL
-                else f"events before the {data.protocol.value} cut",
+                **metrics,
+                "fitted_on": _fitted_on(data),
                 "evaluation_before_refit": evaluation,
-                "forced_past_gate": reasons if force else [],
+                "forced_past_gate": decided.reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),
                 "seconds": round(time.monotonic() - started, 2),
             },
@@ -86,3 +70,57 @@ def run(
     if activate or artifact.current_name(out) is None:
         artifact.set_current(out, name)
     return name, manifest
+
+
+def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> None:
+    """Everything that an answer is computed from."""
+    build_engine(quantize.rounded(checkpoint, data, config), folder, checkpoint.window.size, config.cache)
+    ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(folder)
+    checkpoint.vocabulary.save(folder)
+    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder)
+
+
+def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> report.FidelityReport:
+    """The parts in `folder`, read back as the endpoint reads them, against the checkpoint."""
+    items = ItemTable.load(folder)
+    engine = OpenVinoEngine(
+        folder,
+        items,
+        num_threads=config.num_threads,
+        precision=quantize.precision(config),
+        window_size=checkpoint.window.size,
+        cache=config.cache,
+    )
+    return report.compare(
+        checkpoint,
+        engine,
+        ItemIndex.build(items.vectors_VD()),
+        TransitionTable.load(folder),
+        data,
+        config.num_check_users,
+        config.seed,
+    )
+
+
+def _parents(checkpoint: Checkpoint, data: Dataset, folder: Path) -> dict[str, str]:
+    return {
+        "checkpoint": checkpoint.manifest.digest,
+        "features": data.manifest.digest,
+        VOCABULARY_PARENT: artifact.sha256_of(folder / Vocabulary.FILE_NAME),
+    }
+
+
+def _config(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> dict[str, Any]:
+    return {
+        **config.model_dump(mode="json"),
+        "precision": quantize.precision(config),
+        "protocol": data.protocol.value,
+        "fusion": checkpoint.manifest.config["fusion"],
+        "window": checkpoint.window.model_dump(),
+    }
+
+
+def _fitted_on(data: Dataset) -> str:
+    if data.protocol is Protocol.FINAL:
+        return "all events"
+    return f"events before the {data.protocol.value} cut"

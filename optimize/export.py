@@ -1,63 +1,131 @@
-"""From a torch checkpoint to a saved OpenVINO graph with fused attention."""
+"""From a (rounded) torch decoder to two saved OpenVINO graphs with fused attention and shared weights."""
 
-import contextlib
-import io
-import logging
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from recsys.model.checkpoint import Checkpoint
-from recsys.model.decoder import UserEncoder
-from recsys.runtime.openvino import GRAPH_FILE
+from optimize.rounding import RoundedLinear
+from recsys.contracts.precision import CacheFormat
+from recsys.model.decoder import SequenceModel
+from recsys.model.incremental import AppendEvents, OpenWindow
+from recsys.runtime.openvino import APPEND_GRAPH, OPEN_GRAPH, WEIGHTS
+
+_LARGEST_BATCH = 65_536
+_ALIGNMENT = 64
 
 
-def build_engine(checkpoint: Checkpoint, folder: Path, bits: int) -> str:
-    """Write the CPU engine into `folder`; returns its precision by name.
-
-    The graph is exported once and rounded once. AWQ's scales belong between `to_graph` and
-    `round_weights`: folded into the float model before the export, so that every engine gets them.
-    """
+def build_engine(model: SequenceModel, folder: Path, window_size: int, cache: CacheFormat) -> None:
+    """Write the CPU engine into `folder`: `open.xml`, `append.xml` and the weights of both."""
     import openvino
 
-    graph = to_graph(checkpoint)
-    precision = "float32"
-    if bits == 8:
-        graph = round_weights(graph)
-        precision = "int8 weights, float32 arithmetic"
-    openvino.save_model(graph, folder / GRAPH_FILE, compress_to_fp16=False)
-    return precision
+    for name, graph in (
+        (OPEN_GRAPH, open_graph(model, window_size, cache)),
+        (APPEND_GRAPH, append_graph(model, window_size, cache)),
+    ):
+        _check_codes(graph, model)
+        openvino.save_model(graph, folder / name, compress_to_fp16=False)
+    _share_weights(folder)
 
 
-def to_graph(checkpoint: Checkpoint) -> Any:
-    """The user encoder as an OpenVINO model with free batch and length; inputs tokens_BL, last_B (int32)."""
-    import openvino
+def open_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
+    """`OpenWindow` as an OpenVINO model with free batch and length."""
+    batch, length = _dimension("batch", _LARGEST_BATCH), _dimension("length", window_size)
+    example = (_embedded(model, 2, min(8, window_size)), _integers(3, 1))
+    return _converted(OpenWindow(model, cache), example, ({0: batch, 1: length}, {0: batch}))
 
-    encoder = UserEncoder(checkpoint.model).eval()
-    example = (
-        torch.ones((2, min(16, checkpoint.window.size)), dtype=torch.int32),
-        torch.tensor([3, 1], dtype=torch.int32),
+
+def append_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
+    """`AppendEvents` as an OpenVINO model with free batch, number of new and of kept events."""
+    batch, new = _dimension("batch", _LARGEST_BATCH), _dimension("new", window_size)
+    kept_events = _dimension("kept", window_size + 1024)
+    with torch.inference_mode():
+        _, *kept = OpenWindow(model, cache).eval()(_embedded(model, 2, min(8, window_size)), _integers(3, 1))
+    example = (_embedded(model, 2, 3), _integers(2, 1), _integers(4, 2), *kept)
+    rows = {0: batch}
+    return _converted(
+        AppendEvents(model, cache),
+        example,
+        ({0: batch, 1: new}, rows, rows, tuple({0: batch, 1: kept_events} for _ in kept)),
     )
-    batch = torch.export.Dim("batch", min=1, max=65_536)
-    length = torch.export.Dim("length", min=1, max=checkpoint.window.size)
+
+
+def _converted(module: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: Any) -> Any:
+    import openvino
+
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        program = torch.export.export(encoder, example, dynamic_shapes=({0: batch, 1: length}, {0: batch}))
-        return openvino.convert_model(program)
+        program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes)
+        graph = openvino.convert_model(program)
+    _pack_4_bits(graph, module)
+    return graph
 
 
-def round_weights(graph: Any) -> Any:
-    """Every weight matrix and the item table rounded to 8 bits, symmetric, one scale per output channel."""
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+def _embedded(model: SequenceModel, batch: int, length: int) -> Tensor:
+    return torch.zeros(batch, length, model.config.width)
 
 
-def item_vectors(checkpoint: Checkpoint) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """What the index is built from: the output vectors of all items, shape [V, D]."""
-    return checkpoint.model.items_VD.detach().numpy()
+def _integers(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _dimension(name: str, largest: int) -> Any:
+    return torch.export.Dim(name, min=1, max=largest)
+
+
+def _rounded(module: nn.Module) -> list[RoundedLinear]:
+    return [part for part in module.modules() if isinstance(part, RoundedLinear)]
+
+
+def _code_constants(graph: Any) -> list[Any]:
+    """Constants of integer codes: matrices of 8 or 4 bits."""
+    return [
+        node
+        for node in graph.get_ops()
+        if node.get_type_name() == "Constant"
+        and node.get_element_type().get_type_name() in ("i8", "i4")
+        and len(node.get_output_shape(0)) == 3
+    ]
+
+
+def _pack_4_bits(graph: Any, module: nn.Module) -> None:
+    """Codes of 4 bits stored as such; torch has no type for them."""
+    import openvino
+
+    if not any(part.weight.format.bits == 4 for part in _rounded(module)):
+        return
+    for node in _code_constants(graph):
+        packed = openvino.op.Constant(openvino.Type.i4, node.get_output_shape(0), node.data.ravel().tolist())
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(packed.output(0))
+
+
+def _check_codes(graph: Any, model: nn.Module) -> None:
+    """A converter that turns codes back into floats would quadruple the engine without a word."""
+    found, expected = len(_code_constants(graph)), len(_rounded(model))
+    assert found == expected, f"{found} matrices of codes in the graph, {expected} in the model"
+
+
+def _share_weights(folder: Path) -> None:
+    """Both graphs read one file of weights: equal constants are stored once."""
+    place_of: dict[bytes, int] = {}
+    with (folder / WEIGHTS).open("wb") as shared:
+        for name in (OPEN_GRAPH, APPEND_GRAPH):
+            tree = ElementTree.parse(folder / name)  # noqa: S314 (written by save_model just now)
+            own = (folder / name).with_suffix(".bin")
+            constants = own.read_bytes()
+            for data in tree.iterfind(".//layer[@type='Const']/data"):
+                offset, size = int(data.attrib["offset"]), int(data.attrib["size"])
+                content = constants[offset : offset + size]
+                key = hashlib.sha256(content).digest()
+                if key not in place_of:
+                    shared.write(b"\0" * (-shared.tell() % _ALIGNMENT))
+                    place_of[key] = shared.tell()
+                    shared.write(content)
+                data.set("offset", str(place_of[key]))
+            tree.write(folder / name)
+            own.unlink()

@@ -1,33 +1,70 @@
 """The gate: a release whose engine answers worse than its reference is not published."""
 
+from dataclasses import dataclass
+
 from optimize.config import GateConfig
-from optimize.report import FidelityReport
+from optimize.report import FidelityReport, MetricLoss
 from recsys.contracts.errors import GateError
 
 
-def verdict(report: FidelityReport, config: GateConfig) -> list[str]:
-    """Reasons to refuse, empty if there is none.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Reasons to refuse, none if the release may go out, and what was decided by."""
 
-    Few held-out users leave recall@10 too noisy to decide; then the overlap of the lists decides.
+    reasons: list[str]
+    basis: str
+
+
+def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
+    """Decide by the intervals of recall@10 and NDCG@10; where they do not, by output error and list overlap.
+
+    A loss is within the limit where its interval ends below it, and beyond it where its interval begins
+    above it, or where its estimate does and there are `min_users` held-out users.
     """
-    reasons = []
-    if not report.relative_error < 1:  # also catches nan
-        reasons.append(f"relative error {report.relative_error:.3g}, expected below 1")
-    loss = report.recall_loss
-    if loss is not None and report.num_held_out_users >= config.min_users:
-        if loss > config.max_recall_loss:
-            reasons.append(f"recall@10 lost {loss:.2%} by the engine, at most {config.max_recall_loss:.2%} allowed")
-    elif not report.top10_overlap >= config.min_top10_overlap:
-        reasons.append(f"top-10 overlap {report.top10_overlap:.3f}, at least {config.min_top10_overlap} expected")
-    return reasons
+    reasons, undecided = _damage(report), []
+    for name, measured in (("recall@10", report.recall10), ("NDCG@10", report.ndcg10)):
+        if measured is None:
+            undecided.append(f"{name} not measured")
+        elif _is_beyond(measured, report.num_held_out_users, config):
+            reasons.append(
+                f"{name} lost {measured.loss:.2%} ({measured.low:.2%} … {measured.high:.2%}) by the engine, "
+                f"at most {config.max_loss:.2%} allowed"
+            )
+        elif not measured.high <= config.max_loss:
+            undecided.append(f"{name} lost {measured.low:.2%} … {measured.high:.2%}")
+    if not undecided:
+        return Verdict(reasons, f"loss of recall@10 and NDCG@10 on {report.num_held_out_users:,} held-out users")
+    basis = (
+        f"{report.num_held_out_users:,} held-out users are too few to decide ({', '.join(undecided)}); "
+        "judged by output error and list overlap"
+    )
+    return Verdict(reasons + _distance(report, config), basis)
 
 
-def check(report: FidelityReport, config: GateConfig) -> None:
+def check(decided: Verdict) -> None:
     """Refuse.
 
     Raises:
         GateError: with every reason in one line.
     """
-    reasons = verdict(report, config)
-    if reasons:
-        raise GateError(f"release refused, nothing published: {'; '.join(reasons)}; use --bits 32 or --force")
+    if decided.reasons:
+        raise GateError(f"release refused, nothing published: {'; '.join(decided.reasons)}; use --bits 32 or --force")
+
+
+def _is_beyond(measured: MetricLoss, num_users: int, config: GateConfig) -> bool:
+    return measured.low > config.max_loss or (num_users >= config.min_users and measured.loss > config.max_loss)
+
+
+def _damage(report: FidelityReport) -> list[str]:
+    if report.relative_error < 1:  # false for nan
+        return []
+    return [f"relative error {report.relative_error:.3g}, expected below 1"]
+
+
+def _distance(report: FidelityReport, config: GateConfig) -> list[str]:
+    reasons = []
+    if 1 > report.relative_error > config.max_relative_error:
+        reasons.append(f"relative error {report.relative_error:.3g}, at most {config.max_relative_error} expected")
+    if not report.top10_overlap >= config.min_top10_overlap:
+        reasons.append(f"top-10 overlap {report.top10_overlap:.3f}, at least {config.min_top10_overlap} expected")
+    return reasons

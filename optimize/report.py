@@ -4,68 +4,84 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.dataset import Dataset, Protocol
-from recsys.evaluation.metrics import recall_at_k
-from recsys.model.decoder import SequenceModel
+from recsys.evaluation.metrics import per_user_metrics
+from recsys.evaluation.statistics import paired_difference
+from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
 from recsys.runtime.engine import Engine
+from recsys.runtime.fusion import Evidence, Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
-from recsys.windows import WindowConfig, open_window
+from recsys.transitions import TransitionTable
+from recsys.windows import open_window, reachable
 
 # B users, D width, K results
 
+DEPTH = 100
+
+
+class MetricLoss(BaseModel):
+    """A metric by the reference and by the engine on the same held-out users, and what the engine loses."""
+
+    model_config = ConfigDict(frozen=True)
+    reference: float
+    engine: float
+    loss: float
+    """1 − engine / reference; negative for a gain."""
+    low: float
+    high: float
+    """95 % interval of `loss`, users resampled in pairs."""
+
 
 class FidelityReport(BaseModel):
-    """Engine against reference, on the same windows and the same index."""
+    """The engine, its rounded items and its lists against float32, for the same users."""
 
     model_config = ConfigDict(frozen=True)
     num_users: int
     relative_error: float
     """Mean over users of |engine − reference| / |reference| of the user vector (L2)."""
     top10_overlap: float
-    """Mean share of the reference's top 10 that the engine's top 10 holds."""
+    """Mean share of the reference's top 10 that the engine's top 10 holds, as served: fused with counts."""
     top100_overlap: float
     num_held_out_users: int
     """Users with targets after the cut; 0 for a release fitted on all events."""
-    recall10_reference: float | None
-    recall10_engine: float | None
-
-    @property
-    def recall_loss(self) -> float | None:
-        """Relative loss of recall@10, negative for a gain; None without held-out users or hits."""
-        if not self.recall10_reference or self.recall10_engine is None:
-            return None
-        return 1 - self.recall10_engine / self.recall10_reference
+    recall10: MetricLoss | None
+    ndcg10: MetricLoss | None
+    """None without held-out users, or where the reference hits nothing."""
 
 
 def compare(
-    model: SequenceModel,
+    checkpoint: Checkpoint,
     engine: Engine,
     index: ItemIndex,
+    transitions: TransitionTable,
     data: Dataset,
-    window: WindowConfig,
     num_users: int,
     seed: int,
 ) -> FidelityReport:
-    """Encode the same users by both and compare vectors and lists."""
+    """Answer the same users by both and compare vectors and lists."""
     contexts, targets = _users(data, num_users, seed)
-    windows = [open_window(context, window) for context in contexts]
-    reference_BD, engine_BD = encode(model, windows), engine.encode(windows)
-    depth = min(100, len(index))
-    exclude = [np.unique(c) for c in contexts] if data.protocol.masks_seen else None
-    reference_BK, _ = index.search(reference_BD, depth, exclude)
-    engine_BK, _ = index.search(engine_BD, depth, exclude)
+    windows = [open_window(context, checkpoint.window) for context in contexts]
+    known = [evidence(reachable(context, checkpoint.window), transitions) for context in contexts]
+    fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
+    without = [np.unique(c) if data.protocol.masks_seen else c[:0] for c in contexts]
+    reference_BD, engine_BD = encode(checkpoint.model, windows), engine.encode(windows)
+    exact = ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
+    reference_BK = _lists(exact, reference_BD, known, without, fusion)
+    engine_BK = _lists(index, engine_BD, known, without, fusion)
+    losses = _losses(reference_BK, engine_BK, targets, seed) if targets else {}
     return FidelityReport(
         num_users=len(windows),
         relative_error=relative_error(reference_BD, engine_BD),
         top10_overlap=overlap(reference_BK[:, :10], engine_BK[:, :10]),
         top100_overlap=overlap(reference_BK, engine_BK),
         num_held_out_users=len(targets),
-        recall10_reference=_recall(reference_BK, targets),
-        recall10_engine=_recall(engine_BK, targets),
+        recall10=losses.get("recall@10"),
+        ndcg10=losses.get("ndcg@10"),
     )
 
 
@@ -84,6 +100,36 @@ def overlap(reference_BK: Tokens, engine_BK: Tokens) -> float:
     return float(np.mean(shares))
 
 
+def metric_loss(reference: npt.NDArray[np.float64], engine: npt.NDArray[np.float64], seed: int) -> MetricLoss | None:
+    """The relative loss of a mean over users with its interval; None where the reference's mean is 0."""
+    difference = paired_difference(engine, reference, seed)
+    if not difference.mean_b:
+        return None
+    return MetricLoss(
+        reference=difference.mean_b,
+        engine=difference.mean_a,
+        loss=-difference.relative,
+        low=-difference.relative_high,
+        high=-difference.relative_low,
+    )
+
+
+def _losses(reference_BK: Tokens, engine_BK: Tokens, targets: Sequence[Any], seed: int) -> dict[str, MetricLoss | None]:
+    reference = per_user_metrics(reference_BK, targets, [10])
+    engine = per_user_metrics(engine_BK, targets, [10])
+    return {name: metric_loss(reference[name], engine[name], seed) for name in ("recall@10", "ndcg@10")}
+
+
+def _lists(
+    index: ItemIndex, vectors_BD: Floats, known: Sequence[Evidence], without: Sequence[Tokens], fusion: Fusion
+) -> Tokens:
+    depth = min(DEPTH, len(index))
+    rows = [
+        search(index, vectors_BD[i : i + 1], known[i], depth, without[i], fusion)[0] for i in range(len(vectors_BD))
+    ]
+    return np.stack(rows)
+
+
 def _users(data: Dataset, num_users: int, seed: int) -> tuple[list[Tokens], list[Any]]:
     """A seeded sample of users: their contexts, and their targets where the protocol holds some out."""
     generator = np.random.default_rng(seed)
@@ -94,16 +140,3 @@ def _users(data: Dataset, num_users: int, seed: int) -> tuple[list[Tokens], list
             return [test.contexts[u] for u in chosen], [test.targets[u] for u in chosen]
     chosen = np.sort(generator.permutation(len(data.fit))[:num_users])
     return [data.fit[u] for u in chosen], []
-
-
-def _recall(ranked_BK: Tokens, targets: Sequence[Any]) -> float | None:
-    if not targets:
-        return None
-    return float(
-        np.mean(
-            [
-                recall_at_k([t for t in row if t != PAD], set(wanted.tolist()), 10)
-                for row, wanted in zip(ranked_BK.tolist(), targets, strict=True)
-            ]
-        )
-    )

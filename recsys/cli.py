@@ -73,29 +73,61 @@ def features_build(
     columns: MapOption = None,
     timestamp_format: TimestampFormatOption = None,
     min_count: Annotated[int | None, typer.Option(help="Prune items with fewer events.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all files again; items keep their numbers.")] = False,
+    renumber: Annotated[bool, typer.Option("--renumber", help="Read all again and number items anew.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read event logs, set bad rows aside, and publish histories, items and split."""
+    """Read what is new in the event logs, set bad rows aside, and publish histories, items and split."""
     from features import build
     from recsys.pipeline import tables
 
     settings = _features_config(format_name, columns, timestamp_format, min_count, config)
-    manifest = build.run(settings, sources, out)
+    manifest = build.run(settings, sources, out, full=full, renumber=renumber)
     _emit(as_json, manifest.model_dump(), tables.features_summary(manifest, out))
+
+
+@features_app.command("forget")
+def features_forget(
+    folders: Annotated[list[Path], typer.Argument(help="Features artifacts, or folders that hold some.")],
+    user_file: Annotated[Path, typer.Option(help="A file with one user_id a line.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove users from all features artifacts below some folders, now and for every later night."""
+    from features import forget
+
+    removed = forget.run(folders, user_file)
+    _emit(as_json, removed, "\n".join(f"{place}: {count:,} events removed" for place, count in removed.items()))
 
 
 @features_app.command("simulate")
 def features_simulate(
-    out: Annotated[Path, typer.Option(help="A .csv.gz file.")],
+    out: Annotated[Path, typer.Option(help="A .csv.gz file; or .csv, .parquet or a folder for volume.")],
     users: Annotated[int | None, typer.Option()] = None,
     items: Annotated[int | None, typer.Option()] = None,
     events: Annotated[int | None, typer.Option()] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Write the event log of a small simulated shop; without options, the bundled sample."""
-    from features import simulate
+    """Write the event log of a simulated shop; without options, the bundled sample.
 
+    A .csv.gz file holds a small shop with structure to learn. A .csv or .parquet file, or a folder with a
+    Parquet file a day, holds a plain log of any size: Zipf items, some histories over 10,000 events.
+    """
+    from features import bulk, simulate
+
+    if not out.name.endswith(".csv.gz"):
+        num_events = events or 1_000_000
+        bulk_config = bulk.BulkConfig.from_mapping(
+            {
+                "num_users": users or max(10, num_events // 100),
+                "num_items": items or max(100, num_events // 1000),
+                "num_events": num_events,
+                **_given({"seed": seed}),
+            },
+            "features simulate",
+        )
+        print(bulk.run(bulk_config, out))  # noqa: T201
+        return
     given = {"num_users": users, "num_items": items, "num_events": events, "seed": seed}
     settings = simulate.SimulateConfig.from_mapping(_given(given), "features simulate")
     print(simulate.run(settings, out))  # noqa: T201
@@ -111,6 +143,7 @@ def train_command(
     refit: Annotated[
         Path | None, typer.Option(help="A checkpoint of these features: as many epochs, no validation.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     max_minutes: MinutesOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -120,7 +153,8 @@ def train_command(
     from recsys.training import train
 
     protocol = Protocol.FINAL if final else protocol
-    manifest = train.run(_recipe(recipe, seed, max_minutes), features, out, protocol=protocol, refit=refit)
+    settings = _recipe(recipe, seed, max_minutes)
+    manifest = train.run(settings, features, out, protocol=protocol, refit=refit, resume=resume)
     _emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
 
 
@@ -150,13 +184,24 @@ def evaluate_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     features: FeaturesOption,
     protocol: Annotated[Protocol | None, typer.Option(help="Default: the release's own.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another release, or popularity, last_item, cooccurrence.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What the verdict is about. Default: ndcg@10.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, max=0.5, help="Loss that counts as none, as a share. Default: 0.003.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with figures here, an .html file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the full catalogue for held-out users, beside popularity, last item and co-occurrence."""
     from recsys.pipeline import evaluation, tables
 
-    report = evaluation.run(release, features, protocol)
-    _emit(as_json, report.to_json(), tables.accuracy_table(report.to_json()))
+    given = _given({"metric": metric, "margin": margin})
+    found = evaluation.run(release, features, protocol, against=against, **given)
+    if report is not None:
+        evaluation.write_page(found, report)
+    _emit(as_json, found.to_json(), tables.evaluation_summary(found.to_json()))
 
 
 @app.command("recommend")
@@ -305,6 +350,18 @@ def benchmark_accuracy(
         )
     values = {**result.report.to_json(), "seconds": result.seconds}
     _emit(as_json, values, tables.accuracy_table(values))
+
+
+@benchmark_app.command("features")
+def benchmark_features(
+    events: Annotated[int, typer.Option(min=10_000, help="Events of the simulated log.")] = 100_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory and speed of the feature job on a simulated log, beside plain polars and RecTools."""
+    from recsys.pipeline import features_benchmark, tables
+
+    values = features_benchmark.run(events)
+    _emit(as_json, values, tables.features_cost_table(values))
 
 
 @benchmark_app.command("windows")

@@ -10,7 +10,7 @@ final     everything is fitted, nothing is held out: the release that goes live.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.contracts import artifact
-from recsys.contracts.errors import DataError
+from recsys.contracts.errors import ArtifactError, DataError
+from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
+from recsys.contracts.pruning import PruningPolicy
+from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations, read_partition
 
-ITEMS_FILE = "items.parquet"
-HISTORIES_FOLDER = "histories"
 MIN_VALIDATION_EVENTS = 3
 """A user gives their last event to validation only if two are left to predict it from."""
 VALIDATION_QUANTILE = 0.9
@@ -52,6 +53,8 @@ class Histories:
     offsets: npt.NDArray[np.int64]
     tokens: Tokens
     timestamps_ms: npt.NDArray[np.int64]
+    event_types: npt.NDArray[np.uint8] | None = None
+    """Code of each event's type, its position in the artifact's `event_types`."""
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -67,7 +70,8 @@ class Histories:
         keep = np.ones(len(self.tokens), dtype=bool)
         keep[events] = False
         kept_before = np.concatenate([[0], np.cumsum(keep)])
-        return Histories(self.user_ids, kept_before[self.offsets], self.tokens[keep], self.timestamps_ms[keep])
+        types = None if self.event_types is None else self.event_types[keep]
+        return Histories(self.user_ids, kept_before[self.offsets], self.tokens[keep], self.timestamps_ms[keep], types)
 
     def both_sides(self, later: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Users with an event where `later` (one entry an event) is true and one where it is false, shape [U]."""
@@ -106,6 +110,12 @@ class TestSet:
     """Per user the items of the events after the cut, in order, repeats kept."""
     num_cold_users: int
     """Users with events after the cut and no kept event before it; not in `contexts`."""
+    target_times_ms: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """When each target happened, parallel to `targets`."""
+    target_types: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Code of each target's event type, parallel to `targets`."""
+    cold_targets: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Targets of the cold users, in the order of their ids."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class Dataset:
     vocabulary: Vocabulary
     fit: Histories
     """Events that may be fitted."""
-    _frames: list[pl.DataFrame]
+    _events: "_Events"
     _token_of_index: Tokens
 
     @property
@@ -163,69 +173,144 @@ class Dataset:
         """
         if self.protocol is Protocol.FINAL:
             raise DataError("a final release was fitted on all events, so nothing is held out to evaluate on")
-        context_frames: list[pl.DataFrame] = []
-        targets: list[npt.NDArray[np.int64]] = []
-        num_cold = 0
-        for frame in self._frames:
-            after = frame.filter(~_before_test(self.protocol, self.split_ms)).group_by("user_id", maintain_order=True)
-            future = after.agg(pl.col("item_index").alias("future"))
-            before = self._kept(frame.filter(_before_test(self.protocol, self.split_ms)))
-            known = future.join(before.select("user_id").unique(), on="user_id", how="semi")
-            num_cold += len(future) - len(known)
-            context_frames.append(before.join(known.select("user_id"), on="user_id", how="semi"))
-            known = known.sort("user_id")
-            targets.extend(self._target_tokens(np.asarray(row)) for row in known["future"].to_list())
-        return TestSet(_histories(context_frames), targets, num_cold)
-
-    def _kept(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return _with_tokens(frame, self._token_of_index)
+        events = self._events
+        kept = events.is_fit & (self._token_of_index[events.item_index] != PAD)
+        is_known, has_future = events.users_with(kept), events.users_with(events.is_target)
+        known, cold = is_known & has_future, has_future & ~is_known
+        targets = events.is_target & known[events.user]
+        return TestSet(
+            _histories(events, kept & known[events.user], self._token_of_index),
+            events.by_user(self._target_tokens(events.item_index), targets),
+            int(cold.sum()),
+            target_times_ms=events.by_user(events.timestamps_ms, targets),
+            target_types=events.by_user(events.event_types.astype(np.int64), targets),
+            cold_targets=events.by_user(self._target_tokens(events.item_index), events.is_target & cold[events.user]),
+        )
 
     def _target_tokens(self, item_index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         token = self._token_of_index[item_index].astype(np.int64)
         return np.where(token == PAD, -item_index, token)
 
 
-def load(features: Path, protocol: Protocol, min_count: int | None = None) -> Dataset:
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """All events, flat, users in order of user_id, each user's events in order."""
+
+    user_ids: list[str]
+    user: npt.NDArray[np.int64]
+    item_index: npt.NDArray[np.int64]
+    timestamps_ms: npt.NDArray[np.int64]
+    event_types: npt.NDArray[np.uint8]
+    is_fit: npt.NDArray[np.bool_]
+    """May be fitted under the protocol."""
+    is_target: npt.NDArray[np.bool_]
+    """Is held out by the protocol and to be ranked."""
+
+    def users_with(self, events: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Whether each user has one of these events."""
+        return np.bincount(self.user[events], minlength=len(self.user_ids)) > 0
+
+    def by_user(self, values: npt.NDArray[np.int64], events: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:
+        """Values of these events, one array for each user that has one."""
+        sizes = np.bincount(self.user[events], minlength=len(self.user_ids))
+        return np.split(values[events], np.cumsum(sizes[sizes > 0])[:-1]) if events.any() else []
+
+
+def load(
+    features: Path, protocol: Protocol, min_count: int | None = None, vocabulary: Vocabulary | None = None
+) -> Dataset:
     """Open a features artifact and cut it by a protocol.
 
-    `min_count` prunes items with fewer fitted events (default: the artifact's own setting). Under
-    last-out nothing is pruned.
+    `min_count` prunes items with a lower score (default: the artifact's own setting; see
+    `PruningPolicy`). Under last-out nothing is pruned. A `vocabulary` of an older model is taken as it is,
+    so that the model can read the histories of today.
 
     Raises:
-        ArtifactError: no sound features artifact at `features`.
+        ArtifactError: no sound features artifact at `features`, or the vocabulary is of another shop.
         DataError: the protocol needs times that the log does not have, or pruning leaves nothing.
     """
     manifest = artifact.verify(features, "features")
-    if protocol is Protocol.TIME and _split_ms(manifest) is None:
+    split_ms = _split_ms(manifest)
+    if protocol is Protocol.TIME and split_ms is None:
         raise DataError(
             f"{features}: the log has no timestamps, so it cannot be cut at a time; use --protocol last-out"
         )
     items = pl.read_parquet(features / ITEMS_FILE).sort("item_index")
-    frames = [_flat(path, items.height) for path in sorted((features / HISTORIES_FOLDER).glob("*.parquet"))]
-    if min_count is None:
-        min_count = int(manifest.config["min_count"])
-    fit_frames = [frame.filter(_before_test(protocol, _split_ms(manifest))) for frame in frames]
-    num_events = _count(fit_frames, items.height)
-    kept = num_events >= (0 if protocol is Protocol.LAST_OUT else min_count)
+    events = _read_events(features, manifest, protocol, items.height)
+    num_events = np.bincount(events.item_index[events.is_fit], minlength=items.height + 1)
+    if vocabulary is None:
+        vocabulary = _kept_vocabulary(features, manifest, events, items, num_events, protocol, min_count)
+    token_of_index = _token_of_index(features, vocabulary, items)
+    return Dataset(
+        manifest, protocol, vocabulary, _histories(events, events.is_fit, token_of_index), events, token_of_index
+    )
+
+
+def _kept_vocabulary(
+    features: Path,
+    manifest: artifact.Manifest,
+    events: _Events,
+    items: pl.DataFrame,
+    num_events: npt.NDArray[np.int64],
+    protocol: Protocol,
+    min_count: int | None,
+) -> Vocabulary:
+    policy = PruningPolicy.of(manifest.config)
+    least = policy.min_count if min_count is None else min_count
+    if protocol is Protocol.LAST_OUT:
+        kept = np.ones(items.height + 1, dtype=bool)
+        kept[1:] = items["num_events"].to_numpy() > 0
+    else:
+        kept = _scores(events, policy, manifest, protocol, items.height) >= least
     kept[PAD] = False
     if not kept.any():
-        raise DataError(f"{features}: no item has {min_count} events or more to be fitted on; lower min_count")
-    vocabulary = _vocabulary(items, num_events, kept)
-    token_of_index = np.where(kept, np.cumsum(kept), PAD).astype(np.int32)
-    fit = _histories([_with_tokens(frame, token_of_index) for frame in fit_frames])
-    return Dataset(manifest, protocol, vocabulary, fit, frames, token_of_index)
+        raise DataError(f"{features}: no item has {least} events or more to be fitted on; lower min_count")
+    return _vocabulary(items, num_events, kept)
+
+
+def _scores(
+    events: _Events, policy: PruningPolicy, manifest: artifact.Manifest, protocol: Protocol, num_items: int
+) -> npt.NDArray[np.float64]:
+    """The policy's score of each item over the fitted events, shape [V + 1]."""
+    counted = events.is_fit
+    end = _split_ms(manifest) if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
+    since = None if end is None else policy.since_ms(int(end))
+    if since is not None:
+        counted = counted & (events.timestamps_ms >= since)
+    kinds = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
+    weights = policy.type_scores(kinds)[events.event_types[counted]]
+    scores = np.bincount(events.item_index[counted], weights=weights, minlength=num_items + 1)
+    return scores.astype(np.float64)
+
+
+def _token_of_index(features: Path, vocabulary: Vocabulary, items: pl.DataFrame) -> Tokens:
+    """Token by item_index; every item of the vocabulary must have kept its number."""
+    token_of_index = np.full(items.height + 1, PAD, dtype=np.int32)
+    item_ids = items["item_id"]
+    for token, item in enumerate(vocabulary.items, start=1):
+        if item.item_index > items.height or item_ids[item.item_index - 1] != item.item_id:
+            raise ArtifactError(
+                f"{features}: item {item.item_index} is not {item.item_id!r} as in the vocabulary given; "
+                "use features with the same numbering, or train again"
+            )
+        token_of_index[item.item_index] = token
+    return token_of_index
 
 
 def user_item_ids(features: Path, user_id: str) -> list[str] | None:
     """The whole unpruned history of one user as item_ids, or None if the artifact has no such user."""
-    artifact.verify(features, "features")
-    histories = pl.scan_parquet(features / HISTORIES_FOLDER / "*.parquet").filter(pl.col("user_id") == user_id)
-    rows = histories.select("item_index").collect()
-    if rows.is_empty():
+    manifest = artifact.verify(features, "features")
+    users = pl.read_parquet(features / USERS_FILE)
+    found = users.filter(pl.col("user_id") == user_id)
+    if found.is_empty():
         return None
+    layout = generations(features)
+    num_partitions = max(generation.num_partitions for generation in layout)
+    partition = int(found["bucket"][0]) % num_partitions
+    frame = _partition(features, manifest, layout, users, partition, num_partitions)
     items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "item_id"])
-    events = rows.explode("item_index").join(items, on="item_index", how="left", maintain_order="left")
-    return events["item_id"].to_list()
+    rows = frame.filter(pl.col("user_index") == found["user_index"][0])
+    return rows.join(items, on="item_index", how="left", maintain_order="left")["item_id"].to_list()
 
 
 def _split_ms(manifest: artifact.Manifest) -> int | None:
@@ -233,27 +318,89 @@ def _split_ms(manifest: artifact.Manifest) -> int | None:
     return None if split is None else int(split)
 
 
-def _flat(path: Path, num_items: int) -> pl.DataFrame:
-    """One row an event, users in order, each user's events in order, with their distance to the end."""
-    columns = ["user_id", "item_index", "timestamp_ms"]
-    frame = pl.read_parquet(path, columns=columns).sort("user_id").explode("item_index", "timestamp_ms")
-    if len(frame) and int(frame["item_index"].cast(pl.Int64).max() or 0) > num_items:  # type: ignore[arg-type]
-        raise DataError(f"{path}: holds an item_index that {ITEMS_FILE} lacks; build the features again")
-    position = pl.int_range(pl.len()).over("user_id")
-    return frame.with_columns(left=pl.len().over("user_id") - 1 - position)
+def source_rank(manifest: artifact.Manifest) -> npt.NDArray[np.int64]:
+    """Place of each source in the order of names: events of one moment are in this order."""
+    return ranks([entry["name"] for entry in manifest.metrics.get("source_files", [{"name": ""}])])
 
 
-def _before_test(protocol: Protocol, split_ms: int | None) -> pl.Expr:
+def ranks(names: list[str]) -> npt.NDArray[np.int64]:
+    """Place of each name in sorted order."""
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return rank
+
+
+def bucket_of_user(users: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Bucket by user_index."""
+    bucket = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.int64)  # type: ignore[arg-type]
+    bucket[users["user_index"].to_numpy()] = users["bucket"].to_numpy()
+    return bucket
+
+
+def _partition(
+    features: Path,
+    manifest: artifact.Manifest,
+    layout: list[Generation],
+    users: pl.DataFrame,
+    partition: int,
+    num_partitions: int,
+) -> pl.DataFrame:
+    return read_partition(features, layout, partition, num_partitions, bucket_of_user(users), source_rank(manifest))
+
+
+def _read_events(features: Path, manifest: artifact.Manifest, protocol: Protocol, num_items: int) -> _Events:
+    users = pl.read_parquet(features / USERS_FILE).sort("user_id")
+    layout = generations(features)
+    num_partitions = max(generation.num_partitions for generation in layout)
+    columns = ["user_index", "item_index", "timestamp_ms", "event_type"]
+    parts = [
+        _partition(features, manifest, layout, users, number, num_partitions).select(columns)
+        for number in range(num_partitions)
+    ]
+    frame = pl.concat(parts)
+    if len(frame) and int(frame["item_index"].max() or 0) > num_items:  # type: ignore[arg-type]
+        raise DataError(f"{features}: histories hold an item_index that {ITEMS_FILE} lacks; build the features again")
+    place = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.int64)  # type: ignore[arg-type]
+    place[users["user_index"].to_numpy()] = np.arange(len(users))
+    user = place[frame["user_index"].to_numpy()]
+    order = np.argsort(user, kind="stable")
+    kinds = frame["event_type"].to_numpy()[order]
+    in_history, is_target = _chosen_types(manifest, kinds)
+    seen = in_history | is_target
+    order, kinds = order[seen], kinds[seen]
+    user, time = user[order], frame["timestamp_ms"].to_numpy()[order]
+    item_index = frame["item_index"].to_numpy()[order].astype(np.int64)
+    is_fit, held_out = _cut(protocol, _split_ms(manifest), user, time, is_target[seen])
+    return _Events(users["user_id"].to_list(), user, item_index, time, kinds, is_fit & in_history[seen], held_out)
+
+
+def _chosen_types(
+    manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether each event is of a type that makes the history, and of one that is a target."""
+    names = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
+    chosen = [manifest.config.get(setting) or names for setting in ("history_types", "target_types")]
+    in_history, is_target = (np.array([name in types for name in names])[event_types] for types in chosen)
+    return in_history, is_target
+
+
+def _cut(
+    protocol: Protocol,
+    split_ms: int | None,
+    user: npt.NDArray[np.int64],
+    time: npt.NDArray[np.int64],
+    is_target: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which events may be fitted, and which are held out as targets."""
     if protocol is Protocol.TIME:
-        return pl.col("timestamp_ms") < split_ms
-    return (pl.col("left") >= 1) if protocol is Protocol.LAST_OUT else pl.lit(True)
-
-
-def _count(frames: list[pl.DataFrame], num_items: int) -> npt.NDArray[np.int64]:
-    total = np.zeros(num_items + 1, dtype=np.int64)
-    for frame in frames:
-        total += np.bincount(frame["item_index"].to_numpy(), minlength=num_items + 1)
-    return total
+        assert split_ms is not None
+        return time < split_ms, (time >= split_ms) & is_target
+    if protocol is Protocol.FINAL:
+        return np.ones(len(user), dtype=bool), np.zeros(len(user), dtype=bool)
+    position = np.arange(len(user))
+    last = np.full(int(user.max(initial=-1)) + 1, len(user))
+    last[user[is_target]] = position[is_target]  # the last write of a user stands
+    return position < last[user], position == last[user]
 
 
 def _vocabulary(items: pl.DataFrame, num_events: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_]) -> Vocabulary:
@@ -273,19 +420,13 @@ def _vocabulary(items: pl.DataFrame, num_events: npt.NDArray[np.int64], kept: np
     )
 
 
-def _with_tokens(frame: pl.DataFrame, token_of_index: Tokens) -> pl.DataFrame:
-    tokens = pl.Series("token", token_of_index[frame["item_index"].to_numpy()])
-    return frame.with_columns(tokens).filter(pl.col("token") != PAD)
-
-
-def _histories(frames: list[pl.DataFrame]) -> Histories:
-    """Histories of the users that have a kept event, users in order within each frame."""
-    frame = pl.concat([frame.select("user_id", "token", "timestamp_ms") for frame in frames])
-    runs = frame.group_by("user_id", maintain_order=True).len()
-    offsets = np.concatenate([[0], np.cumsum(runs["len"].to_numpy())]).astype(np.int64)
-    return Histories(
-        runs["user_id"].to_list(),
-        offsets,
-        frame["token"].to_numpy().astype(np.int32),
-        frame["timestamp_ms"].to_numpy().astype(np.int64),
-    )
+def _histories(events: _Events, chosen: npt.NDArray[np.bool_], token_of_index: Tokens) -> Histories:
+    """Histories of the users that have a kept event among the chosen ones."""
+    kept = np.flatnonzero(chosen)
+    tokens = token_of_index[events.item_index[kept]]
+    kept, tokens = kept[tokens != PAD], tokens[tokens != PAD]
+    lengths = np.bincount(events.user[kept], minlength=len(events.user_ids))
+    present = np.flatnonzero(lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths[present])]).astype(np.int64)
+    user_ids = [events.user_ids[user] for user in present]
+    return Histories(user_ids, offsets, tokens, events.timestamps_ms[kept], events.event_types[kept])

@@ -8,7 +8,7 @@ Source: sequential rules of Kamehkhosh, Jannach, Ludewig, RecTemp at RecSys 2017
 # V items of the catalogue; a V axis here has V + 1 entries, entry 0 = PAD
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,9 @@ import safetensors.numpy
 
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Floats, Tokens
-from recsys.dataset import Histories
+
+if TYPE_CHECKING:
+    from recsys.dataset import Histories
 
 REACH = 10
 """Events after an item that count as following it, and last events that a score sums over."""
@@ -27,7 +29,7 @@ SMOOTHING = 30.0
 times. Chosen on validation (Beauty: NDCG@10 of the table alone .066 without, .071 with; ML-1M: .163 both)."""
 
 
-def count(fit: Histories, num_items: int, reach: int = REACH) -> Any:
+def count(fit: "Histories", num_items: int, reach: int = REACH) -> Any:
     """Weighted pair counts, a scipy CSR array of shape [V, V]; one shift of the flat histories at a time."""
     from scipy import sparse
 
@@ -61,7 +63,7 @@ class TransitionTable:
         self._probabilities = probabilities
 
     @classmethod
-    def fit(cls, fit: Histories, num_items: int, max_successors: int = MAX_SUCCESSORS) -> "TransitionTable":
+    def fit(cls, fit: "Histories", num_items: int, max_successors: int = MAX_SUCCESSORS) -> "TransitionTable":
         """Count the fitted events and keep up to `max_successors` per item, the likeliest."""
         follows_VV = normalise(count(fit, num_items), SMOOTHING)
         row = np.repeat(np.arange(num_items + 1), np.diff(follows_VV.indptr))

@@ -116,27 +116,36 @@ def digest(tokens: Tokens) -> str:
     return hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<i4").tobytes(), digest_size=16).hexdigest()
 
 
-def padded_batches(windows: Sequence[Tokens], max_tokens: int = 16_384) -> Iterator[tuple[list[int], Tokens, Tokens]]:
-    """Batches of similar length: (positions in `windows`, tokens_BL padded at the end, last_B).
+def similar_lengths(lengths: Sequence[int], max_tokens: int = 16_384) -> Iterator[list[int]]:
+    """Positions in `lengths`, in batches of similar length.
 
-    `last_B` is the position of each window's last event. A batch holds at most `max_tokens` padded
-    tokens, and padding is at most a quarter of it.
+    A batch holds at most `max_tokens` padded tokens, and padding is at most a quarter of it.
     """
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     start = 0
     while start < len(order):
         stop = start + 1
-        shortest = len(windows[order[start]])
+        shortest = lengths[order[start]]
         while stop < len(order):
-            longest = len(windows[order[stop]])
+            longest = lengths[order[stop]]
             if (stop + 1 - start) * longest > max_tokens or longest * 3 > max(shortest, 1) * 4:
                 break
             stop += 1
-        chosen = order[start:stop]
-        last_B = np.array([len(windows[i]) - 1 for i in chosen], dtype=np.int32)
-        assert last_B.min() >= 0, "an empty window cannot be encoded"
-        tokens_BL = np.full((len(chosen), int(last_B.max()) + 1), PAD, dtype=np.int32)
-        for row, i in enumerate(chosen):
-            tokens_BL[row, : len(windows[i])] = windows[i]
-        yield chosen, tokens_BL, last_B
+        yield order[start:stop]
         start = stop
+
+
+def padded(windows: Sequence[Tokens]) -> tuple[Tokens, Tokens]:
+    """(tokens_BL padded at the end, last_B): `last_B` is the position of each window's last event."""
+    last_B = np.array([len(window) - 1 for window in windows], dtype=np.int32)
+    assert last_B.min() >= 0, "an empty window cannot be encoded"
+    tokens_BL = np.full((len(windows), int(last_B.max()) + 1), PAD, dtype=np.int32)
+    for row, window in enumerate(windows):
+        tokens_BL[row, : len(window)] = window
+    return tokens_BL, last_B
+
+
+def padded_batches(windows: Sequence[Tokens], max_tokens: int = 16_384) -> Iterator[tuple[list[int], Tokens, Tokens]]:
+    """Batches of similar length: (positions in `windows`, tokens_BL padded at the end, last_B)."""
+    for chosen in similar_lengths([len(window) for window in windows], max_tokens):
+        yield chosen, *padded([windows[i] for i in chosen])

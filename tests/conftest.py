@@ -1,15 +1,18 @@
 """Small artifacts that many tests start from, and the programs that some need."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from recsys.contracts import artifact
+from recsys.histories import SCHEMA
 from recsys.training.config import Recipe
 
 NUM_ITEMS = 30
@@ -26,31 +29,43 @@ def service_program(name: str, package: str, elsewhere: Sequence[Path] = ()) -> 
     return Path(found).resolve()
 
 
-def write_features(place: Path, histories: dict[str, list[int]], num_items: int, split_ms: int | None) -> None:
-    """A features artifact; the event at position i of every history happens at i milliseconds."""
-    flat = [index for history in histories.values() for index in history]
-    counts = np.bincount(flat, minlength=num_items + 1)[1:]
-    items = pl.DataFrame({"item_index": range(1, num_items + 1), "num_events": counts}).with_columns(
-        pl.col("item_index").cast(pl.UInt32),
-        item_id=pl.format("sku-{}", "item_index"),
-        title=pl.format("Item {}", "item_index"),
-        category=pl.lit(None, pl.String),
-        price=pl.lit(None, pl.Float64),
+def write_events(place: Path, events: pl.DataFrame, num_items: int, metrics: dict[str, Any]) -> None:
+    """A features artifact of events in order: columns user_id, item_index, timestamp_ms, event_type."""
+    of_items = events.group_by("item_index").agg(num_events=pl.len(), first_ms=pl.col("timestamp_ms").min())
+    items = (
+        pl.DataFrame({"item_index": range(1, num_items + 1)}, schema={"item_index": pl.UInt32})
+        .join(of_items.with_columns(pl.col("item_index").cast(pl.UInt32)), on="item_index", how="left")
+        .with_columns(
+            pl.col("num_events", "first_ms").fill_null(0),
+            item_id=pl.format("sku-{}", "item_index"),
+            title=pl.format("Item {}", "item_index"),
+            category=pl.lit(None, pl.String),
+            price=pl.lit(None, pl.Float64),
+        )
+        .sort("item_index")
     )
-    frame = pl.DataFrame(
-        {
-            "user_id": list(histories),
-            "item_index": list(histories.values()),
-            "timestamp_ms": [list(range(len(history))) for history in histories.values()],
-            "event_type": [[0] * len(history) for history in histories.values()],
-        },
-        schema_overrides={"item_index": pl.List(pl.UInt32), "timestamp_ms": pl.List(pl.Int64)},
+    users = events.select(pl.col("user_id").unique(maintain_order=True)).with_columns(
+        user_index=pl.int_range(pl.len(), dtype=pl.UInt32), bucket=pl.lit(0, pl.UInt16)
     )
+    stored = events.join(users, on="user_id", maintain_order="left").with_columns(source=0, row=pl.int_range(pl.len()))
     with artifact.writing(place, "features") as writer:
         items.write_parquet(writer.folder / "items.parquet")
-        (writer.folder / "histories").mkdir()
-        frame.write_parquet(writer.folder / "histories" / "part-00000.parquet")
-        writer.commit(parents={}, config={"min_count": 2}, metrics={"split_ms": split_ms})
+        users.write_parquet(writer.folder / "users.parquet")
+        (writer.folder / "histories" / "g00000").mkdir(parents=True)
+        partition = writer.folder / "histories" / "g00000" / "part-00000.parquet"
+        stored.select(SCHEMA.keys()).cast(SCHEMA).write_parquet(partition)
+        digest = hashlib.sha256(events.write_csv().encode()).hexdigest()
+        writer.commit(parents={}, config={"min_count": 2}, metrics={"content_digest": digest, **metrics})
+
+
+def write_features(place: Path, histories: dict[str, list[int]], num_items: int, split_ms: int | None) -> None:
+    """A features artifact; the event at position i of every history happens at i milliseconds."""
+    events = pl.DataFrame(
+        [(user, item, i, 0) for user, history in histories.items() for i, item in enumerate(history)],
+        schema={"user_id": pl.String, "item_index": pl.UInt32, "timestamp_ms": pl.Int64, "event_type": pl.UInt8},
+        orient="row",
+    )
+    write_events(place, events, num_items, {"split_ms": split_ms})
 
 
 def cyclic_histories(num_users: int = 120, seed: int = 0) -> dict[str, list[int]]:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recsys.contracts.errors import ArtifactError
 
 MANIFEST_NAME: Final = "manifest.json"
-FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 1, "checkpoint": 1, "release": 1}
+FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1}
 """Version of each kind that this program writes and reads."""
 
 _CURRENT_NAME = "current"
@@ -84,14 +84,34 @@ class ArtifactWriter:
         self.kind = kind
         self.folder = place.parent / f".{place.name}.writing-{uuid.uuid4().hex[:8]}"
         self.manifest: Manifest | None = None
+        self._linked: dict[str, FileEntry] = {}
+
+    def link(self, older: Path, name: str, entry: FileEntry) -> None:
+        """Take over an unchanged file of an older artifact, without reading it where the disk has hard links.
+
+        Raises:
+            ArtifactError: the older file is missing or has another size.
+        """
+        source, target = older / name, self.folder / name
+        if not source.is_file() or source.stat().st_size != entry.size_bytes:
+            raise ArtifactError(f"{source}: missing, truncated or altered; build the artifact again with --full")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # a disk without hard links: the copy is hashed again
+            shutil.copyfile(source, target)
+        else:
+            self._linked[name] = entry
 
     def commit(self, *, parents: dict[str, str], config: dict[str, Any], metrics: dict[str, Any]) -> Manifest:
         """Hash and fsync every file, write the manifest, and put the folder in its place."""
         files = {}
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
-            _fsync(path)
-            entry = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
-            files[path.relative_to(self.folder).as_posix()] = entry
+            name = path.relative_to(self.folder).as_posix()
+            if name not in self._linked:
+                _fsync(path)
+                self._linked[name] = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+            files[name] = self._linked[name]
         fields: dict[str, Any] = {
             "kind": self.kind,
             "format_version": FORMAT_VERSIONS[self.kind],

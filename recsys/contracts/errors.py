@@ -15,6 +15,18 @@ class DataError(RecsysError):
     """The event log cannot be used as it is: missing file or column, nothing left, bad dates."""
 
 
+class RefusedError(DataError):
+    """Validation refused tonight's files: damaged, empty, too many bad rows, or another header than before."""
+
+    exit_code = 3
+
+
+class LockedError(RecsysError):
+    """Another run works on the same artifact."""
+
+    exit_code = 4
+
+
 class ArtifactError(RecsysError):
     """An artifact is missing, altered, truncated, of another kind or version, or of another parent."""
 

@@ -63,6 +63,21 @@ def ndcg_at_k(ranked: Sequence[int], relevant: AbstractSet[int], k: int) -> floa
     return gain / ideal if relevant else math.nan
 
 
+def average_precision_at_k(ranked: Sequence[int], relevant: AbstractSet[int], k: int) -> float:
+    """Mean over the relevant items of the precision at each one's rank; 0 for those below rank k.
+
+    Σ over hits at rank r ≤ k of (hits up to r) / r, divided by |relevant|, even where that exceeds k.
+    No relevant items gives nan. Its mean over users is MAP@k.
+    Source: Manning, Raghavan, Schütze, Introduction to Information Retrieval, 2008, section 8.4.
+
+    Raises:
+        ValueError: k < 1, or `ranked` repeats an item.
+    """
+    hits = _hits(ranked, relevant, k)
+    precisions = [sum(hits[:rank]) / rank for rank, hit in enumerate(hits, start=1) if hit]
+    return sum(precisions) / len(relevant) if relevant else math.nan
+
+
 def reciprocal_rank(ranked: Sequence[int], relevant: AbstractSet[int]) -> float:
     """1 / rank of the first relevant item, 0 if the list holds none. No relevant items gives nan.
 
@@ -148,7 +163,7 @@ def is_in(ranked: Tokens, pairs: Pairs) -> npt.NDArray[np.bool_]:
 
 
 def per_user_metrics(ranked: Tokens, targets: Sequence[Targets], ks: Sequence[int]) -> dict[str, PerUser]:
-    """Every metric of every user: recall@k, ndcg@k and hit_rate@k for each k, and mrr over the K ranked.
+    """Every metric of every user: recall, ndcg, hit_rate and map @k for each k, and mrr over the K ranked.
 
     Same values as the scalar functions on each row without its padding. `ranked` has shape [U, K], PAD at
     the end of a row where it holds fewer; rows may be shorter than k. A user without targets is nan.
@@ -164,6 +179,7 @@ def per_user_metrics(ranked: Tokens, targets: Sequence[Targets], ks: Sequence[in
     hits = is_in(ranked, pairs)
     num_relevant = np.where(pairs.num_relevant == 0, np.nan, pairs.num_relevant)
     nothing = 0 * num_relevant  # nan where there is no target
+    precision = np.cumsum(hits, axis=1) / np.arange(1, 1 + hits.shape[1])
     discount = 1 / np.log2(np.arange(2, 2 + max(*ks, ranked.shape[1], 1)))
     ideal = np.concatenate([[np.nan], np.cumsum(discount)])
     values: dict[str, PerUser] = {}
@@ -173,6 +189,7 @@ def per_user_metrics(ranked: Tokens, targets: Sequence[Targets], ks: Sequence[in
         values[f"recall@{k}"] = top.sum(axis=1) / num_relevant
         values[f"ndcg@{k}"] = top @ discount[: top.shape[1]] / ideal[np.minimum(k, pairs.num_relevant)]
         values[f"hit_rate@{k}"] = top.any(axis=1) + nothing
+        values[f"map@{k}"] = (top * precision[:, :k]).sum(axis=1) / num_relevant
     first = hits.argmax(axis=1) if hits.shape[1] else np.zeros(len(hits))
     values["mrr"] = np.where(hits.any(axis=1), 1 / (first + 1), 0.0) + nothing
     return values

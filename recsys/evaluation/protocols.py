@@ -29,7 +29,9 @@ from recsys.evaluation.metrics import (
 )
 
 MODEL = "model"
-"""Name of the ranker that reports set apart; all others are baselines."""
+"""Name of the ranker under evaluation."""
+AGAINST = "against"
+"""Name of another release it is compared with. All other rankers are baselines."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a ranker's name, users done, users in all."""
@@ -40,11 +42,13 @@ class RankerResult:
     """One ranker's values; entry u of every array is user `Report.user_ids[u]`."""
 
     headline: dict[str, PerUser]
-    """recall@k, ndcg@k, hit_rate@k and mrr (first hit within the K ranked) against all targets."""
+    """recall@k, ndcg@k, hit_rate@k, map@k and mrr (first hit within the K ranked) against all targets."""
     next: dict[str, PerUser]
     """The same against the first target only."""
     coverage: dict[str, float]
     """coverage@k: share of the catalogue in anyone's first k. Grows with the number of users."""
+    ranked: Tokens
+    """The lists, shape [U, K]."""
 
     def means(self) -> dict[str, Any]:
         """Means over users, `next` nested."""
@@ -61,6 +65,8 @@ class Report:
     num_items: int
     user_ids: list[str]
     """Users of the headline: a kept event before the cut and a target after it."""
+    rows: list[int]
+    """Their positions in the test set."""
     num_cold_users: int
     """Users with targets but no kept event before the cut; in no metric."""
     num_targets: int
@@ -72,10 +78,10 @@ class Report:
     results: dict[str, RankerResult]
 
     def to_json(self) -> dict[str, Any]:
-        """Means and counts as plain values; `model` only if a ranker of that name was given."""
+        """Means and counts as plain values; `model` and `against` only if rankers of these names were given."""
         means = {name: result.means() for name, result in self.results.items()}
         return {
-            **({MODEL: means.pop(MODEL)} if MODEL in means else {}),
+            **{name: means.pop(name) for name in (MODEL, AGAINST) if name in means},
             "baselines": means,
             "num_users": len(self.user_ids),
             "num_cold_users": self.num_cold_users,
@@ -120,6 +126,7 @@ def evaluate(
         protocol=protocol,
         num_items=num_items,
         user_ids=[test.contexts.user_ids[u] for u in users],
+        rows=users,
         num_cold_users=test.num_cold_users + _num_without_context(test),
         num_targets=len(wanted.target),
         num_targets_outside_vocabulary=int((wanted.target < PAD).sum()),
@@ -166,6 +173,7 @@ def _measure(ranked: Tokens, targets: Sequence[Targets], ks: Sequence[int], num_
         headline=per_user_metrics(ranked, targets, ks),
         next=per_user_metrics(ranked, [row[:1] for row in targets], ks),
         coverage={f"coverage@{k}": coverage_at_k(ranked, k, num_items) for k in ks},
+        ranked=ranked,
     )
 
 

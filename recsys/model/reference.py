@@ -18,5 +18,5 @@ def encode(model: SequenceModel, windows: Sequence[Tokens]) -> Floats:
     encoder = UserEncoder(model).eval()
     vectors = np.empty((len(windows), model.config.width), dtype=np.float32)
     for rows, tokens_BL, last_B in padded_batches(windows):
-        vectors[rows] = encoder(torch.from_numpy(tokens_BL).long(), torch.from_numpy(last_B)).numpy()
+        vectors[rows] = encoder(torch.from_numpy(tokens_BL).long(), torch.from_numpy(last_B)).float().numpy()
     return vectors

@@ -1,45 +1,192 @@
 """Evaluate a release as it serves, beside the baselines, on the features it was made from."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from recsys import dataset
 from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError
-from recsys.dataset import Protocol
+from recsys.contracts.errors import ArtifactError, ConfigError
+from recsys.contracts.ids import Vocabulary
+from recsys.dataset import Dataset, Protocol
+from recsys.evaluation import looks
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Ranker
-from recsys.evaluation.protocols import MODEL, Report, evaluate
+from recsys.evaluation.comparison import DEFAULT_MARGIN, DEFAULT_METRIC, Comparison, compare
+from recsys.evaluation.lists import ListFacts, list_metrics
+from recsys.evaluation.looks import Look
+from recsys.evaluation.metrics import distinct_pairs
+from recsys.evaluation.protocols import AGAINST, MODEL, Report, evaluate
+from recsys.evaluation.segments import by_segment
+from recsys.evaluation.summary import Evaluation, Origin
+from recsys.evaluation.translation import Translated
 from recsys.pipeline.progress import bar
 from recsys.runtime.recommender import Recommender
 
+KS = (10, 20, 100)
+"""Lengths at which lists are judged. Segments, list metrics and comparisons use the first."""
+BASELINES = (Popularity, LastItem, Cooccurrence)
+_BASELINE_NAMES = [baseline.name for baseline in BASELINES]
+_COMPARED = [f"{name}@{KS[0]}" for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
+_METRICS = [f"{name}@{k}" for k in KS for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 
-def run(release: Path, features: Path, protocol: Protocol | None = None, *, num_threads: int = 2) -> Report:
+
+@dataclass(frozen=True, slots=True)
+class Opponent:
+    """What a release is compared with."""
+
+    name: str
+    """Of the release's folder, or of the baseline."""
+    digest: str
+    """Of the release; for a baseline its name."""
+    ranker: Ranker | None
+    """None for a baseline: those are always ranked."""
+
+
+def run(
+    release: Path,
+    features: Path,
+    protocol: Protocol | None = None,
+    *,
+    against: str | None = None,
+    metric: str = DEFAULT_METRIC,
+    margin: float = DEFAULT_MARGIN,
+    num_threads: int = 2,
+) -> Evaluation:
     """Rank the whole catalogue for every held-out user by the release's own engine and index.
 
+    `against` is a baseline by name, another release of the same features, or one of older features that was
+    fitted before the cut of these: last night's. The look at the test set is written to `evaluations.jsonl`
+    in the folder of releases before anything is returned.
+
     Raises:
-        ArtifactError: the release was made from other features, or fitted on what would be its test.
+        ArtifactError: a release was made from other features, or fitted on what would be its test.
+        ConfigError: no such metric, or `against` is neither a release nor a baseline.
     """
+    if metric not in _METRICS:
+        raise ConfigError(f"metric {metric!r}, expected one of {', '.join(_METRICS)}")
     recommender = Recommender.load(release, num_threads=num_threads)
-    manifest = recommender.release.manifest
-    fitted = Protocol(manifest.config["protocol"])
+    fitted = _protocol(recommender, release, protocol)
+    data = dataset.load(features, fitted)
+    _check_made_from(recommender, data, release)
+    opponent = None if against is None else _opponent(against, data, num_threads)
+    log = artifact.resolve_release(release).parent / looks.LOG_FILE
+    looks.read(log)
+    test = data.test_set()
+    with bar("evaluate") as advance:
+        rankers = _rankers(recommender, opponent, data)
+        report = evaluate(rankers, test, len(data.vocabulary), fitted, ks=KS, progress=advance)
+    facts = ListFacts.of(data.fit, len(data.vocabulary))
+    seen = distinct_pairs([test.contexts[row] for row in report.rows])
+    return Evaluation(
+        origin=_record(recommender, data, report, log, metric, opponent),
+        report=report,
+        metric=metric,
+        lists={name: list_metrics(r.ranked, seen, facts, KS[0]) for name, r in report.results.items()},
+        segments=by_segment(data, features, test, report, KS[0]),
+        comparison=None if opponent is None else _compare(report, opponent, metric, margin),
+    )
+
+
+def write_page(evaluation: Evaluation, place: Path) -> None:
+    """The evaluation as one self-contained HTML file."""
+    from recsys.evaluation import report_page
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(report_page.page(evaluation.to_json()), encoding="utf-8")
+
+
+def _protocol(recommender: Recommender, place: Path, asked: Protocol | None) -> Protocol:
+    """What the release was fitted under, if it can be evaluated as asked."""
+    fitted = Protocol(recommender.release.manifest.config["protocol"])
     if fitted is Protocol.FINAL:
         raise ArtifactError(
-            f"{release}: this release was fitted on all events, so evaluating it on them would leak; "
+            f"{place}: this release was fitted on all events, so evaluating it on them would leak; "
             "evaluate the one that was trained before the cut"
         )
-    if protocol is not None and protocol is not fitted:
+    if asked is not None and asked is not fitted:
         raise ArtifactError(
-            f"{release}: fitted under protocol {fitted}, asked to be evaluated under {protocol}; "
-            f"train with --protocol {protocol}"
+            f"{place}: fitted under protocol {fitted}, asked to be evaluated under {asked}; "
+            f"train with --protocol {asked}"
         )
-    data = dataset.load(features, fitted)
-    artifact.check_parent(manifest, "features", data.manifest, release)
-    num_items = len(data.vocabulary)
-    rankers: Mapping[str, Ranker] = {
-        MODEL: recommender,
-        "popularity": Popularity(data.fit, num_items),
-        "last_item": LastItem(data.fit, num_items),
-        "cooccurrence": Cooccurrence(data.fit, num_items),
-    }
-    with bar("evaluate") as advance:
-        return evaluate(rankers, data.test_set(), num_items, fitted, progress=advance)
+    return fitted
+
+
+def _check_made_from(recommender: Recommender, data: Dataset, place: Path) -> None:
+    """Refuse a release whose tokens mean other items than the data set's."""
+    artifact.check_parent(recommender.release.manifest, "features", data.manifest, place)
+    if not _same_items(recommender.release.vocabulary, data.vocabulary):
+        raise ArtifactError(
+            f"{place}: {len(recommender.release.vocabulary):,} items in the release, {len(data.vocabulary):,} others "
+            "in the features under this protocol; train and optimize again"
+        )
+
+
+def _same_items(one: Vocabulary, other: Vocabulary) -> bool:
+    return [item.item_id for item in one.items] == [item.item_id for item in other.items]
+
+
+def _opponent(against: str, data: Dataset, num_threads: int) -> Opponent:
+    """What to compare with, if the cut of `data` is no leak for it."""
+    if against in _BASELINE_NAMES:
+        return Opponent(against, against, None)
+    place = Path(against)
+    if not place.exists():
+        raise ConfigError(f"--against {against}: expected a release or one of {', '.join(_BASELINE_NAMES)}")
+    other = Recommender.load(place, num_threads=num_threads)
+    _protocol(other, place, data.protocol)
+    manifest = other.release.manifest
+    if manifest.parents["features"] == data.manifest.digest:
+        _check_made_from(other, data, place)
+        return Opponent(other.release.name, manifest.digest, other)
+    before_ms = manifest.metrics.get("fitted_before_ms")
+    if data.split_ms is None or before_ms is None or before_ms > data.split_ms:
+        fitted = "until an unknown moment" if before_ms is None else f"before {before_ms} ms"
+        raise ArtifactError(
+            f"{place}: made from other features and fitted {fitted}, expected before {data.split_ms} ms or earlier, "
+            "or comparing would leak; compare releases of the same features, or an older one"
+        )
+    try:
+        ranker = Translated(other, other.release.vocabulary, data.vocabulary)
+    except ArtifactError as error:
+        raise ArtifactError(f"{place}: {error}") from None
+    return Opponent(other.release.name, manifest.digest, ranker)
+
+
+def _rankers(recommender: Recommender, opponent: Opponent | None, data: Dataset) -> dict[str, Ranker]:
+    rankers: dict[str, Ranker] = {MODEL: recommender}
+    if opponent is not None and opponent.ranker is not None:
+        rankers[AGAINST] = opponent.ranker
+    return rankers | {baseline.name: baseline(data.fit, len(data.vocabulary)) for baseline in BASELINES}
+
+
+def _compare(report: Report, opponent: Opponent, metric: str, margin: float) -> Comparison:
+    metrics = [metric, *(name for name in _COMPARED if name != metric)]
+    a, b = report.results[MODEL], report.results[opponent.name if opponent.ranker is None else AGAINST]
+    return compare(a.headline, b.headline, opponent.name, metrics=metrics, margin=margin)
+
+
+def _record(
+    recommender: Recommender, data: Dataset, report: Report, log: Path, metric: str, opponent: Opponent | None
+) -> Origin:
+    release = recommender.release
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    test_set = looks.test_set_digest(data.manifest, data.protocol)
+    look = Look(
+        at=now,
+        test_set=test_set,
+        release=release.manifest.digest,
+        features=data.manifest.digest,
+        protocol=data.protocol,
+        metric=metric,
+        value=float(report.results[MODEL].headline[metric].mean()),
+        against=None if opponent is None else opponent.digest,
+    )
+    return Origin(
+        evaluated_at=now,
+        release=release.name,
+        release_digest=release.manifest.digest,
+        features_digest=data.manifest.digest,
+        test_set=test_set,
+        num_looks=looks.record(log, look),
+        split_ms=data.split_ms if data.protocol is Protocol.TIME else None,
+    )

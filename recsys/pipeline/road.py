@@ -9,7 +9,7 @@ from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys.contracts.artifact import Manifest
 from recsys.dataset import Protocol
-from recsys.evaluation.protocols import Report
+from recsys.evaluation.summary import Evaluation
 from recsys.pipeline import evaluation
 from recsys.training import train
 from recsys.training.config import Recipe
@@ -22,7 +22,7 @@ class RoadResult:
     features: Manifest
     checkpoint: Manifest
     release: Manifest
-    report: Report
+    report: Evaluation
     seconds: dict[str, float]
     """Wall time by stage."""
 

@@ -4,17 +4,18 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from recsys.contracts.artifact import Manifest
-from recsys.evaluation.protocols import MODEL
-from recsys.model.flops import EncodeCost
-from recsys.pipeline.road import RoadResult
-from recsys.runtime.recommender import ScoredItem
+
+if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
+    from recsys.model.flops import EncodeCost
+    from recsys.pipeline.road import RoadResult
+    from recsys.runtime.recommender import ScoredItem
 
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
 
@@ -37,6 +38,10 @@ def features_summary(manifest: Manifest, out: Path) -> str:
     """Counts of what was read, left out and set aside."""
     m = manifest.metrics
     lines = [f"{out}: {m['num_events']:,} events, {m['num_users']:,} users, {m['num_items']:,} items"]
+    tonight = f"{m['tonight']['num_events']:,} events of {m['tonight']['num_files']:,} new files"
+    lines.append(f"tonight: {tonight}; {'added' if m['why_full'] is None else 'full build: ' + m['why_full']}")
+    if m["died_before"]:
+        lines.append(f"note: {m['died_before']}")
     for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):
         if counts:
             lines.append(f"{word}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
@@ -63,15 +68,40 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
 
 def accuracy_table(report: dict[str, Any]) -> str:
     """Model and baselines, all targets and the next one."""
+    from recsys.evaluation.protocols import AGAINST, MODEL
+
     title = f"{report['num_users']:,} users, protocol {report['protocol']}, full ranking"
     table = _table(title, "", *_COLUMNS, "next: recall@10", "next: ndcg@10")
-    for name, values in {**report["baselines"], MODEL: report[MODEL]}.items():
+    ours = {name: report[name] for name in (AGAINST, MODEL) if name in report}
+    for name, values in {**report["baselines"], **ours}.items():
         cells = [values[column] for column in _COLUMNS] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
         table.add_row(name, *(f"{value:.4f}" for value in cells))
     return _text(table)
 
 
-def road_summary(result: RoadResult, out: Path) -> str:
+def evaluation_summary(report: dict[str, Any]) -> str:
+    """The accuracy table, the verdict if there is one, and how often this test set was looked at."""
+    lines = [accuracy_table(report)]
+    comparison = report["comparison"]
+    if comparison is not None:
+        primary = comparison["primary"]
+        lines.append(
+            f"against {comparison['against']}: {comparison['verdict']} by {primary['metric']}, margin "
+            f"{comparison['margin']:.2%}: {primary['difference']:+.4f} "
+            f"[{primary['low']:+.4f}, {primary['high']:+.4f}]{_relative(primary)}"
+        )
+    lines.append(f"evaluations of this test set in the log: {report['num_looks']}")
+    return "\n".join(lines)
+
+
+def _relative(row: dict[str, Any]) -> str:
+    """A relative difference with its interval, where there is one."""
+    if row["relative_low"] is None:
+        return ""
+    return f", relative {row['relative']:+.2%} [{row['relative_low']:+.2%}, {row['relative_high']:+.2%}]"
+
+
+def road_summary(result: "RoadResult", out: Path) -> str:
     """The demo's closing words."""
     seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in result.seconds.items())
     return "\n".join(
@@ -88,7 +118,7 @@ def road_summary(result: RoadResult, out: Path) -> str:
     )
 
 
-def items_table(items: Sequence[ScoredItem]) -> str:
+def items_table(items: Sequence["ScoredItem"]) -> str:
     """A ranked list."""
     table = _table("", "item_id", "score", "title")
     for item in items:
@@ -96,7 +126,7 @@ def items_table(items: Sequence[ScoredItem]) -> str:
     return _text(table)
 
 
-def windows_table(context: int, costs: Sequence[EncodeCost]) -> str:
+def windows_table(context: int, costs: Sequence["EncodeCost"]) -> str:
     """FLOPs by window setting, as shares of the first row."""
     table = _table(
         f"one history of {context:,} events",
@@ -128,4 +158,17 @@ def serving_table(values: dict[str, Any]) -> str:
     table = _table("", "figure", "value")
     for name, value in values.items():
         table.add_row(name, json.dumps(value))
+    return _text(table)
+
+
+def features_cost_table(values: dict[str, Any]) -> str:
+    """The feature job's figures, and where its time goes."""
+    table = _table(f"{values['events']:,} simulated events", "figure", "value")
+    for name in ("seconds", "peak_gib", "events_per_second", "floor_ratio", "floor_peak_gib", "rectools_ratio"):
+        table.add_row(name, "–" if values[name] is None else f"{values[name]:,}")
+    for name in ("one_day_seconds", "one_day_share", "growth_10x"):
+        table.add_row(name, f"{values[name]:,}")
+    for title, steps in (("full build", values["steps"]), ("one more day", values["one_day_steps"])):
+        for step in steps:
+            table.add_row(f"{title}: {step['step']}", f"{step['seconds']:.2f} s")
     return _text(table)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from recsys.contracts.ids import Floats, Tokens
+from recsys.contracts.precision import CacheFormat
 
 # B batch, L window length, D width
 
@@ -17,6 +18,10 @@ class EngineInfo:
     precision: str
     width: int
     num_threads: int
+    window_size: int
+    """Most events of a window."""
+    cache: CacheFormat
+    """How sessions keep keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,20 @@ class Engine(Protocol):
 
     def encode(self, windows: Sequence[Tokens]) -> Floats:
         """One user vector per window, shape [B, D]. No window is empty."""
+        ...
+
+    def open(self, windows: Sequence[Tokens]) -> list[Session]:
+        """Encode windows and keep what later events need. No window is empty."""
+        ...
+
+    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
+        """Each session with its new events, at least one; the sessions given stay as they are.
+
+        Equal to `open` of the longer window within the rounding of the cache (see `docs/extend.md`).
+
+        Raises:
+            ValueError: a window would grow beyond its size; open the next one.
+        """
         ...
 
     def warm_up(self) -> None:

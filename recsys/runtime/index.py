@@ -1,17 +1,13 @@
 """The item index: nearest items to a user vector by inner product, exact."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import faiss
 import numpy as np
 
-from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import PAD, Floats, Tokens
 
 # B queries, D width, V items, K results
-
-INDEX_FILE = "index.faiss"
 
 
 class ItemIndex:
@@ -26,18 +22,6 @@ class ItemIndex:
         index = faiss.IndexFlatIP(items_VD.shape[1])
         index.add(np.ascontiguousarray(items_VD, dtype=np.float32))
         return cls(index)
-
-    @classmethod
-    def load(cls, folder: Path) -> "ItemIndex":
-        """Read what `save` wrote."""
-        try:
-            return cls(faiss.read_index(str(folder / INDEX_FILE)))
-        except RuntimeError as error:
-            raise ArtifactError(f"{folder / INDEX_FILE}: not an index: {str(error).splitlines()[0]}") from None
-
-    def save(self, folder: Path) -> None:
-        """Write `index.faiss`."""
-        faiss.write_index(self._index, str(folder / INDEX_FILE))
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

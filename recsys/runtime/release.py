@@ -6,9 +6,11 @@ from pathlib import Path
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Vocabulary
+from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import Engine
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
+from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
@@ -46,8 +48,17 @@ class Release:
                 "run `recsys optimize` again"
             )
         vocabulary = Vocabulary.load(folder)
-        engine = OpenVinoEngine(folder, num_threads=num_threads, precision=manifest.config["precision"])
-        index = ItemIndex.load(folder)
+        window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
+        items = ItemTable.load(folder)
+        engine = OpenVinoEngine(
+            folder,
+            items,
+            num_threads=num_threads,
+            precision=manifest.config["precision"],
+            window_size=window.size,
+            cache=CacheFormat(manifest.config["cache"]),
+        )
+        index = ItemIndex.build(items.vectors_VD())
         transitions = TransitionTable.load(folder)
         sizes = {len(vocabulary), len(index), transitions.num_items}
         if len(sizes) != 1 or index.width != engine.info.width:
@@ -56,6 +67,5 @@ class Release:
                 f"transitions of {transitions.num_items}, engine of width {engine.info.width}; "
                 "run `recsys optimize` again"
             )
-        window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
         return cls(folder.name, manifest, vocabulary, window, fusion, transitions, engine, index)

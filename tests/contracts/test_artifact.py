@@ -88,8 +88,8 @@ def test_another_kind_and_another_version_are_refused(tmp_path: Path, monkeypatc
     write(tmp_path / "out")
     with pytest.raises(ArtifactError, match="holds features, expected checkpoint"):
         artifact.verify(tmp_path / "out", "checkpoint")
-    monkeypatch.setattr(artifact, "FORMAT_VERSIONS", {"features": 2})
-    with pytest.raises(ArtifactError, match="format version 1, this program reads 2"):
+    monkeypatch.setattr(artifact, "FORMAT_VERSIONS", {"features": 3})
+    with pytest.raises(ArtifactError, match="format version 2, this program reads 3"):
         artifact.verify(tmp_path / "out", "features")
 
 

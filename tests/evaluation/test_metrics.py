@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.evaluation.metrics import (
+    average_precision_at_k,
     coverage_at_k,
     hit_rate_at_k,
     ndcg_at_k,
@@ -48,6 +49,14 @@ def test_ndcg_is_discounted_gain_over_the_ideal_list() -> None:
     assert ndcg_at_k([3, 7, 1], RELEVANT, 3) == 1
 
 
+def test_average_precision_is_the_mean_precision_at_the_relevant_items() -> None:
+    # precision 1/2 at rank 2 and 2/4 at rank 4; the third relevant item is not listed and adds 0
+    assert average_precision_at_k(RANKED, RELEVANT, 4) == pytest.approx((1 / 2 + 2 / 4) / 3)
+    assert average_precision_at_k(RANKED, RELEVANT, 3) == pytest.approx((1 / 2) / 3)
+    assert average_precision_at_k([3, 7, 1], RELEVANT, 3) == 1
+    assert average_precision_at_k([3, 7, 1], RELEVANT, 2) == 2 / 3
+
+
 def test_reciprocal_rank_is_of_the_first_hit() -> None:
     assert reciprocal_rank(RANKED, RELEVANT) == 1 / 2
     assert reciprocal_rank(RANKED, {8}) == 0
@@ -62,7 +71,7 @@ def test_coverage_counts_each_listed_item_once() -> None:
 
 
 def test_a_user_without_relevant_items_is_nan_not_zero() -> None:
-    scalar = [recall_at_k([1], set(), 1), hit_rate_at_k([1], set(), 1), ndcg_at_k([1], set(), 1)]
+    scalar = [metric([1], set(), 1) for metric in (recall_at_k, hit_rate_at_k, ndcg_at_k, average_precision_at_k)]
     assert all(map(math.isnan, [*scalar, reciprocal_rank([1], set())]))
     values = per_user_metrics(padded([[1], [1]], 1), [np.array([], dtype=np.int64), np.array([1])], [1])
     assert all(math.isnan(value[0]) and value[1] == 1 for value in values.values())
@@ -74,7 +83,7 @@ def test_items_outside_the_vocabulary_are_misses() -> None:
     assert values["mrr"] == [1]
 
 
-@pytest.mark.parametrize("metric", [recall_at_k, hit_rate_at_k, ndcg_at_k])
+@pytest.mark.parametrize("metric", [recall_at_k, hit_rate_at_k, ndcg_at_k, average_precision_at_k])
 def test_bad_arguments_are_refused(metric) -> None:
     with pytest.raises(ValueError, match="k = 0, expected 1 or more"):
         metric([1], {1}, 0)
@@ -117,6 +126,7 @@ def test_vectorised_equals_scalar(users: list[tuple[list[int], list[int]]]) -> N
             assert values[f"recall@{k}"][user] == pytest.approx(recall_at_k(ranked, relevant, k))
             assert values[f"hit_rate@{k}"][user] == hit_rate_at_k(ranked, relevant, k)
             assert values[f"ndcg@{k}"][user] == pytest.approx(ndcg_at_k(ranked, relevant, k))
+            assert values[f"map@{k}"][user] == pytest.approx(average_precision_at_k(ranked, relevant, k))
 
 
 @given(lists, targets)
@@ -129,6 +139,8 @@ def test_scalar_equals_a_naive_count(ranked: list[int], future: list[int]) -> No
         assert recall_at_k(ranked, set(future), k) == len(set(ranked[:k]) & set(future)) / len(set(future))
         assert hit_rate_at_k(ranked, set(future), k) == (1 if found else 0)
         assert ndcg_at_k(ranked, set(future), k) == pytest.approx(gain / ideal)
+        precisions = [len([r for r in found if r <= rank]) / (rank + 1) for rank in found]
+        assert average_precision_at_k(ranked, set(future), k) == pytest.approx(sum(precisions) / len(set(future)))
 
 
 @given(lists, targets)
@@ -142,7 +154,7 @@ def test_recall_and_hit_rate_never_fall_with_k(ranked: list[int], future: list[i
 def test_order_beyond_k_changes_nothing(ranked: list[int], future: list[int], k: int, random) -> None:
     tail = ranked[k:]
     random.shuffle(tail)
-    for metric in (recall_at_k, hit_rate_at_k, ndcg_at_k):
+    for metric in (recall_at_k, hit_rate_at_k, ndcg_at_k, average_precision_at_k):
         assert metric(ranked, set(future), k) == metric(ranked[:k] + tail, set(future), k)
 
 
@@ -165,7 +177,7 @@ def test_vectorised_equals_ranx(monkeypatch: pytest.MonkeyPatch) -> None:
 
         qrels = Qrels({f"u{u}": {f"i{i}": 1 for i in set(future)} for u, future in enumerate(futures)})
         run = Run({f"u{u}": {f"i{i}": 1 / (r + 1) for r, i in enumerate(row)} for u, row in enumerate(rows)})
-        names = ["recall@10", "hit_rate@10", "ndcg@10", "mrr"]
+        names = ["recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr"]
         ranx_evaluate(qrels, run, names)
     values = per_user_metrics(padded(rows, 20), futures, [10])
     for name in names:

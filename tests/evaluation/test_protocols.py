@@ -114,7 +114,7 @@ def test_an_oracle_scores_one(protocol: Protocol) -> None:
         scores[np.arange(30), targets[:, column]] = 3 - column  # the first target on top
     report = evaluate({"model": Scored(scores)}, test_set(contexts, targets), 40, protocol, ks=(3, 10), batch_size=7)
     model = report.to_json()["model"]
-    judged = ["recall@3", "ndcg@3", "hit_rate@3", "recall@10", "ndcg@10", "hit_rate@10", "mrr"]
+    judged = [f"{name}@{k}" for k in (3, 10) for name in ("recall", "ndcg", "hit_rate", "map")] + ["mrr"]
     assert {name: model[name] for name in judged} == pytest.approx(dict.fromkeys(judged, 1))
     assert {name: model["next"][name] for name in judged} == pytest.approx(dict.fromkeys(judged, 1))
 

@@ -27,61 +27,94 @@ u2,b,oops,buy,,
 
 def build(place: Path, text: str = LOG, **options: object) -> Manifest:
     (place / "log.csv").write_text(text)
-    config = FeaturesConfig.from_mapping({"min_count": 1, "num_partitions": 3, **options}, "test")
+    config = FeaturesConfig.from_mapping({"min_count": 1, "events_per_partition": 2, **options}, "test")
     return run(config, [place / "log.csv"], place / "out")
 
 
-def test_items_are_numbered_by_first_appearance_and_described_by_their_last_known_values(tmp_path: Path) -> None:
-    build(tmp_path, split_quantile=0.75)  # T is the fourth of five moments: S + 20
-    items = pl.read_parquet(tmp_path / "out" / "items.parquet")
+def histories_of(artifact_folder: Path) -> dict[str, list[tuple[str, int, str]]]:
+    """Per user (item_id, moment, event type), straight from the files."""
+    kinds = artifact.read_manifest(artifact_folder).metrics["event_types"]
+    users, items = (pl.read_parquet(artifact_folder / f"{name}.parquet") for name in ("users", "items"))
+    events = pl.concat([pl.read_parquet(p) for p in sorted(artifact_folder.glob("histories/*/*.parquet"))])
+    joined = events.join(users, on="user_index", maintain_order="left").join(
+        items, on="item_index", maintain_order="left"
+    )
+    found: dict[str, list[tuple[str, int, str]]] = {}
+    for user, item, moment, kind in joined.select("user_id", "item_id", "timestamp_ms", "event_type").iter_rows():
+        found.setdefault(user, []).append((item, moment, kinds[kind]))
+    return found
+
+
+def test_items_are_numbered_as_the_log_brings_them_and_described_by_their_last_known_values(tmp_path: Path) -> None:
+    build(tmp_path)
+    items = pl.read_parquet(tmp_path / "out" / "items.parquet").drop("title_ms", "category_ms", "price_ms")
     assert items.schema == {
         "item_index": pl.UInt32,
         "item_id": pl.String,
         "num_events": pl.UInt32,
-        "num_events_before_split": pl.UInt32,
+        "num_events_by_type": pl.List(pl.UInt32),
         "first_ms": pl.Int64,
         "last_ms": pl.Int64,
         "title": pl.String,
         "category": pl.String,
         "price": pl.Float64,
+        "kept": pl.Boolean,
     }
-    assert items.rows() == [
-        (1, "c", 2, 1, MS, MS + 20_000, "Sea", None, None),
-        (2, "b", 2, 1, MS + 10_000, MS + 30_000, "Bee", None, 2.5),
-        (3, "a", 1, 1, MS + 10_000, MS + 10_000, None, None, None),
+    assert items.rows() == [  # view, buy
+        (1, "b", 2, [1, 1], MS + 10_000, MS + 30_000, "Bee", None, 2.5, True),
+        (2, "a", 1, [1, 0], MS + 10_000, MS + 10_000, None, None, None, True),
+        (3, "c", 2, [1, 1], MS, MS + 20_000, "Sea", None, None, True),
     ]
 
 
-def test_histories_are_one_row_a_user_in_order_of_time_then_file(tmp_path: Path) -> None:
-    manifest = build(tmp_path)
-    assert manifest.metrics["event_types"] == ["buy", "view"]
-    folder = tmp_path / "out" / "histories"
-    assert sorted(p.name for p in folder.iterdir()) == [f"part-0000{n}.parquet" for n in range(3)]
-    histories = pl.read_parquet(folder / "*.parquet").sort("user_id")
-    assert histories.schema == {
-        "user_id": pl.String,
-        "item_index": pl.List(pl.UInt32),
-        "timestamp_ms": pl.List(pl.Int64),
-        "event_type": pl.List(pl.UInt8),
-    }
-    assert histories.rows() == [
-        ("u1", [2, 3, 1, 2], [MS + 10_000, MS + 10_000, MS + 20_000, MS + 30_000], [1, 1, 1, 0]),
-        ("u2", [1], [MS], [0]),
+def test_histories_are_flat_by_user_in_order_of_time_then_file(tmp_path: Path) -> None:
+    manifest = build(tmp_path, events_per_partition=3)
+    assert manifest.metrics["event_types"] == ["view", "buy"]
+    files = sorted((tmp_path / "out" / "histories").glob("*/*"))
+    assert [p.relative_to(tmp_path / "out" / "histories").as_posix() for p in files] == [
+        "g00000/part-00000.parquet",
+        "g00000/part-00001.parquet",  # 5 events, 3 at most in a partition
     ]
+    assert pl.read_parquet(files[0]).schema == {
+        "user_index": pl.UInt32,
+        "timestamp_ms": pl.Int64,
+        "source": pl.UInt32,
+        "row": pl.UInt32,
+        "item_index": pl.UInt32,
+        "event_type": pl.UInt8,
+    }
+    assert histories_of(tmp_path / "out") == {
+        "u1": [
+            ("b", MS + 10_000, "view"),
+            ("a", MS + 10_000, "view"),
+            ("c", MS + 20_000, "view"),
+            ("b", MS + 30_000, "buy"),
+        ],
+        "u2": [("c", MS, "buy")],
+    }
 
 
 def test_metrics_account_for_every_row(tmp_path: Path) -> None:
     text = LOG + f"u3,b,{S + 40},buy,,\nu3,a,{S + 50},buy,,\n"
-    manifest = build(tmp_path, text, min_count=2, split_quantile=0.99)  # T = S + 40: before it c c b b a
+    manifest = build(tmp_path, text, min_count=2, split_quantile=0.99)
     assert artifact.verify(tmp_path / "out", "features") == manifest
     assert manifest.parents == {}
     assert manifest.config["min_count"] == 2
     metrics = manifest.metrics
     found = {key: metrics[key] for key in ("num_rows_read", "num_events", "num_users", "num_items", "num_items_kept")}
-    assert found == {"num_rows_read": 8, "num_events": 7, "num_users": 3, "num_items": 3, "num_items_kept": 2}
+    assert found == {"num_rows_read": 8, "num_events": 7, "num_users": 3, "num_items": 3, "num_items_kept": 3}
     assert (metrics["excluded"], metrics["quarantined"]) == ({}, {"timestamp does not parse": 1})
     assert (metrics["first_ms"], metrics["last_ms"], metrics["has_timestamps"]) == (MS, MS + 50_000, True)
-    assert metrics["source_files"] == [{"name": "log.csv", "size_bytes": len(text)}]
+    assert (metrics["split_ms"], metrics["why_full"]) == (MS + 40_000, "first build")
+    (source,) = metrics["source_files"]
+    assert source == {
+        "name": "log.csv",
+        "size_bytes": len(text),
+        "mtime_ns": (tmp_path / "log.csv").stat().st_mtime_ns,
+        "sha256": artifact.sha256_of(tmp_path / "log.csv"),
+        "num_rows": 8,
+        "num_events": 7,
+    }
 
 
 def test_the_quarantine_is_there_with_its_header_when_nothing_is_in_it(tmp_path: Path) -> None:
@@ -98,8 +131,6 @@ def test_the_split_is_the_lower_quantile_of_the_moments(tmp_path: Path, quantile
 def test_there_is_no_split_where_all_events_share_one_moment(tmp_path: Path) -> None:
     manifest = build(tmp_path, f"user_id,item_id,timestamp\nu,i,{S}\nu,j,{S}\n")
     assert manifest.metrics["split_ms"] is None
-    items = pl.read_parquet(tmp_path / "out" / "items.parquet")
-    assert items["num_events_before_split"].to_list() == [1, 1]
 
 
 def test_a_log_without_times_has_no_split_and_counts_all_events(tmp_path: Path) -> None:
@@ -108,26 +139,30 @@ def test_a_log_without_times_has_no_split_and_counts_all_events(tmp_path: Path) 
     assert pl.read_parquet(tmp_path / "out" / "items.parquet")["num_events"].to_list() == [2, 1]
 
 
-def test_a_user_stays_in_one_partition_whatever_else_is_in_the_log(tmp_path: Path) -> None:
-    def part_of_u1() -> list[str]:
-        files = sorted((tmp_path / "out" / "histories").iterdir())
-        return [path.name for path in files if "u1" in pl.read_parquet(path)["user_id"].to_list()]
-
-    build(tmp_path)
-    first = part_of_u1()
-    build(tmp_path, f"user_id,item_id,timestamp\nu9,b,{S}\nu1,z,{S - 1}\nu8,a,{S}\n")
-    assert part_of_u1() == first == ["part-00002.parquet"]  # zlib.crc32(b"u1") = 1112514422 = 3 · 370838140 + 2
+def test_a_user_is_in_the_partition_of_its_bucket(tmp_path: Path) -> None:
+    build(tmp_path, "user_id,item_id,timestamp\n" + "".join(f"u{n},i,{S}\n" for n in range(64)), events_per_partition=8)
+    users = pl.read_parquet(tmp_path / "out" / "users.parquet")
+    assert len(list((tmp_path / "out" / "histories" / "g00000").iterdir())) == 8
+    for number in range(8):
+        stored = pl.read_parquet(tmp_path / "out" / "histories" / "g00000" / f"part-{number:05d}.parquet")
+        assert set(stored["user_index"]) == set(users.filter(pl.col("bucket") % 8 == number)["user_index"])
 
 
 def test_the_same_log_gives_the_same_files(tmp_path: Path) -> None:
     first, second = build(tmp_path), build(tmp_path)
-    assert first.files == second.files
+    assert first == second  # nothing is new, so nothing was written
+    (tmp_path / "other").mkdir()
+    third = build(tmp_path / "other")
+    varying = {"report.html", "forgotten.json"}  # times; a random key
+    assert {n: f for n, f in first.files.items() if n not in varying} == {
+        n: f for n, f in third.files.items() if n not in varying
+    }
 
 
 def test_the_dataset_reads_what_was_built(tmp_path: Path) -> None:
     build(tmp_path, split_quantile=0.75)
     data = dataset.load(tmp_path / "out", Protocol.TIME)
-    assert [item.item_id for item in data.vocabulary.items] == ["c", "b", "a"]
+    assert [item.item_id for item in data.vocabulary.items] == ["b", "a", "c"]
     fitted = {user: data.fit[n].tolist() for n, user in enumerate(data.fit.user_ids)}
-    assert fitted == {"u1": [2, 3], "u2": [1]}  # before T = S + 20
+    assert fitted == {"u1": [1, 2], "u2": [3]}  # before T = S + 20
     assert dataset.user_item_ids(tmp_path / "out", "u1") == ["b", "a", "c", "b"]

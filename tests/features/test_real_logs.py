@@ -36,4 +36,4 @@ def test_taobao_loses_its_cut_off_last_line_only(tmp_path: Path) -> None:
 def test_rees46_loses_its_last_line_cut_off_within_the_user_id(tmp_path: Path) -> None:
     metrics = metrics_of(tmp_path, "rees46", "rees46")
     assert (metrics["num_events"], metrics["quarantined"]) == (17_434, {"8 fields, expected 9": 1})
-    assert metrics["event_types"] == ["cart", "purchase", "view"]
+    assert metrics["event_types"] == ["view", "purchase", "cart"]

@@ -1,50 +1,100 @@
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from optimize import build, gate, report
+from optimize import build, gate, quantize, report
 from optimize.config import GateConfig, OptimizeConfig
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, GateError
+from recsys.contracts.precision import ItemFormat
 from recsys.model.checkpoint import Checkpoint
+from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
 from recsys.runtime.release import Release
 from tests.conftest import cyclic_histories, write_features
 
 
-def fidelity(**changes: float | int | None) -> report.FidelityReport:
+def loss(estimate: float, half_width: float) -> report.MetricLoss:
+    return report.MetricLoss(
+        reference=0.2,
+        engine=0.2 * (1 - estimate),
+        loss=estimate,
+        low=estimate - half_width,
+        high=estimate + half_width,
+    )
+
+
+def fidelity(**changes: Any) -> report.FidelityReport:
     values = {
         "num_users": 5000,
         "relative_error": 0.01,
         "top10_overlap": 0.99,
         "top100_overlap": 0.99,
         "num_held_out_users": 5000,
-        "recall10_reference": 0.200,
-        "recall10_engine": 0.200,
+        "recall10": loss(0.0, 0.001),
+        "ndcg10": loss(0.0, 0.001),
     }
     return report.FidelityReport(**{**values, **changes})
+
+
+FEW = {"num_held_out_users": 10}
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({}, None),
-        ({"recall10_engine": 0.1995}, None),  # −0.25 %
-        ({"recall10_engine": 0.1993}, "recall@10 lost 0.35% by the engine, at most 0.30% allowed"),
-        ({"recall10_engine": 0.1, "num_held_out_users": 10}, None),  # too few: the lists decide
-        ({"top10_overlap": 0.5, "num_held_out_users": 10}, "top-10 overlap 0.500"),
-        ({"top10_overlap": 0.5, "recall10_reference": None, "recall10_engine": None}, "top-10 overlap 0.500"),
+        ({"recall10": loss(0.0015, 0.001)}, None),  # at most 0.25 %
+        ({"recall10": loss(0.005, 0.001)}, "recall@10 lost 0.50% (0.40% … 0.60%) by the engine, at most 0.30% allowed"),
+        ({"ndcg10": loss(0.0035, 0.001)}, "NDCG@10 lost 0.35%"),  # may be 0.25 %, but 5,000 users say 0.35 %
+        ({"ndcg10": loss(0.0035, 0.001), **FEW}, None),  # too few: error and overlap decide
+        ({"ndcg10": loss(0.0005, 0.01), "top10_overlap": 0.96}, "top-10 overlap 0.960"),
+        ({"ndcg10": loss(0.0005, 0.001), "top10_overlap": 0.96}, None),  # the interval decides
+        ({"recall10": None, "ndcg10": None, "relative_error": 0.06}, "relative error 0.06, at most 0.05"),
         ({"relative_error": float("nan")}, "relative error nan"),
     ],
 )
-def test_the_gate_refuses_what_answers_worse(changes: dict[str, float], reason: str | None) -> None:
+def test_the_gate_refuses_what_answers_worse(changes: dict[str, Any], reason: str | None) -> None:
+    decided = gate.verdict(fidelity(**changes), GateConfig())
     if reason is None:
-        gate.check(fidelity(**changes), GateConfig())
+        gate.check(decided)
     else:
-        with pytest.raises(GateError, match=reason):
-            gate.check(fidelity(**changes), GateConfig())
+        with pytest.raises(GateError, match=re.escape(reason)):
+            gate.check(decided)
+
+
+def test_an_undecided_gate_says_why() -> None:
+    basis = gate.verdict(fidelity(ndcg10=loss(0.0, 0.01), **FEW), GateConfig()).basis
+    assert basis == (
+        "10 held-out users are too few to decide (NDCG@10 lost -1.00% … 1.00%); judged by output error and list overlap"
+    )
+
+
+def test_the_loss_of_a_metric_by_hand() -> None:
+    reference, engine = np.array([0.5, 0.5, 1.0, 0.2]), np.array([0.5, 0.4, 1.0, 0.2])
+    measured = report.metric_loss(reference, engine, seed=0)
+    assert measured is not None
+    assert measured.loss == pytest.approx(0.1 / 2.2)
+    assert measured.low == 0 < measured.loss < measured.high
+    assert report.metric_loss(np.zeros(4), engine, seed=0) is None
+
+
+def test_a_damaged_scale_is_refused(ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    def damaged(*arguments: Any) -> SequenceModel:
+        model = quantize_rounded(*arguments)
+        down_proj = model.decoder.layers[0].mlp.down_proj
+        down_proj.scales = down_proj.scales * 4
+        return model
+
+    quantize_rounded = quantize.rounded
+    monkeypatch.setattr(quantize, "rounded", damaged)
+    with pytest.raises(GateError, match="nothing published"):
+        build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
+    assert list((tmp_path / "releases").iterdir()) == []
 
 
 def test_relative_error_and_overlap_by_hand() -> None:
@@ -61,7 +111,7 @@ def test_the_float_engine_is_the_reference_and_the_8_bit_one_is_near(
     generator = np.random.default_rng(0)
     windows = [generator.integers(1, 31, size=n).astype(np.int32) for n in (1, 2, 5, 8, 8)]
     expected = encode(checkpoint.model, windows)
-    build.run(OptimizeConfig(bits=32), ring_checkpoint, ring_features, tmp_path / "releases")
+    build.run(OptimizeConfig(bits=32, items=ItemFormat.FLOAT32), ring_checkpoint, ring_features, tmp_path / "releases")
     float_engine = Release.open(tmp_path / "releases").engine
     np.testing.assert_allclose(float_engine.encode(windows), expected, atol=2e-5)
     rounded = Release.open(ring_releases).engine

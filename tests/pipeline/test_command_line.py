@@ -69,7 +69,7 @@ def test_recommend_by_user_and_by_history(shop: Path) -> None:
 def user_of(shop: Path) -> str:
     import polars as pl
 
-    return str(pl.read_parquet(shop / "features" / "histories")["user_id"][0])
+    return str(pl.read_parquet(shop / "features" / "users.parquet")["user_id"][0])
 
 
 def test_import_twice_stores_once(shop: Path) -> None:

@@ -10,7 +10,9 @@ import recsys
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, UnknownItemError
 from recsys.contracts.ids import PAD
+from recsys.contracts.precision import ItemFormat
 from recsys.runtime.index import ItemIndex
+from recsys.runtime.items import ItemTable
 from recsys.runtime.recommender import Recommender
 from recsys.windows import padded_batches
 
@@ -90,10 +92,10 @@ def test_recommender_is_at_the_top_of_the_package() -> None:
     assert recsys.Recommender is Recommender
 
 
-def test_a_release_with_the_index_of_another_is_refused(ring_releases: Path, tmp_path: Path) -> None:
+def test_a_release_with_the_items_of_another_is_refused(ring_releases: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(artifact.resolve_release(ring_releases), tmp_path / "r")
-    ItemIndex.build(np.ones((30, 32), dtype=np.float32)).save(folder)
-    with pytest.raises(ArtifactError, match=r"index.faiss: .*altered"):
+    ItemTable.of(np.ones((31, 32), dtype=np.float32), ItemFormat.INT8).save(folder)
+    with pytest.raises(ArtifactError, match=r"items.safetensors: .*altered"):
         Recommender.load(folder)
 
 

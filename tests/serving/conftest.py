@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from recsys.contracts.ids import Floats, Item, Tokens, Vocabulary
+from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import EngineInfo
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
@@ -32,7 +33,9 @@ class FakeEngine:
     """The item of the last event is the most likely next one, then the items in their order. It can be stalled."""
 
     def __init__(self) -> None:
-        self.info = EngineInfo(name="fake", precision="f32", width=len(KNOWN), num_threads=1)
+        self.info = EngineInfo(
+            name="fake", precision="f32", width=len(KNOWN), num_threads=1, window_size=8, cache=CacheFormat.FLOAT32
+        )
         self.go_on = threading.Event()
         self.go_on.set()
         self.broken = False

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from recsys.contracts.events import Event
 from recsys.contracts.ids import Floats, Tokens
+from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import EngineInfo, Session
 from recsys.store import EventStore
 from recsys.windows import WindowConfig
@@ -25,7 +26,9 @@ class DecayEngine:
     """vector = sum of 0.5^age · one-hot(item): every event of the window matters, and so does its order."""
 
     def __init__(self) -> None:
-        self.info = EngineInfo(name="decay", precision="f32", width=len(KNOWN), num_threads=1)
+        self.info = EngineInfo(
+            name="decay", precision="f32", width=len(KNOWN), num_threads=1, window_size=8, cache=CacheFormat.FLOAT32
+        )
         self.opened: list[int] = []
         self.appended: list[int] = []
 

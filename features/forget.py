@@ -1,0 +1,165 @@
+"""Forgetting users: out of every features artifact below some folders, at once and for every later night."""
+
+import shutil
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features import generations
+from features.build import Night
+from features.catalogue import counts_by_type
+from features.config import FeaturesConfig
+from features.formats import resolve
+from features.ledger import Plan
+from features.lock import locked, scratch_of
+from features.state import State
+from features.totals import Totals
+from recsys.contracts import artifact
+from recsys.contracts.artifact import FORMAT_VERSIONS, MANIFEST_NAME, ArtifactWriter, read_manifest
+from recsys.contracts.errors import DataError
+from recsys.histories import Generation
+
+
+def run(folders: list[Path], user_file: Path) -> dict[str, int]:
+    """Remove the users, one user_id a line of `user_file`; returns the events removed, by artifact.
+
+    Features artifacts are found at any depth, copies for rollback included; what dead runs left behind is
+    removed. The users need not be known: they stay out of later nights all the same.
+
+    Raises:
+        DataError: no such file, no user in it, no artifact, or one of an older format.
+    """
+    user_ids = _read_users(user_file)
+    removed: dict[str, int] = {}
+    for folder in folders:
+        found = _artifacts(folder)
+        if not found:
+            raise DataError(f"{folder}: no features artifact here or below; check the path")
+        for place in found:
+            removed[str(place)] = _forget(place, user_ids)
+    return removed
+
+
+def _read_users(path: Path) -> list[str]:
+    try:
+        users = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected one user_id a line") from None
+    if not users:
+        raise DataError(f"{path}: no user in it; expected one user_id a line")
+    return list(dict.fromkeys(users))
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    """Features artifacts at or below a folder; leftovers of dead runs are removed on the way."""
+    for pattern, ending in ((".*.writing-*", ".writing-"), (".*.scratch", ".scratch")):
+        for leftover in list(folder.rglob(pattern)):
+            with locked(leftover.parent / leftover.name[1:].rpartition(ending)[0]):
+                pass  # taking the lock removes them
+    places = sorted(
+        path.parent for path in [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")] if path.exists()
+    )
+    return [place for place in places if read_manifest(place).kind == "features"]
+
+
+def _forget(place: Path, user_ids: list[str]) -> int:
+    scratch = scratch_of(place)
+    with locked(place):
+        state = State.load(place)
+        manifest = state.manifest
+        assert manifest is not None
+        if manifest.format_version != FORMAT_VERSIONS["features"]:
+            raise DataError(
+                f"{place}: features of format version {manifest.format_version}; delete it, or build it again"
+            )
+        config = FeaturesConfig(**manifest.config)
+        todo = Plan([], manifest.metrics["source_files"], None, place, [])
+        scratch.mkdir()
+        try:
+            with artifact.writing(place, "features") as writer:
+                users = state.users.filter(pl.col("user_id").is_in(user_ids))
+                removed = _rewrite(writer, state, users)
+                night = Night(
+                    config,
+                    resolve(config),
+                    _without(state, users, removed, user_ids, writer),
+                    todo,
+                    writer,
+                    scratch,
+                    int(time.time() * 1000),
+                )
+                night.quarantine.forget(user_ids)
+                night.may_be_empty = True
+                night.store()
+                night.finish(None)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return len(removed)
+
+
+def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.DataFrame:
+    """Write the partition files that hold events of these users anew, without them; returns those events."""
+    gone = [pl.read_parquet(writer.place / state.generations[0].file_name(0)).clear()] if state.generations else []
+    for generation in state.generations:
+        for partition in sorted(set((users["bucket"] % generation.num_partitions).to_list())):
+            events = pl.read_parquet(writer.place / generation.file_name(partition))
+            is_gone = events["user_index"].is_in(users["user_index"].implode())
+            if is_gone.any():
+                gone.append(events.filter(is_gone).with_columns(generation=pl.lit(generation.name)))
+                (writer.folder / generation.file_name(partition)).parent.mkdir(parents=True, exist_ok=True)
+                generations.write(writer.folder, generation, partition, events.filter(~is_gone))
+    return pl.concat(gone, how="diagonal")
+
+
+def _without(
+    state: State, users: pl.DataFrame, removed: pl.DataFrame, user_ids: list[str], writer: ArtifactWriter
+) -> State:
+    """The state with the counts of the removed events taken off."""
+    assert state.manifest is not None
+    metrics = dict(state.metrics)
+    totals = Totals(state.items["item_id"], metrics["event_types"], [e["name"] for e in metrics["source_files"]])
+    totals.add(removed.sort("user_index"), users)
+    metrics["content_sum"] = f"{(int(metrics['content_sum'], 16) - totals.content_sum) % 2**64:016x}"
+    if len(removed):
+        metrics["excluded"] = Counter(metrics["excluded"]) + Counter({"forgotten": len(removed)})
+        by_generation = Counter(removed["generation"].to_list())
+        metrics["generations"] = {name: size - by_generation[name] for name, size in metrics["generations"].items()}
+    return replace(
+        state,
+        manifest=state.manifest.model_copy(update={"metrics": metrics}),
+        items=_items_without(state, totals, writer),
+        users=state.users.join(users, on="user_index", how="anti"),
+        days=state.days - totals.days,
+        tombstones=state.tombstones.with_users(user_ids),
+    )
+
+
+def _items_without(state: State, totals: Totals, writer: ArtifactWriter) -> pl.DataFrame:
+    """The items with counts taken off; first and last moments are found again among what is left."""
+    items = state.items
+    by_type = counts_by_type(items) - totals.by_type[1:]
+    left = pl.concat([_moments(writer, generation) for generation in state.generations])
+    moments = left.group_by("item_index").agg(pl.col("first_ms").min(), pl.col("last_ms").max())
+    counted = items.with_columns(
+        num_events=pl.Series(by_type.sum(axis=1).astype(np.uint32)),
+        num_events_by_type=pl.Series(by_type.astype(np.uint32)).arr.to_list(),
+    )
+    return (
+        counted.drop("first_ms", "last_ms")
+        .join(moments, on="item_index", how="left", maintain_order="left")
+        .select(items.columns)
+    )
+
+
+def _moments(writer: ArtifactWriter, generation: Generation) -> pl.DataFrame:
+    """item_index, first_ms and last_ms over the files of a generation as they will be."""
+    names = [generation.file_name(number) for number in range(generation.num_partitions)]
+    files = [writer.folder / name if (writer.folder / name).exists() else writer.place / name for name in names]
+    moment: Any = pl.col("timestamp_ms")
+    scan = pl.scan_parquet(files).group_by("item_index").agg(first_ms=moment.min(), last_ms=moment.max())
+    return scan.collect(engine="streaming")

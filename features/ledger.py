@@ -1,0 +1,117 @@
+"""Which files the artifact has read already, and what tonight's run has to do."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from features.clean import KEY_SEED
+from features.config import READING_FIELDS, FeaturesConfig
+from features.numbering import BUCKET_SEED
+from recsys.contracts.artifact import FORMAT_VERSIONS, Manifest, sha256_of
+from recsys.contracts.errors import DataError
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to read."""
+
+    new: list[Path]
+    """Files to read, in order of names."""
+    sources: list[dict[str, Any]]
+    """The ledger: one entry per file ever read; the position is the file's source number."""
+    why_full: str | None
+    """Reason for reading everything again; None for an incremental run."""
+    first_file: Path
+    """The first of tonight's files, for messages."""
+    absent: list[str] = field(default_factory=list)
+    """Files read before that are not among tonight's; their events stay."""
+
+
+def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
+    """What decides which events files hold and where they are kept: settings and the hash of this polars."""
+    probe = pl.Series(["probe"])
+    hashes = [int(probe.hash(seed)[0]) for seed in (KEY_SEED, BUCKET_SEED)]
+    return {**{name: getattr(config, name) for name in READING_FIELDS}, "hash_probe": hashes}
+
+
+def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *, has_times: bool, full: bool) -> Plan:
+    """Compare tonight's files with those of the artifact.
+
+    Files are known by name, size and time, or else by their sha256; a file with the content of another is a
+    copy and is not read.
+
+    Raises:
+        DataError: two files with one name, or a full rebuild that would lose the events of absent files.
+    """
+    by_name = {path.name: path for path in sorted(files, key=lambda path: path.name)}
+    if len(by_name) < len(set(files)):
+        twice = next(path for path in files if by_name[path.name] != path)
+        raise DataError(f"{twice}: {by_name[twice.name]} has the same name; files are known by name, rename one")
+    why_full = _why_full(config, manifest, full)
+    known = (
+        {} if manifest is None else {entry["name"]: dict(entry) for entry in manifest.metrics.get("source_files", [])}
+    )
+    fresh: list[dict[str, Any]] = []
+    for name, path in by_name.items():
+        entry = _entry(path)
+        if name in known and why_full is None:
+            why_full = _difference(known[name], entry, path)
+        elif name not in known or why_full is not None:
+            fresh.append(entry)
+    absent = [name for name in known if name not in by_name]
+    if why_full is None and not has_times and fresh and known and fresh[0]["name"] < max(known):
+        why_full = f"{fresh[0]['name']} comes before files already read, and the log has no times"
+    if why_full is not None and absent:
+        raise DataError(
+            f"{by_name[next(iter(by_name))].parent}: a full rebuild is needed ({why_full}) but {len(absent)} files "
+            f"read before are missing, such as {absent[0]!r}; put them back, or build into another folder"
+        )
+    sources = list(known.values()) if why_full is None else []
+    fresh = fresh if why_full is None else [_entry(path) for path in by_name.values()]
+    new = _register(fresh, by_name, sources)
+    return Plan(new, sources, why_full, next(iter(by_name.values())), absent)
+
+
+def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> str | None:
+    if manifest is None:
+        return "first build"
+    if manifest.format_version != FORMAT_VERSIONS["features"]:
+        return f"format version {manifest.format_version} was found"
+    if full:
+        return "asked for"
+    before, now = manifest.metrics.get("fingerprint", {}), fingerprint(config)
+    changed = [name for name in now if before.get(name) != now[name]]
+    return f"{changed[0]} changed" if changed else None
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"name": path.name, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _difference(known: dict[str, Any], found: dict[str, Any], path: Path) -> str | None:
+    """Why a file of a known name is not the known file; its time is renewed where only that differs."""
+    if all(known[key] == found[key] for key in found):
+        return None
+    if known["size_bytes"] == found["size_bytes"] and sha256_of(path) == known["sha256"]:
+        known["mtime_ns"] = found["mtime_ns"]
+        return None
+    return f"{path.name} changed since it was read"
+
+
+def _register(fresh: list[dict[str, Any]], by_name: dict[str, Path], sources: list[dict[str, Any]]) -> list[Path]:
+    """Add entries to the ledger; returns the files that are no copies of others."""
+    by_digest = {entry["sha256"]: entry["name"] for entry in reversed(sources)}
+    new = []
+    for entry in fresh:
+        path = by_name[entry["name"]]
+        entry["sha256"] = sha256_of(path)
+        original = by_digest.setdefault(entry["sha256"], entry["name"])
+        if original != entry["name"]:
+            entry["copy_of"] = original
+        else:
+            new.append(path)
+        sources.append(entry)
+    return new

@@ -1,0 +1,58 @@
+"""One run at a time on an artifact. The lock is the kernel's: it goes with the process that holds it."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from recsys.contracts.errors import LockedError
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[str | None]:
+    """Hold the lock of the artifact at `out`; gives a line about a run that died here, if one did.
+
+    What a dead run left half-written is removed.
+
+    Raises:
+        LockedError: another run holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.parent / f".{out.name}.lock"
+    descriptor, died = _acquire(path, out)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(
+            descriptor, f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}".encode(), 0
+        )
+        for leftover in (*out.parent.glob(f".{out.name}.writing-*"), scratch_of(out)):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield f"{died} ended without finishing; what it left was removed" if died else None
+    finally:
+        path.unlink()
+        os.close(descriptor)
+
+
+def _acquire(path: Path, out: Path) -> tuple[int, str]:
+    """The locked file, and who held it last: empty unless that run died, since a run that ends removes the file."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise LockedError(
+                f"{out}: another run is at work ({holder or 'it has just begun'}); wait for it, or stop it"
+            ) from None
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor, holder
+        os.close(descriptor)  # it was removed by the run that ended in between
+
+
+def scratch_of(out: Path) -> Path:
+    """Where a run on `out` keeps what it needs only while it runs."""
+    return out.parent / f".{out.name}.scratch"

@@ -1,0 +1,68 @@
+"""Rows set aside: file, line, reason, and what stood there."""
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from features.tombstones import Tombstones
+
+QUARANTINE_FILE: Final = "quarantine.csv"
+WITHHELD: Final = "(withheld: users have been forgotten)"
+_COLUMNS = ("file", "line", "reason", "row")
+_SEPARATORS = re.compile(r"[,;|:\s\"']+")
+
+
+class Quarantine:
+    """Collects the bad rows of a run."""
+
+    def __init__(self, tombstones: Tombstones) -> None:
+        self._tombstones = tombstones
+        self._parts: list[pl.DataFrame] = []
+        self._forgotten: list[str] = []
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Columns file, line, reason, row, user; the text of a forgotten user's row is not kept."""
+        if len(self._tombstones) and len(rows):
+            texts = [
+                row if user is not None and not self._names_forgotten(user, row) else WITHHELD
+                for user, row in rows.select("user", "row").iter_rows()
+            ]
+            rows = rows.with_columns(row=pl.Series(texts, dtype=pl.String))
+        if len(rows):
+            self._parts.append(rows.select(_COLUMNS))
+
+    def _names_forgotten(self, user: str, row: str) -> bool:
+        return any(self._tombstones.holds(word) for word in (user, *_SEPARATORS.split(row)))
+
+    def forget(self, user_ids: list[str]) -> None:
+        """Withhold the text of earlier rows that name these users."""
+        self._forgotten = user_ids
+
+    def reasons(self, before: dict[str, Any]) -> dict[str, int]:
+        """Rows by reason, those of earlier nights included."""
+        counts = Counter(before)
+        for part in self._parts:
+            counts.update(part["reason"].to_list())
+        return dict(sorted(counts.items()))
+
+    def write(self, path: Path, older: Path | None) -> None:
+        """The earlier rows, if any, then those of this run."""
+        if older is not None:
+            self._carry_over(older / QUARANTINE_FILE, path)
+        else:
+            pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.String)).write_csv(path)
+        with path.open("ab") as file:
+            for part in self._parts:
+                part.write_csv(file, include_header=False)
+
+    def _carry_over(self, older: Path, path: Path) -> None:
+        if not self._forgotten:
+            shutil.copyfile(older, path)
+            return
+        rows = pl.read_csv(older, infer_schema=False)
+        names_one = pl.col("row").str.contains_any(self._forgotten)
+        rows.with_columns(row=pl.when(names_one).then(pl.lit(WITHHELD)).otherwise("row")).write_csv(path)

@@ -1,0 +1,69 @@
+"""What last night left in the artifact, and what a full rebuild keeps of it."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+
+from features import catalogue
+from features.numbering import USERS_SCHEMA
+from features.tombstones import Tombstones
+from recsys.contracts.artifact import FORMAT_VERSIONS, MANIFEST_NAME, Manifest, read_manifest
+from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations
+
+DAYS_FILE = "days.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The artifact as the next run needs it. Nothing else is kept between runs."""
+
+    manifest: Manifest | None
+    items: pl.DataFrame
+    users: pl.DataFrame
+    days: Counter[int]
+    """Events by day since 1970."""
+    generations: list[Generation]
+    tombstones: Tombstones
+
+    @classmethod
+    def load(cls, out: Path) -> Self:
+        """The state of the artifact at `out`; an empty one where there is none or one of another version."""
+        manifest = read_manifest(out) if (out / MANIFEST_NAME).exists() else None
+        if manifest is None or manifest.kind != "features" or manifest.format_version != FORMAT_VERSIONS["features"]:
+            return cls(
+                manifest=manifest,
+                items=pl.DataFrame(schema=catalogue.SCHEMA),
+                users=pl.DataFrame(schema=USERS_SCHEMA),
+                days=Counter(),
+                generations=[],
+                tombstones=Tombstones.load(out),
+            )
+        return cls(
+            manifest=manifest,
+            items=pl.read_parquet(out / ITEMS_FILE).select(catalogue.SCHEMA.keys()),
+            users=pl.read_parquet(out / USERS_FILE),
+            days=Counter(dict(pl.read_parquet(out / DAYS_FILE).rows())),
+            generations=generations(out),
+            tombstones=Tombstones.load(out),
+        )
+
+    def for_rebuild(self, *, renumber: bool) -> "State":
+        """What survives a full rebuild: the numbers of items (unless told) and who is forgotten."""
+        names = self.items.select(pl.col(name) if name in ("item_index", "item_id") else pl.lit(None).alias(name)
+                                  for name in catalogue.SCHEMA)  # fmt: skip
+        blank = names.cast(catalogue.SCHEMA).with_columns(pl.lit([0], pl.List(pl.UInt32)).alias("num_events_by_type"))  # type: ignore[arg-type]
+        return replace(
+            self,
+            items=blank.clear() if renumber else blank,
+            users=self.users.clear(),
+            days=Counter(),
+            generations=[],
+        )
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The manifest's metrics; empty without one."""
+        return {} if self.manifest is None else self.manifest.metrics

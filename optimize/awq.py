@@ -1,0 +1,154 @@
+"""AWQ: activation-aware weight quantization, 8 or 4 bits.
+
+An input that is large in real windows makes the rounding errors of its weights count. Its weights are multiplied
+by a scale before rounding and the input is divided by it: the division is folded into the norm or the projection
+that makes the input, so the float model stays the same. The exponent of the scales and how far to clip are
+searched per matrix for the least output error on calibration windows.
+Source: Lin et al., AWQ, MLSys 2024.
+"""
+
+# O output channels, I inputs, G groups
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optimize import rounding
+from optimize.calibration import Calibration, InputStatistics
+from optimize.rounding import RoundedLinear, RoundedWeight, WeightFormat
+from recsys.model.decoder import SequenceModel
+
+_EXPONENTS = torch.linspace(0, 1, 21).tolist()
+_CLIPS = torch.linspace(1.0, 0.5, 11).tolist()
+"""Shares of a channel's largest weight that the largest code stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Matrices that read the same input, and what makes that input."""
+
+    source: nn.Module
+    """A norm, or a projection whose output channels are the input."""
+    readers: dict[str, nn.Linear]
+
+
+@torch.inference_mode()
+def fold(model: SequenceModel, calibration: Calibration, format_: WeightFormat) -> tuple[SequenceModel, Calibration]:
+    """The same function with weights that round better, and the statistics of its inputs.
+
+    The model given is not changed.
+    """
+    folded = copy.deepcopy(model)
+    scaled: Calibration = {}
+    for site in _sites(folded):
+        statistics = calibration[next(iter(site.readers))]
+        scale_I = search_scale([reader.weight for reader in site.readers.values()], statistics, format_)
+        _divide_outputs(site.source, scale_I)
+        for name, reader in site.readers.items():
+            reader.weight *= scale_I
+            inverse_I = 1 / scale_I.double()
+            scaled[name] = InputStatistics(
+                calibration[name].gram_II * inverse_I * inverse_I[:, None],
+                calibration[name].mean_abs_I * inverse_I,
+                calibration[name].num_events,
+            )
+    return folded, scaled
+
+
+def search_scale(weights: Sequence[Tensor], statistics: InputStatistics, format_: WeightFormat) -> Tensor:
+    """Scale of each input with the least output error of the rounded weights; all 1 where none helps.
+
+    Candidates are |x|^a and |x|^a / |w|^(1 - a), a from 0 to 1, centred on 1.
+    """
+    mean_abs_I = statistics.mean_abs_I.clamp_min(1e-8)
+    peak_I = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0).double().clamp_min(1e-8)
+    gram_II = statistics.mean_gram_II
+    best, best_error = torch.ones_like(peak_I), float("inf")
+    for exponent in _EXPONENTS:
+        powers = (mean_abs_I**exponent, mean_abs_I**exponent / peak_I ** (1 - exponent))
+        for scale_I in (_centred(power) for power in powers):
+            error = sum(_rounding_error(weight, scale_I, gram_II, format_) for weight in weights)
+            if error < best_error:
+                best, best_error = scale_I, error
+    return best.float()
+
+
+def search_clip(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> Tensor:
+    """Per channel and group, the share of the largest weight to clip at, shape [O, G]."""
+    group_I = format_.group_of(weight_OI.shape[1])
+    num_groups = format_.num_groups(weight_OI.shape[1])
+    errors = []
+    for clip in _CLIPS:
+        difference_OI = (rounding.nearest(weight_OI, format_, clip).dense() - weight_OI).double()
+        errors.append(
+            torch.stack(
+                [
+                    rounding.output_error(difference_OI[:, group_I == g], gram_II[group_I == g][:, group_I == g])
+                    for g in range(num_groups)
+                ],
+                dim=1,
+            )
+        )
+    return torch.tensor(_CLIPS)[torch.stack(errors).argmin(dim=0)]
+
+
+@torch.inference_mode()
+def round_weights(
+    model: SequenceModel, calibration: Calibration, format_: WeightFormat, *, clip: bool, compensate: bool
+) -> SequenceModel:
+    """A copy of the model whose decoder matrices are rounded, once."""
+    rounded = copy.deepcopy(model)
+    for name, linear in list(_linears(rounded)):
+        gram_II = calibration[name].mean_gram_II
+        share: Tensor | float = search_clip(linear.weight, gram_II, format_) if clip else 1.0
+        weight: RoundedWeight
+        if compensate:
+            weight = rounding.compensated(linear.weight, format_, gram_II, share)
+        else:
+            weight = rounding.nearest(linear.weight, format_, share)
+        parent, _, leaf = name.rpartition(".")
+        setattr(rounded.decoder.get_submodule(parent), leaf, RoundedLinear(weight))
+    return rounded
+
+
+def _rounding_error(weight_OI: Tensor, scale_I: Tensor, gram_II: Tensor, format_: WeightFormat) -> float:
+    scaled_OI = weight_OI * scale_I.float()
+    difference_OI = (rounding.nearest(scaled_OI, format_).dense() - scaled_OI) / scale_I
+    return float(rounding.output_error(difference_OI, gram_II).sum())
+
+
+def _centred(scale_I: Tensor) -> Tensor:
+    """The largest and the smallest scale equally far from 1, within a factor of 1,000."""
+    centred = scale_I / (scale_I.max() * scale_I.min()).sqrt()
+    return centred.clamp(1e-3, 1e3)
+
+
+def _sites(model: SequenceModel) -> Iterator[_Site]:
+    layers: Any = model.decoder.layers
+    for n, layer in enumerate(layers):
+        attention, feedforward = layer.self_attn, layer.mlp
+        yield _site(layer.input_layernorm, n, "self_attn", attention, "q_proj", "k_proj", "v_proj")
+        yield _site(attention.v_proj, n, "self_attn", attention, "o_proj")
+        yield _site(layer.post_attention_layernorm, n, "mlp", feedforward, "gate_proj", "up_proj")
+        yield _site(feedforward.up_proj, n, "mlp", feedforward, "down_proj")
+
+
+def _site(source: nn.Module, n: int, block: str, parent: nn.Module, *readers: str) -> _Site:
+    return _Site(source, {f"layers.{n}.{block}.{name}": parent.get_submodule(name) for name in readers})  # type: ignore[misc]
+
+
+def _linears(model: SequenceModel) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in model.decoder.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module
+
+
+def _divide_outputs(source: nn.Module, scale_I: Tensor) -> None:
+    """Channels of a norm's or a bias-free projection's output divided by the scales."""
+    assert getattr(source, "bias", None) is None, "a bias would have to be divided too"
+    weight: Any = source.weight
+    weight /= scale_I if weight.ndim == 1 else scale_I[:, None]

@@ -1,0 +1,87 @@
+"""What goes into each weight matrix: statistics of real windows, from one pass of the float model."""
+
+# I inputs of a matrix
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recsys.contracts.ids import PAD, Tokens
+from recsys.dataset import Histories
+from recsys.model.decoder import SequenceModel
+from recsys.windows import WindowConfig, open_window, padded_batches
+
+
+@dataclass(slots=True)
+class InputStatistics:
+    """Sums over the events of the calibration windows; padding is left out."""
+
+    gram_II: Tensor
+    mean_abs_I: Tensor
+    num_events: int
+
+    @property
+    def mean_gram_II(self) -> Tensor:
+        """Mean of x xᵀ."""
+        return self.gram_II / max(1, self.num_events)
+
+
+Calibration = dict[str, InputStatistics]
+"""By name of the matrix within the decoder."""
+
+
+def sample(histories: Histories, window: WindowConfig, num_windows: int, seed: int) -> list[Tokens]:
+    """Open windows of a seeded sample of users; longer ones are as likely as shorter ones."""
+    chosen = np.random.default_rng(seed).permutation(len(histories))[:num_windows]
+    return [open_window(histories[user], window) for user in np.sort(chosen)]
+
+
+@torch.inference_mode()
+def collect(model: SequenceModel, windows: Sequence[Tokens]) -> Calibration:
+    """Statistics of the inputs of every `nn.Linear` of the decoder."""
+    statistics: Calibration = {}
+    mask = torch.empty(0)
+
+    def record(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            _add(statistics, name, inputs[0][mask].double())
+
+        return hook
+
+    with _hooks(model.decoder, record):
+        for _, tokens_BL, _ in padded_batches(windows):
+            tokens = torch.from_numpy(tokens_BL).long()
+            mask = tokens != PAD
+            model(tokens)
+    for entry in statistics.values():
+        entry.mean_abs_I /= max(1, entry.num_events)
+    return statistics
+
+
+def _add(statistics: Calibration, name: str, inputs_NI: Tensor) -> None:
+    width = inputs_NI.shape[1]
+    entry = statistics.setdefault(
+        name, InputStatistics(inputs_NI.new_zeros(width, width), inputs_NI.new_zeros(width), 0)
+    )
+    entry.gram_II += inputs_NI.T @ inputs_NI
+    entry.mean_abs_I += inputs_NI.abs().sum(dim=0)
+    entry.num_events += len(inputs_NI)
+
+
+@contextmanager
+def _hooks(decoder: nn.Module, make: Callable[[str], Callable[[nn.Module, Any], None]]) -> Iterator[None]:
+    handles = [
+        module.register_forward_pre_hook(make(name))
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

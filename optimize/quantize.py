@@ -1,0 +1,89 @@
+"""One way to round a model, and what the others would have cost."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from optimize import awq, calibration
+from optimize.config import OptimizeConfig
+from optimize.report import relative_error
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.precision import ItemFormat
+from recsys.dataset import Dataset
+from recsys.model.checkpoint import Checkpoint
+from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
+from recsys.runtime.items import ItemTable
+
+
+def rounded(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> SequenceModel:
+    """The model with its matrices rounded by AWQ on windows of the fitted events; itself at 32 bits."""
+    if config.weights is None:
+        return checkpoint.model
+    _check_groups(checkpoint, config)
+    windows = calibration.sample(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
+    statistics = calibration.collect(checkpoint.model, windows)
+    folded, scaled = awq.fold(checkpoint.model, statistics, config.weights)
+    return awq.round_weights(folded, scaled, config.weights, clip=True, compensate=config.compensate)
+
+
+def _check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
+    size, model = config.weights.group_size if config.weights else None, checkpoint.model.config
+    for inputs in (model.width, model.num_heads * model.head_dim, model.feedforward_width):
+        if size is not None and inputs % size:
+            raise ConfigError(f"group_size = {size}: does not divide the {inputs} inputs of a matrix; choose a divisor")
+
+
+def precision(config: OptimizeConfig) -> str:
+    """The release's number formats in words."""
+    weights = "float32"
+    if config.weights is not None:
+        group = f" in groups of {config.weights.group_size}" if config.weights.group_size else " per channel"
+        weights = f"int{config.bits}{group} (AWQ)"
+    return f"{weights} weights, {config.items.value} items, float32 arithmetic"
+
+
+def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> dict[str, float]:
+    """Relative error of the user vector by method, on windows that nothing was calibrated on.
+
+    Items stay in float32 except in the row that is about them.
+    """
+    if config.weights is None or not config.num_comparison_windows:
+        return {}
+    model, format_ = checkpoint.model, config.weights
+    windows = calibration.sample(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
+    others = calibration.sample(data.fit, checkpoint.window, config.num_comparison_windows, config.seed + 1)
+    statistics = calibration.collect(model, windows)
+    folded, scaled = awq.fold(model, statistics, format_)
+    methods: dict[str, Callable[[], SequenceModel]] = {
+        "plain rounding": lambda: awq.round_weights(model, statistics, format_, clip=False, compensate=False),
+        "AWQ": lambda: awq.round_weights(folded, scaled, format_, clip=True, compensate=False),
+        "AWQ, compensated": lambda: awq.round_weights(folded, scaled, format_, clip=True, compensate=True),
+        "dynamic int8": lambda: _dynamic(model),
+        "bf16": lambda: copy.deepcopy(model).bfloat16(),
+        "items int8 alone": lambda: _with_rounded_items(model),
+    }
+    reference_BD = encode(model, others)
+    return {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
+
+
+def _dynamic(model: SequenceModel) -> SequenceModel:
+    """torch's dynamic quantization: int8 weights per tensor, activations rounded at run time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dynamic: SequenceModel = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+            copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8
+        )
+    return dynamic
+
+
+@torch.no_grad()
+def _with_rounded_items(model: SequenceModel) -> SequenceModel:
+    rounded_items = copy.deepcopy(model)
+    vectors = model.embedding.weight.numpy()
+    table = ItemTable.of(vectors, ItemFormat.INT8)
+    rounded_items.embedding.weight.copy_(torch.from_numpy(table.all_VD()))
+    return rounded_items

@@ -1,0 +1,21 @@
+"""Number formats that a release names: written by `optimize`, read by the engines."""
+
+from enum import StrEnum
+
+
+class CacheFormat(StrEnum):
+    """How an engine keeps the keys and values of a session."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    """Codes with one scale per event, layer and head."""
+
+
+class ItemFormat(StrEnum):
+    """How a release keeps its item vectors."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    """Codes with one scale per item."""

@@ -1,0 +1,62 @@
+"""A ranker of another vocabulary, such as last night's release, asked and heard in the tokens of this one."""
+
+# B histories of a batch, k length of a list, V items of a vocabulary (a V axis has V + 1 entries, entry 0 = PAD)
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recsys.contracts.errors import ArtifactError
+from recsys.contracts.ids import PAD, Tokens, Vocabulary
+from recsys.evaluation.baselines import Ranker
+
+_NOTHING: Tokens = np.empty(0, dtype=np.int32)
+
+
+class Translated:
+    """Items are the same where their item_id is.
+
+    Events on items that the ranker does not know are left out of what it is shown; a user without any other
+    event gets its popular items. Items that only it knows are left out of its lists, and the next ones move
+    up: it is judged on the catalogue of today.
+
+    Raises:
+        ArtifactError: the two have no item in common.
+    """
+
+    def __init__(self, ranker: Ranker, theirs: Vocabulary, ours: Vocabulary) -> None:
+        self.name = ranker.name
+        self._ranker = ranker
+        self._popular = theirs.popular()
+        self._theirs_V = np.concatenate([[PAD], theirs.tokens(item.item_id for item in ours.items)])
+        self._ours_V = np.concatenate([[PAD], ours.tokens(item.item_id for item in theirs.items)])
+        self._num_foreign = int((self._ours_V[1:] == PAD).sum())
+        if self._num_foreign == len(theirs):
+            raise ArtifactError(f"none of its {len(theirs):,} items is in these features; compare releases of one shop")
+
+    def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
+        """See `Ranker.rank`."""
+        known = [self._known(history) for history in histories]
+        hidden = [self._known(row) for row in exclude] if exclude is not None else [_NOTHING] * len(known)
+        ranked = np.full((len(histories), k), PAD, dtype=np.int32)
+        asked = [place for place, history in enumerate(known) if len(history)]
+        if asked:
+            shown = [known[place] for place in asked]
+            answers = self._ranker.rank(shown, k + self._num_foreign, [hidden[place] for place in asked])
+            for place, answer in zip(asked, answers, strict=True):
+                self._fill(ranked[place], answer)
+        for place in set(range(len(known))).difference(asked):
+            self._fill(ranked[place], self._popular[~np.isin(self._popular, hidden[place])])
+        return ranked
+
+    def _known(self, tokens: Tokens) -> Tokens:
+        """Our tokens as theirs, unknown ones left out."""
+        found = self._theirs_V[tokens]
+        known: Tokens = found[found != PAD]
+        return known
+
+    def _fill(self, row: Tokens, answer: Tokens) -> None:
+        """Write their tokens into a row of ours, best first."""
+        ours = self._ours_V[answer]
+        ours = ours[ours != PAD][: len(row)]
+        row[: len(ours)] = ours

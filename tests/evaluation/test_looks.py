@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from recsys.contracts import artifact
+from recsys.contracts.errors import DataError
+from recsys.dataset import Protocol
+from recsys.evaluation import looks
+from recsys.evaluation.looks import Look
+from tests.conftest import write_features
+
+HISTORIES = {"a": [1, 2, 3, 1], "b": [2, 2, 1, 3]}
+
+
+def look(test_set: str = "t") -> Look:
+    return Look(
+        at="2026-01-02T03:04:05+00:00", test_set=test_set, release="r", features="f", protocol=Protocol.TIME,
+        metric="ndcg@10", value=0.25, against=None,
+    )  # fmt: skip
+
+
+def test_looks_at_the_same_test_set_are_counted_this_one_included(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert [looks.record(log, look(name)) for name in ("t", "t", "other", "t")] == [1, 2, 1, 3]
+    assert looks.read(log) == [look(), look(), look("other"), look()]
+
+
+def test_a_line_that_is_no_look_is_refused_and_nothing_is_appended(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    looks.record(log, look())
+    log.write_text(log.read_text() + "{}\n")
+    before = log.read_text()
+    with pytest.raises(DataError, match=r"log.jsonl, line 2: at = .*mend the line"):
+        looks.record(log, look())
+    assert log.read_text() == before
+
+
+def digest(features: Path, protocol: Protocol = Protocol.TIME) -> str:
+    return looks.test_set_digest(artifact.verify(features, "features"), protocol)
+
+
+def test_the_same_histories_and_cut_are_the_same_test_set_however_often_they_are_built(tmp_path: Path) -> None:
+    for name, split in (("one", 2), ("again", 2), ("later", 3)):
+        write_features(tmp_path / name, HISTORIES, 3, split_ms=split)
+    write_features(tmp_path / "more", {**HISTORIES, "c": [1, 1, 1]}, 3, split_ms=2)
+    assert digest(tmp_path / "one") == digest(tmp_path / "again")
+    others = [digest(tmp_path / "later"), digest(tmp_path / "more"), digest(tmp_path / "one", Protocol.LAST_OUT)]
+    assert len({digest(tmp_path / "one"), *others}) == 4

@@ -1,0 +1,139 @@
+"""At 3 a.m.: a killed run, a second run, a full disk. The shop keeps yesterday's artifact or gets tonight's."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from features import build
+from features.build import FeaturesConfig, run
+from features.lock import locked
+from recsys import dataset
+from recsys.contracts import artifact
+from recsys.contracts.errors import DataError, LockedError
+from recsys.dataset import Protocol
+from tests.features.test_incremental import HEADER, NOW_MS, S, digest_from_the_files, digest_of
+
+CONFIG = FeaturesConfig(min_count=1, events_per_partition=200)
+CHILD = f"""
+import sys
+from pathlib import Path
+from features.build import FeaturesConfig, run
+print("ready", flush=True)
+sys.stdin.readline()
+run(FeaturesConfig(min_count=1, events_per_partition=200), [Path(sys.argv[1])], Path(sys.argv[2]), now_ms={NOW_MS})
+print("done", flush=True)
+"""
+
+
+def add_day(log: Path, day: int) -> None:
+    log.mkdir(exist_ok=True)
+    lines = [f"u{n % 37},i{(n * day) % 29},{S + day * 86_400 + n},view,,\n" for n in range(300)]
+    (log / f"day-{day:03d}.csv").write_text(HEADER + "".join(lines))
+
+
+def killed_after(seconds: float, log: Path, out: Path) -> bool:
+    """Run the job in a process of its own and kill it so long after it began; whether it ended before that."""
+    command = [sys.executable, "-c", CHILD, str(log), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.stdin.write("\n")
+        child.stdin.flush()
+        time.sleep(seconds)
+        child.send_signal(signal.SIGKILL)
+        return child.stdout.readline() == "done\n"
+
+
+def check_killed_runs(place: Path, num_kills: int) -> None:
+    log, out = place / "log", place / "out"
+    generator = random.Random(1)
+    add_day(log, day := 1)
+    possible = {digest_of(run(CONFIG, [log], out, now_ms=NOW_MS))}
+    num_ended = 0
+    for kill in range(num_kills):
+        if len(possible) == 1:
+            day += 1
+            add_day(log, day)
+            possible.add(digest_of(run(CONFIG, [log], place / f"rebuilt-{day}", now_ms=NOW_MS)))
+        num_ended += killed_after(generator.uniform(0, 0.35), log, out)
+        assert digest_of(artifact.verify(out, "features")) in possible
+        dataset.load(out, Protocol.FINAL)
+        if kill % 4 == 3:
+            run(CONFIG, [log], out, now_ms=NOW_MS)
+            possible = {digest_of(artifact.verify(out, "features"))}
+    last = run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert digest_of(last) == digest_of(run(CONFIG, [log], place / "all", now_ms=NOW_MS)) == digest_from_the_files(out)
+    assert num_ended < num_kills
+    hidden = [p.name for p in place.iterdir() if p.name.startswith(".")]
+    assert hidden == []
+
+
+def test_a_killed_run_leaves_one_whole_artifact(tmp_path: Path) -> None:
+    check_killed_runs(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_fifty_killed_runs_leave_one_whole_artifact_each_time(tmp_path: Path) -> None:
+    check_killed_runs(tmp_path, 60)
+
+
+def test_a_first_build_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    add_day(tmp_path / "log", 1)
+    (tmp_path / ".out.writing-0badcafe").mkdir()
+    (tmp_path / ".out.scratch").mkdir()
+    (tmp_path / ".out.lock").write_text("process 99999999 since 2026-01-01T03:00:00+00:00")
+    manifest = run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["died_before"].startswith("process 99999999 since 2026-01-01T03:00:00+00:00 ended without")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out"]
+
+
+def test_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:
+    add_day(tmp_path / "log", 1)
+    with locked(tmp_path / "out"), pytest.raises(LockedError, match=f"another run is at work .process {os.getpid()}"):
+        run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert LockedError.exit_code == 4
+    run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_error_at_the_end_does_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    add_day(tmp_path / "log", 1)
+    run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    add_day(tmp_path / "log", 2)
+
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(build.report, "write", full)
+    with pytest.raises(DataError, match="the disk is full; the artifact is as it was"):
+        run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_small_disk_that_fills_up_does_no_damage(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        add_day(tmp_path / "log", 1)
+        run(CONFIG, [tmp_path / "log"], disk / "out", now_ms=NOW_MS)
+        lines = [f"someone{n * 7919 % 99_991},i{n % 9},{S + n},view,,\n" for n in range(60_000)]
+        (tmp_path / "log" / "day-002.csv").write_text(HEADER + "".join(lines))
+        with pytest.raises(DataError, match="the disk is full; the artifact is as it was"):
+            run(CONFIG, [tmp_path / "log"], disk / "out", now_ms=NOW_MS)
+        assert artifact.verify(disk / "out", "features").metrics["num_events"] == 300
+        assert [p.name for p in disk.iterdir()] == ["out"]
+    finally:
+        subprocess.run(["umount", disk], check=True)

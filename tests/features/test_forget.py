@@ -1,0 +1,114 @@
+"""Forgotten users are in no byte of state, artifacts, copies and quarantine, tonight or later."""
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from features import forget
+from features.build import FeaturesConfig, run
+from recsys.contracts import artifact
+from recsys.contracts.errors import DataError
+from tests.features.test_incremental import HEADER, NOW_MS, S, digest_from_the_files, digest_of
+
+CONFIG = FeaturesConfig(min_count=1, events_per_partition=8)
+GONE = ("gone-7f3a", "left-9c21")
+
+
+def write_day(log: Path, day: int) -> None:
+    log.mkdir(exist_ok=True)
+    users = ["stays-1", GONE[0], "stays-2", GONE[1], "stays-3"]
+    rows = [f"{u},i{(n + day) % 4},{S + day * 86_400 + n},view,,\n" for n, u in enumerate(users * 9)]
+    rows.append(f"{GONE[0]},i1,when?,view,,\n")  # bad: has the user
+    rows.append(f"{GONE[1]},i1\n")  # bad: not even a row
+    (log / f"day-{day}.csv").write_text(HEADER + "".join(rows))
+
+
+def everything_in(folder: Path) -> str:
+    """All bytes of all files, and all texts inside the compressed ones."""
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found += [str(path), path.read_bytes().decode("latin-1")]
+        if path.suffix == ".parquet":
+            frame = pl.read_parquet(path)
+            found += [str(frame[name].to_list()) for name in frame.columns if frame.schema[name] == pl.String]
+    return "\n".join(found)
+
+
+def forget_users(place: Path, *folders: Path) -> dict[str, int]:
+    (place / "who.txt").write_text("\n".join(GONE) + "\n")
+    return forget.run(list(folders), place / "who.txt")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """Two nights, and a copy of the first for rollback."""
+    write_day(tmp_path / "log", 1)
+    run(CONFIG, [tmp_path / "log"], tmp_path / "state" / "features", now_ms=NOW_MS)
+    shutil.copytree(tmp_path / "state" / "features", tmp_path / "state" / "rollback" / "night-1")
+    write_day(tmp_path / "log", 2)
+    run(CONFIG, [tmp_path / "log"], tmp_path / "state" / "features", now_ms=NOW_MS)
+    return tmp_path
+
+
+def test_no_byte_of_a_forgotten_user_is_left_anywhere(shop: Path) -> None:
+    assert all(user in everything_in(shop / "state") for user in GONE)
+    (shop / "state" / ".features.writing-12345678").mkdir()
+    (shop / "state" / ".features.writing-12345678" / "half.csv").write_text(GONE[0])
+    removed = forget_users(shop, shop / "state")
+    assert list(removed.values()) == [36, 18]
+    assert not any(user in everything_in(shop / "state") for user in GONE)
+    for place in (shop / "state" / "features", shop / "state" / "rollback" / "night-1"):
+        artifact.verify(place, "features")
+        assert digest_from_the_files(place) == digest_of(artifact.read_manifest(place))
+        numbers = set(pl.read_parquet(place / "users.parquet")["user_index"])
+        assert {n for p in place.glob("histories/*/*") for n in pl.read_parquet(p)["user_index"]} == numbers
+
+
+def test_later_nights_and_full_rebuilds_leave_forgotten_users_out(shop: Path) -> None:
+    features = shop / "state" / "features"
+    forget_users(shop, shop / "state")
+    write_day(shop / "log", 3)
+    nightly = run(CONFIG, [shop / "log"], features, now_ms=NOW_MS)
+    assert not any(user in everything_in(shop / "state") for user in GONE)
+    assert nightly.metrics["excluded"]["forgotten"] == 54
+    assert (nightly.metrics["num_users"], nightly.metrics["num_events"]) == (3, 81)
+    rebuilt = run(CONFIG, [shop / "log"], features, full=True, now_ms=NOW_MS)
+    assert not any(user in everything_in(shop / "state") for user in GONE)
+    assert digest_of(rebuilt) == digest_of(nightly) == digest_from_the_files(features)
+    for key in ("excluded", "quarantined", "num_rows_read", "split_ms", "first_ms", "last_ms"):
+        assert rebuilt.metrics[key] == nightly.metrics[key]
+
+
+def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
+    (shop / "who.txt").write_text("never-seen\n")
+    assert list(forget.run([shop / "state" / "features"], shop / "who.txt").values()) == [0]
+    values = json.loads((shop / "state" / "features" / "forgotten.json").read_text())
+    assert len(values["users"]) == 1
+    assert len(values["key"]) == 64
+    (shop / "log" / "day-3.csv").write_text(HEADER + f"never-seen,i1,{S + 3 * 86_400},view,,\n")
+    assert run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS).metrics["excluded"] == {
+        "forgotten": 1
+    }
+
+
+def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(HEADER + f"only,i1,{S},view,,\n")
+    run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+    (tmp_path / "who.txt").write_text("only\n")
+    forget.run([tmp_path / "out"], tmp_path / "who.txt")
+    assert "only" not in everything_in(tmp_path / "out").replace("only the", "")
+    assert artifact.verify(tmp_path / "out", "features").metrics["num_events"] == 0
+
+
+def test_mistakes_are_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected one user_id a line"):
+        forget.run([tmp_path], tmp_path / "no.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match="no user in it"):
+        forget.run([tmp_path], tmp_path / "empty.txt")
+    (tmp_path / "who.txt").write_text("u\n")
+    with pytest.raises(DataError, match="no features artifact here or below"):
+        forget.run([tmp_path], tmp_path / "who.txt")

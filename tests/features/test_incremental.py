@@ -1,0 +1,307 @@
+"""Night after night gives what one rebuild gives, and touches only what it has to."""
+
+import datetime
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features import digest
+from features.build import FeaturesConfig, run
+from features.totals import Totals
+from recsys import dataset
+from recsys.contracts import artifact
+from recsys.contracts.artifact import Manifest
+from recsys.contracts.errors import ArtifactError, DataError
+from recsys.contracts.ids import Vocabulary
+from recsys.dataset import Protocol
+from recsys.histories import generations, read_partition
+from tests.features.test_build import histories_of
+from tests.features.test_real_logs import REAL_DATA
+
+S = 1_600_000_000
+DAY = 86_400
+NOW_MS = (S + 400 * DAY) * 1000
+HEADER = "user_id,item_id,timestamp,event_type,title,event_id\n"
+Row = tuple[int, int, int, str, str, int]
+
+
+def digest_of(manifest: Manifest) -> str:
+    return str(manifest.metrics["content_digest"])
+
+
+def digest_from_the_files(place: Path) -> str:
+    """The content digest computed anew from what is stored, partition by partition."""
+    manifest = artifact.verify(place, "features")
+    items, users = (pl.read_parquet(place / f"{name}.parquet") for name in ("items", "users"))
+    names = [entry["name"] for entry in manifest.metrics["source_files"]]
+    totals = Totals(items["item_id"], manifest.metrics["event_types"], names)
+    layout = generations(place)
+    most = max(generation.num_partitions for generation in layout)
+    bucket, rank = dataset.bucket_of_user(users), dataset.source_rank(manifest)
+    for number in range(most):
+        totals.add(read_partition(place, layout, number, most, bucket, rank), users)
+    counted = items["num_events_by_type"].list.sum()
+    assert counted.to_list() == totals.by_type.sum(axis=1)[1:].tolist() == items["num_events"].to_list()
+    assert dict(users.select("user_index", "num_events").rows()) == dict(totals.users().rows())
+    return digest.content_digest(totals.content_sum, items)
+
+
+def views(place: Path) -> list[Any]:
+    """What training reads, by the shop's ids."""
+    found = []
+    for protocol in (Protocol.LAST_OUT, Protocol.FINAL):
+        data = dataset.load(place, protocol, min_count=1)
+        names = [item.item_id for item in data.vocabulary.items]
+        kinds = data.manifest.metrics["event_types"]
+        assert data.fit.event_types is not None
+        events = zip(data.fit.tokens, data.fit.timestamps_ms, data.fit.event_types, strict=True)
+        found.append(
+            (data.fit.user_ids, data.fit.offsets.tolist(), [(names[i - 1], int(t), kinds[k]) for i, t, k in events])
+        )
+    return found
+
+
+rows = st.tuples(
+    st.integers(0, 5),  # user
+    st.integers(0, 6),  # item
+    st.integers(-30, 3),  # hours before the end of the day: late events, and ties
+    st.sampled_from(["view", "cart", "purchase", ""]),
+    st.sampled_from(["", "", "red", "blue"]),
+    st.sampled_from([0, 0, 1, 2, 3]),  # event id, 0 for none
+)
+
+
+def line(day: int, row: Row) -> str:
+    user, item, hour, kind, title, event_id = row
+    return f"u{user},i{item},{S + day * DAY + hour * 3600},{kind},{title},{f'e{event_id}' if event_id else ''}\n"
+
+
+def write_day(folder: Path, day: int, content: list[Row], name: str | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / (name or f"day-{day:03d}.csv")).write_text(HEADER + "".join(line(day, row) for row in content))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    days=st.lists(st.lists(rows, min_size=1, max_size=8), min_size=1, max_size=6),
+    cuts=st.sets(st.integers(1, 5)),
+    drop_copies=st.booleans(),
+    events_per_partition=st.sampled_from([1, 3, 1000]),
+)
+def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
+    tmp_path_factory: pytest.TempPathFactory,
+    days: list[list[Row]],
+    cuts: set[int],
+    drop_copies: bool,
+    events_per_partition: int,
+) -> None:
+    place = tmp_path_factory.mktemp("log")
+    config = FeaturesConfig(min_count=1, drop_copies=drop_copies, events_per_partition=events_per_partition)
+    for day, content in enumerate(days):
+        write_day(place / "log", day, content)
+        if day + 1 in cuts or day + 1 == len(days):
+            nightly = run(config, [place / "log"], place / "nightly", now_ms=NOW_MS)
+    rebuilt = run(config, [place / "log"], place / "rebuilt", now_ms=NOW_MS)
+    assert digest_of(nightly) == digest_of(rebuilt) == digest_from_the_files(place / "nightly")
+    assert digest_from_the_files(place / "rebuilt") == digest_of(rebuilt)
+    assert views(place / "nightly") == views(place / "rebuilt")
+    same = ("num_rows_read", "num_events", "num_users", "excluded", "quarantined", "split_ms", "first_ms", "last_ms")
+    assert {key: nightly.metrics[key] for key in same} == {key: rebuilt.metrics[key] for key in same}
+    kept = run(config, [place / "log"], place / "nightly", full=True, now_ms=NOW_MS)
+    assert digest_of(kept) == digest_of(nightly)
+
+
+@settings(max_examples=15, deadline=None)
+@given(days=st.lists(st.lists(rows, min_size=1, max_size=6), min_size=2, max_size=5), order=st.randoms())
+def test_files_that_arrive_in_any_order_give_the_same(
+    tmp_path_factory: pytest.TempPathFactory, days: list[list[Row]], order: random.Random
+) -> None:
+    place = tmp_path_factory.mktemp("log")
+    config = FeaturesConfig(min_count=1, drop_copies=True)
+    arrival = list(enumerate(days))
+    order.shuffle(arrival)
+    for day, content in arrival:
+        write_day(place / "log", day, content)
+        nightly = run(config, [place / "log"], place / "nightly", now_ms=NOW_MS)
+    rebuilt = run(config, [place / "log"], place / "rebuilt", now_ms=NOW_MS)
+    assert digest_of(nightly) == digest_of(rebuilt) == digest_from_the_files(place / "nightly")
+    assert views(place / "nightly") == views(place / "rebuilt")
+
+
+def a_shop(place: Path, num_days: int = 3) -> FeaturesConfig:
+    """Three quiet days, built night by night."""
+    config = FeaturesConfig(min_count=2)
+    for day in range(num_days):
+        write_day(place / "log", day, [(u, (u + day) % 4, 0, "view", "", 0) for u in range(6)] * 4)
+        run(config, [place / "log"], place / "out", now_ms=NOW_MS)
+    return config
+
+
+def test_nothing_new_leaves_the_artifact_as_it_is(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    before = (tmp_path / "out").stat().st_ino
+    (tmp_path / "log" / "day-000.csv").touch()  # another time, the same content
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert (tmp_path / "out").stat().st_ino == before
+
+
+def test_an_item_that_crosses_the_threshold_rewrites_no_history(tmp_path: Path) -> None:
+    config = a_shop(tmp_path, 5)  # generations of 4 days and of 1
+    write_day(tmp_path / "log", 5, [(0, 6, 0, "view", "", 0)])
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    items = pl.read_parquet(tmp_path / "out" / "items.parquet")
+    assert items.filter(item_id="i6")["kept"].to_list() == [False]
+    inodes = {p.name: p.stat().st_ino for p in (tmp_path / "out").glob("histories/*/*")}
+    files = {str(p.relative_to(tmp_path)): p.stat().st_ino for p in (tmp_path / "out").glob("histories/*/*")}
+    write_day(tmp_path / "log", 6, [(1, 6, 0, "view", "", 0)])
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    items = pl.read_parquet(tmp_path / "out" / "items.parquet")
+    assert items.filter(item_id="i6")["kept"].to_list() == [True]
+    kept = {str(p.relative_to(tmp_path)): p.stat().st_ino for p in (tmp_path / "out").glob("histories/*/*")}
+    assert inodes
+    assert "out/histories/g00006/part-00000.parquet" in files
+    assert files["out/histories/g00006/part-00000.parquet"] == kept["out/histories/g00006/part-00000.parquet"]
+
+
+def test_only_new_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = a_shop(tmp_path)
+    write_day(tmp_path / "log", 3, [(0, 0, 0, "view", "", 0)])
+    read: list[str] = []
+    from features import sources
+
+    original = sources.read
+    monkeypatch.setattr(sources, "read", lambda path, layout: (read.append(path.name), original(path, layout))[1])
+    manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert read == ["day-003.csv"]
+    assert (manifest.metrics["why_full"], manifest.metrics["tonight"]) == (None, {"num_files": 1, "num_events": 1})
+
+
+def test_a_night_may_be_given_its_new_file_alone(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    write_day(tmp_path / "log", 3, [(0, 0, 0, "view", "", 0)])
+    alone = run(config, [tmp_path / "log" / "day-003.csv"], tmp_path / "out", now_ms=NOW_MS)
+    whole = run(config, [tmp_path / "log"], tmp_path / "whole", now_ms=NOW_MS)
+    assert digest_of(alone) == digest_of(whole)
+    assert alone.metrics["absent_files"] == 3
+
+
+def test_a_copied_or_renamed_file_is_not_read_twice(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    events = artifact.read_manifest(tmp_path / "out").metrics["num_events"]
+    (tmp_path / "log" / "zz.csv").write_bytes((tmp_path / "log" / "day-001.csv").read_bytes())
+    manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["num_events"] == events
+    assert manifest.metrics["source_files"][-1]["copy_of"] == "day-001.csv"
+
+
+def test_a_file_that_changed_leads_to_a_full_rebuild_that_says_so(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    write_day(tmp_path / "log", 1, [(0, 0, 0, "view", "", 0)] * 3)
+    manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["why_full"] == "day-001.csv changed since it was read"
+    assert digest_of(manifest) == digest_of(run(config, [tmp_path / "log"], tmp_path / "other", now_ms=NOW_MS))
+
+
+def test_a_full_rebuild_that_would_lose_events_is_refused(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    (tmp_path / "log" / "day-000.csv").unlink()
+    with pytest.raises(DataError, match=r"full rebuild is needed \(asked for\) but 1 files read before are missing"):
+        run(config, [tmp_path / "log"], tmp_path / "out", full=True, now_ms=NOW_MS)
+
+
+def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    again = run(config.model_copy(update={"min_count": 9}), [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert (again.metrics["why_full"], again.config["min_count"]) == (None, 9)
+    again = run(config.model_copy(update={"drop_copies": True}), [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert again.metrics["why_full"] == "drop_copies changed"
+
+
+def test_an_item_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: Path) -> None:
+    def numbers(place: str) -> dict[str, int]:
+        return dict(pl.read_parquet(tmp_path / place / "items.parquet").select("item_id", "item_index").rows())
+
+    config = a_shop(tmp_path)
+    first = numbers("out")
+    write_day(tmp_path / "log", -1, [(0, 5, 0, "view", "", 0)] * 3, "day--01.csv")  # sorts before all, new item
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert numbers("out") == first | {"i5": 5}
+    run(config, [tmp_path / "log"], tmp_path / "out", full=True, now_ms=NOW_MS)
+    assert numbers("out") == first | {"i5": 5}
+    write_day(tmp_path / "log", -1, [(0, 4, 0, "view", "", 0)] * 3, "day--01.csv")  # i5 is gone
+    again = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert numbers("out") == first | {"i5": 5, "i4": 6}
+    fresh = run(config, [tmp_path / "log"], tmp_path / "fresh", now_ms=NOW_MS)
+    assert digest_of(again) == digest_of(fresh)
+    renumbered = run(config, [tmp_path / "log"], tmp_path / "out", renumber=True, now_ms=NOW_MS)
+    assert numbers("out") == numbers("fresh") != first | {"i5": 5, "i4": 6}
+    assert digest_of(renumbered) == digest_of(fresh)
+
+
+def test_yesterdays_vocabulary_reads_todays_histories(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    yesterday = dataset.load(tmp_path / "out", Protocol.FINAL)
+    write_day(tmp_path / "log", 3, [(0, 6, 0, "view", "", 0)] * 5 + [(0, 1, 0, "view", "", 0)])
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    today = dataset.load(tmp_path / "out", Protocol.FINAL, vocabulary=yesterday.vocabulary)
+    assert today.vocabulary is yesterday.vocabulary
+    assert today.fit[0].tolist() == [*yesterday.fit[0].tolist(), yesterday.vocabulary.tokens(["i1"])[0]]  # i6: unknown
+    other = Vocabulary(
+        yesterday.vocabulary.items[1:] + dataset.load(tmp_path / "out", Protocol.FINAL).vocabulary.items[-1:]
+    )
+    wrong = Vocabulary([item.__class__(item_id="x", item_index=1, num_events=1) for item in other.items[:1]])
+    with pytest.raises(ArtifactError, match="item 1 is not 'x' as in the vocabulary given"):
+        dataset.load(tmp_path / "out", Protocol.FINAL, vocabulary=wrong)
+
+
+def test_one_event_id_counts_once_even_over_nights(tmp_path: Path) -> None:
+    config = FeaturesConfig(min_count=1)
+    write_day(tmp_path / "log", 0, [(0, 0, 0, "view", "", 1), (0, 1, 1, "view", "", 1), (1, 1, 1, "view", "", 1)])
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    write_day(tmp_path / "log", 1, [(0, 2, 0, "view", "", 1), (0, 3, 0, "view", "", 2)])
+    manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    found = {user: [item for item, _, _ in events] for user, events in histories_of(tmp_path / "out").items()}
+    assert found == {"u0": ["i0", "i3"], "u1": ["i1"]}
+    assert manifest.metrics["excluded"] == {"duplicate": 2}
+
+
+def test_copies_across_files_are_left_out_when_asked_and_repeats_within_one_are_kept(tmp_path: Path) -> None:
+    same: Row = (0, 0, 0, "view", "", 0)
+    write_day(tmp_path / "log", 1, [same, same])
+    write_day(tmp_path / "log", 1, [same, (0, 1, 0, "view", "", 0)], "day-001-again.csv")
+    kept = run(FeaturesConfig(min_count=1), [tmp_path / "log"], tmp_path / "all", now_ms=NOW_MS)
+    asked = run(FeaturesConfig(min_count=1, drop_copies=True), [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert (kept.metrics["num_events"], asked.metrics["num_events"]) == (4, 2)
+    # "-again" sorts before ".csv", so its one row is the original and both of the other file are copies
+    assert asked.metrics["excluded"] == {"duplicate": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the public logs are not beside the checkout")
+def test_online_retail_day_by_day_equals_rebuilds(tmp_path: Path) -> None:
+    config = FeaturesConfig(format="online-retail")
+    days = sorted((REAL_DATA / "online_retail").glob("*.csv*"))
+    assert len(days) == 305
+    (tmp_path / "log").mkdir()
+    for night, day in enumerate(days, start=1):
+        (tmp_path / "log" / day.name).write_bytes(day.read_bytes())
+        nightly = run(config, [tmp_path / "log"], tmp_path / "out")
+        if night % 10 == 0 or night > 295:
+            rebuilt = run(config, [tmp_path / "log"], tmp_path / f"full-{night}")
+            assert digest_of(nightly) == digest_of(rebuilt), day.name
+            assert digest_from_the_files(tmp_path / "out") == digest_of(nightly)
+    assert nightly.metrics["num_events"] == rebuilt.metrics["num_events"]
+
+
+def test_the_manifest_is_plain_json_with_the_day_of_each_item(tmp_path: Path) -> None:
+    a_shop(tmp_path)
+    json.loads((tmp_path / "out" / "manifest.json").read_text())
+    items = pl.read_parquet(tmp_path / "out" / "items.parquet")
+    first = datetime.datetime.fromtimestamp(items["first_ms"][0] / 1000, datetime.UTC)
+    assert first == datetime.datetime.fromtimestamp(S, datetime.UTC)

@@ -1,0 +1,142 @@
+"""Tomorrow's file is not as it should be: the job stops and says so, or sets exactly the bad rows aside."""
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from features import sources
+from features.build import FeaturesConfig, run
+from recsys.contracts import artifact
+from recsys.contracts.errors import DataError, RefusedError
+
+S = 1_600_000_000
+NOW_MS = (S + 10**6) * 1000
+HEADER = "user_id,item_id,timestamp,event_type\n"
+DAY = HEADER + "".join(f"u{n % 9},i{n % 5},{S + n},view\n" for n in range(60))
+CONFIG = FeaturesConfig(min_count=1)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A log of one day and its artifact."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "day-1.csv").write_text(DAY)
+    run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    return tmp_path
+
+
+NEXT = DAY.replace(f"{S}", f"{S + 86_400}")
+REFUSED = {
+    "zero bytes": ("day-2.csv", b"", r"day-2.csv: file is empty \(0 bytes\); wait for its upload"),
+    "half-uploaded gzip": ("day-2.csv.gz", gzip.compress(NEXT.encode())[:-9], "damaged or half-uploaded gzip"),
+    "damaged Parquet": ("day-2.parquet", b"PAR1", "not a sound Parquet file"),
+    "not UTF-8": ("day-2.csv", NEXT.replace("u1,", "\xe9,").encode("latin-1"), "rows cannot be read.*UTF-8"),
+    "renamed column": ("day-2.csv", NEXT.replace("item_id", "sku").encode(), "no column 'item_id'.*header is not that"),
+    "column gone": (
+        "day-2.csv",
+        "".join(f"{line.rpartition(',')[0]}\n" for line in NEXT.splitlines()).encode(),
+        "the header changed: no column for event_type, which the files before it have.*--full",
+    ),
+    "future": ("day-2.csv", NEXT.replace(f",{S // 1000}", ",1700000").encode(), "rows cannot be read.*in the future"),
+    "6 % bad": ("day-2.csv", (NEXT + "x,\n" * 4).encode(), "4 of 64 rows cannot be read, at most 5% are tolerated"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_file_stops_the_night_and_leaves_the_artifact(
+    shop: Path, name: str, content: bytes, message: str
+) -> None:
+    before = artifact.verify(shop / "out", "features")
+    (shop / "log" / name).write_bytes(content)
+    with pytest.raises(RefusedError, match=message) as caught:
+        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert artifact.verify(shop / "out", "features") == before
+    (shop / "log" / name).write_text(NEXT) if name.endswith(".csv") else (shop / "log" / name).unlink()
+    run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)  # corrected: nothing is in the way
+
+
+def test_a_missing_column_of_a_first_build_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(DAY.replace("item_id", "sku"))
+    with pytest.raises(DataError, match="no column 'item_id'") as caught:
+        run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+    assert caught.value.exit_code == 2
+
+
+def test_a_cut_off_last_line_costs_itself(shop: Path) -> None:
+    (shop / "log" / "day-2.csv").write_text(NEXT[:-14])
+    manifest = run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert manifest.metrics["quarantined"] == {"3 fields, expected 4": 1}
+    assert manifest.metrics["tonight"]["num_events"] == 59
+    written = (shop / "out" / "quarantine.csv").read_text()
+    assert written.splitlines()[1].startswith('day-2.csv,61,"3 fields, expected 4"')
+
+
+def test_reordered_and_new_columns_are_read_by_name(shop: Path) -> None:
+    rows = "".join(f"view,{S + n},i1,u1,9\n" for n in range(3))
+    (shop / "log" / "day-2.csv").write_text("event_type,timestamp,item_id,user_id,rating\n" + rows)
+    assert run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS).metrics["tonight"]["num_events"] == 3
+
+
+def test_full_accepts_a_new_header(shop: Path) -> None:
+    name, content, _ = REFUSED["column gone"]
+    (shop / "log" / name).write_bytes(content)
+    manifest = run(CONFIG, [shop / "log"], shop / "out", full=True, now_ms=NOW_MS)
+    assert manifest.metrics["event_types"] == ["view", "interaction"]
+
+
+def test_quarantine_adds_up_over_nights(shop: Path) -> None:
+    for night in (2, 3):
+        (shop / "log" / f"day-{night}.csv").write_text(NEXT + f"u,i,night {night},view\n")
+        manifest = run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert manifest.metrics["quarantined"] == {"timestamp does not parse": 2}
+    lines = (shop / "out" / "quarantine.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["day-2.csv", "62", "timestamp does not parse"],
+        ["day-3.csv", "62", "timestamp does not parse"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (f"u,i,{S},{'v' * 65},1", "event type is longer than 64"),
+        (f"u,i,{S},view,cheap", "price does not parse"),
+    ],
+)
+def test_optional_fields_are_checked_too(tmp_path: Path, line: str, reason: str) -> None:
+    header = HEADER.rstrip() + ",price\n"
+    (tmp_path / "log.csv").write_text(header + f"u,i,{S},view,2.5\n" * 40 + line + "\n")
+    manifest = run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["quarantined"] == {reason: 1}
+
+
+@pytest.mark.parametrize("block_bytes", [1, 40, 1000, 10_000])
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
+def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, name: str) -> None:
+    quoted = f'u,"i,\n1",{S},view\n\nu,"j,{S},view\nshort,row\n'
+    text = DAY + quoted + DAY.removeprefix(HEADER) + quoted + DAY.removeprefix(HEADER)
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+    manifest = run(CONFIG, [tmp_path / name], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["quarantined"] == {"2 fields, expected 4": 2, "unclosed quote": 2}
+    assert manifest.metrics["num_events"] == 3 * 60 + 2
+    quarantine = pl.read_csv(tmp_path / "out" / "quarantine.csv")
+    assert sorted(quarantine["line"]) == [65, 66, 130, 131]
+    assert "i,\n1" in pl.read_parquet(tmp_path / "out" / "items.parquet")["item_id"].to_list()
+
+
+def test_parquet_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [S + n if n != 17 else 2_000_000_000 for n in range(50)]
+    frame = pl.DataFrame({"user_id": range(50), "item_id": "i", "timestamp": moments})
+    frame.write_parquet(tmp_path / "log.parquet")
+    monkeypatch.setattr(sources, "BATCH_ROWS", 7)
+    manifest = run(CONFIG, [tmp_path / "log.parquet"], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["num_events"] == 49
+    assert pl.read_csv(tmp_path / "out" / "quarantine.csv").select("line", "reason").rows() == [
+        (18, "timestamp in the future")
+    ]

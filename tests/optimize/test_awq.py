@@ -1,0 +1,145 @@
+"""Rounding: the float model stays the same, and errors are what the formulas say."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optimize import awq, calibration, rounding
+from optimize.calibration import InputStatistics
+from optimize.rounding import WeightFormat
+from recsys.model.config import Architecture, ModelConfig
+from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
+
+EIGHT, FOUR = WeightFormat(bits=8), WeightFormat(bits=4, group_size=16)
+
+
+def heavy_tailed_model(architecture: Architecture = Architecture.QWEN3) -> SequenceModel:
+    """Some channels of the norms are far larger than the others, as in trained models."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        architecture=architecture, width=64, num_layers=2, num_heads=2, head_dim=32, feedforward_width=96, init_std=0.1
+    )
+    model = SequenceModel(config, 200, 64).eval()
+    for layer in model.decoder.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight.data = torch.exp(torch.randn(64))
+    return model
+
+
+def windows(seed: int, num: int = 60) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(1, 201, n).astype(np.int32) for n in generator.integers(5, 64, num)]
+
+
+def random_layer(num_events: int = 400) -> tuple[torch.Tensor, torch.Tensor, InputStatistics]:
+    """A weight, heavy-tailed inputs that hang together, and their statistics."""
+    generator = torch.Generator().manual_seed(0)
+    mixed_NI = torch.randn(num_events, 16, generator=generator) @ torch.randn(16, 64, generator=generator)
+    mixed_NI += torch.randn(num_events, 64, generator=generator)
+    inputs_NI = mixed_NI * torch.exp(torch.randn(64, generator=generator))
+    weight_OI = torch.randn(48, 64, generator=generator) * 0.1
+    gram_II = inputs_NI.double().T @ inputs_NI.double()
+    return weight_OI, inputs_NI, InputStatistics(gram_II, inputs_NI.abs().double().mean(dim=0), num_events)
+
+
+def test_nearest_codes_by_hand() -> None:
+    # the largest code, 7, stands for 1.4, so a step is 0.2
+    rounded = rounding.nearest(torch.tensor([[1.4, -0.31, 0.09]]), WeightFormat(bits=4))
+    assert rounded.codes_OI.tolist() == [[7, -2, 0]]
+    assert rounded.dense()[0].tolist() == pytest.approx([1.4, -0.4, 0.0])
+
+
+def test_groups_have_scales_of_their_own() -> None:
+    weight = torch.tensor([[7.0, 1.0, 0.07, 0.01]])
+    assert rounding.nearest(weight, WeightFormat(bits=4)).codes_OI.tolist() == [[7, 1, 0, 0]]
+    assert rounding.nearest(weight, WeightFormat(bits=4, group_size=2)).codes_OI.tolist() == [[7, 1, 7, 1]]
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+@pytest.mark.parametrize("format_", [EIGHT, FOUR], ids=["8", "4"])
+def test_folding_scales_leaves_the_float_model_the_same(architecture: Architecture, format_: WeightFormat) -> None:
+    model = heavy_tailed_model(architecture)
+    before = copy.deepcopy(model.state_dict())
+    folded, _ = awq.fold(model, calibration.collect(model, windows(0)), format_)
+    reference = encode(model, windows(1))
+    np.testing.assert_allclose(encode(folded, windows(1)), reference, atol=1e-5 * np.abs(reference).max())
+    assert not torch.equal(folded.decoder.layers[0].mlp.up_proj.weight, model.decoder.layers[0].mlp.up_proj.weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_statistics_leave_padding_out() -> None:
+    model = heavy_tailed_model()
+    together = calibration.collect(model, windows(0, 6))
+    apart = [calibration.collect(model, [window]) for window in windows(0, 6)]
+    for name, entry in together.items():
+        assert entry.num_events == sum(len(window) for window in windows(0, 6))
+        torch.testing.assert_close(entry.gram_II, sum(part[name].gram_II for part in apart), rtol=1e-4, atol=1e-4)
+
+
+def test_output_error_is_the_mean_square_over_the_events() -> None:
+    weight_OI, inputs_NI, statistics = random_layer()
+    difference_OI = rounding.nearest(weight_OI, FOUR).dense() - weight_OI
+    expected = ((inputs_NI @ difference_OI.T) ** 2).mean(dim=0)
+    found = rounding.output_error(difference_OI.double(), statistics.mean_gram_II)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_each_search_lowers_the_error_it_searches() -> None:
+    weight_OI, _, statistics = random_layer()
+    gram_II = statistics.mean_gram_II
+    clip_OG = awq.search_clip(weight_OI, gram_II, WeightFormat(bits=4))
+
+    def error(rounded: rounding.RoundedWeight) -> float:
+        return float(rounding.output_error((rounded.dense() - weight_OI).double(), gram_II).sum())
+
+    plain = error(rounding.nearest(weight_OI, WeightFormat(bits=4)))
+    assert error(rounding.nearest(weight_OI, WeightFormat(bits=4), clip_OG)) < plain
+    assert error(rounding.compensated(weight_OI, WeightFormat(bits=4), gram_II)) < 0.8 * plain
+    assert scaled_error(weight_OI, statistics) < 0.8 * plain
+
+
+def scaled_error(weight_OI: torch.Tensor, statistics: InputStatistics) -> float:
+    scale_I = awq.search_scale([weight_OI], statistics, WeightFormat(bits=4))
+    dense_OI = rounding.nearest(weight_OI * scale_I, WeightFormat(bits=4)).dense() / scale_I
+    return float(rounding.output_error((dense_OI - weight_OI).double(), statistics.mean_gram_II).sum())
+
+
+@pytest.mark.parametrize(("format_", "share"), [(EIGHT, 0.9), (FOUR, 0.8)], ids=["8", "4"])
+def test_awq_is_nearer_to_the_reference_than_plain_rounding(format_: WeightFormat, share: float) -> None:
+    model = heavy_tailed_model()
+    statistics = calibration.collect(model, windows(0))
+    folded, scaled = awq.fold(model, statistics, format_)
+    reference = encode(model, windows(1))
+
+    def error(rounded: SequenceModel) -> float:
+        return float(np.linalg.norm(encode(rounded, windows(1)) - reference))
+
+    plain = error(awq.round_weights(model, statistics, format_, clip=False, compensate=False))
+    ours = error(awq.round_weights(folded, scaled, format_, clip=True, compensate=True))
+    assert ours < share * plain
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_our_scales_are_as_good_as_those_of_nvidia_modelopt() -> None:
+    quantization = pytest.importorskip("modelopt.torch.quantization")
+    weight_OI, inputs_NI, statistics = random_layer()
+    linear = nn.Sequential(nn.Linear(64, 48, bias=False))
+    linear[0].weight.data = weight_OI.clone()
+    config = {
+        "quant_cfg": [
+            {"quantizer_name": "*", "enable": False},
+            {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "axis": 0}, "enable": True},
+        ],
+        "algorithm": {"method": "awq_lite", "alpha_step": 0.05},
+    }
+    quantization.quantize(linear, config, forward_loop=lambda model: model(inputs_NI))
+    with torch.inference_mode():
+        theirs = float(((linear(inputs_NI) - inputs_NI @ weight_OI.T) ** 2).mean(dim=0).sum())
+    plain_OI = rounding.nearest(weight_OI, WeightFormat(bits=4)).dense() - weight_OI
+    plain = float(rounding.output_error(plain_OI.double(), statistics.mean_gram_II).sum())
+    assert theirs < plain
+    assert scaled_error(weight_OI, statistics) <= 1.02 * theirs

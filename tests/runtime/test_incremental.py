@@ -1,0 +1,141 @@
+"""Appending equals encoding: the law that session caches rest on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimize import awq, calibration
+from optimize.export import build_engine
+from optimize.rounding import WeightFormat
+from recsys.contracts.precision import CacheFormat, ItemFormat
+from recsys.model.config import Architecture, ModelConfig
+from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
+from recsys.runtime.cache import BLOCK, EventRows
+from recsys.runtime.items import ItemTable
+from recsys.runtime.openvino import OpenVinoEngine
+
+NUM_ITEMS, WINDOW = 50, 150
+TOLERANCE = {CacheFormat.FLOAT32: 1e-5, CacheFormat.FLOAT16: 2e-3, CacheFormat.INT8: 3e-2}
+"""Of the relative error of a user vector after an append, by what the cache keeps."""
+
+
+def build_model(architecture: Architecture = Architecture.QWEN3) -> SequenceModel:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        architecture=architecture, width=32, num_layers=3, num_heads=2, head_dim=16, feedforward_width=48, init_std=0.2
+    )
+    return SequenceModel(config, NUM_ITEMS, WINDOW).eval()
+
+
+def build(model: SequenceModel, folder: Path, cache: CacheFormat) -> OpenVinoEngine:
+    build_engine(model, folder, WINDOW, cache)
+    items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
+    return OpenVinoEngine(folder, items, num_threads=1, precision="test", window_size=WINDOW, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def model() -> SequenceModel:
+    return build_model()
+
+
+@pytest.fixture(scope="module")
+def engines(model: SequenceModel, tmp_path_factory: pytest.TempPathFactory) -> dict[CacheFormat, OpenVinoEngine]:
+    return {cache: build(model, tmp_path_factory.mktemp(cache.value), cache) for cache in CacheFormat}
+
+
+def windows(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(1, NUM_ITEMS + 1, length).astype(np.int32) for length in lengths]
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_the_engine_computes_what_transformers_computes(architecture: Architecture, tmp_path: Path) -> None:
+    model = build_model(architecture)
+    engine = build(model, tmp_path, CacheFormat.FLOAT32)
+    histories = windows(1, 2, 7, 64, 65, WINDOW)
+    np.testing.assert_allclose(engine.encode(histories), encode(model, histories), atol=2e-5)
+
+
+@pytest.mark.parametrize("cache", CacheFormat)
+@given(data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_any_split_into_appends_equals_one_encode(
+    engines: dict[CacheFormat, OpenVinoEngine], cache: CacheFormat, data: st.DataObject
+) -> None:
+    engine = engines[cache]
+    lengths = data.draw(st.lists(st.integers(2, WINDOW), min_size=1, max_size=4))
+    histories = windows(*lengths, seed=data.draw(st.integers(0, 1000)))
+    seen = [data.draw(st.integers(1, length - 1)) for length in lengths]
+    sessions = engine.open([history[:n] for history, n in zip(histories, seen, strict=True)])
+    while any(session.length < length for session, length in zip(sessions, lengths, strict=True)):
+        growing = [i for i, session in enumerate(sessions) if session.length < lengths[i]]
+        steps = [data.draw(st.integers(1, lengths[i] - sessions[i].length)) for i in growing]
+        events = [histories[i][sessions[i].length :][:step] for i, step in zip(growing, steps, strict=True)]
+        for i, longer in zip(growing, engine.append([sessions[i] for i in growing], events), strict=True):
+            sessions[i] = longer
+    for session, vector_D in zip(sessions, engine.encode(histories), strict=True):
+        assert error(session.vector_D, vector_D) < TOLERANCE[cache]
+
+
+def test_a_session_may_be_continued_twice_and_stays_as_it_is(engines: dict[CacheFormat, OpenVinoEngine]) -> None:
+    engine = engines[CacheFormat.FLOAT32]
+    (history,) = windows(40)
+    (session,) = engine.open([history])
+    before = session.vector_D.copy()
+    for item in (3, 9, 3):
+        event = np.array([item], dtype=np.int32)
+        (longer,) = engine.append([session], [event])
+        expected = engine.encode([np.concatenate([history, event])])[0]
+        assert error(longer.vector_D, expected) < 1e-5
+    np.testing.assert_array_equal(session.vector_D, before)
+    assert session.length == 40
+
+
+def test_a_window_does_not_grow_beyond_its_size(engines: dict[CacheFormat, OpenVinoEngine]) -> None:
+    engine = engines[CacheFormat.FLOAT32]
+    (session,) = engine.open(windows(WINDOW - 1))
+    engine.append([session], windows(1))
+    with pytest.raises(ValueError, match="149 events and 2 more do not fit into a window of 150; open the next"):
+        engine.append([session], windows(2))
+
+
+def test_an_int8_cache_takes_less_than_a_third(engines: dict[CacheFormat, OpenVinoEngine]) -> None:
+    sizes = {cache: engine.open(windows(60))[0].size_bytes for cache, engine in engines.items()}
+    assert sizes[CacheFormat.FLOAT32] == BLOCK * 3 * 2 * 32 * 4  # events x layers x keys and values x width x bytes
+    assert sizes[CacheFormat.FLOAT16] == sizes[CacheFormat.FLOAT32] / 2
+    assert sizes[CacheFormat.INT8] == BLOCK * 3 * 2 * (32 + 2 * 4)  # and a scale for each of two heads
+
+
+def test_rounded_weights_are_the_rounded_model_and_stay_codes(model: SequenceModel, tmp_path: Path) -> None:
+    histories = windows(5, 100, WINDOW)
+    statistics = calibration.collect(model, histories)
+    sizes = {}
+    for bits in (8, 4):
+        format_ = WeightFormat(bits=bits, group_size=None if bits == 8 else 16)
+        rounded = awq.round_weights(model, statistics, format_, clip=False, compensate=False)
+        (tmp_path / str(bits)).mkdir()
+        engine = build(rounded, tmp_path / str(bits), CacheFormat.FLOAT32)
+        np.testing.assert_allclose(engine.encode(histories), encode(rounded, histories), atol=2e-5)
+        sizes[bits] = (tmp_path / str(bits) / "engine.bin").stat().st_size
+    num_weights = 3 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert num_weights < sizes[8] < 1.3 * num_weights
+    assert sizes[4] < 0.9 * num_weights
+
+
+def test_rows_grow_in_place_until_another_session_did(engines: dict[CacheFormat, OpenVinoEngine]) -> None:
+    rows = EventRows.of([np.arange(3.0)])
+    first = rows.extended(3, [np.array([10.0])])
+    second = rows.extended(3, [np.array([20.0])])
+    assert first is rows
+    assert second is not rows
+    assert first.first(4)[0][:4].tolist() == [0, 1, 2, 10]
+    assert second.first(4)[0][:4].tolist() == [0, 1, 2, 20]
