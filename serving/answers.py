@@ -17,6 +17,7 @@ from serving.config import ServeConfig
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
 from serving.impressions import ImpressionWriter
+from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.metrics import Metrics
 from serving.ranking import Wish, rank, reasons
@@ -64,6 +65,7 @@ class AnswerService:
         self._background = BoundedPool(1, 16)
         self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
+        self.lag = LoopLag()
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a `time.monotonic` moment), at the latest."""
@@ -71,7 +73,8 @@ class AnswerService:
         arm, live = self._releases.route(request.user_id or request_id)
         work = _Work(request, live, arm)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
-        left_s = (deadline_ms - self._config.reserve_ms) / 1000 - (time.monotonic() - arrived)
+        lag_s = self.lag.seconds  # a request waits in its socket about as long as timers are late
+        left_s = (deadline_ms - self._config.reserve_ms) / 1000 - (time.monotonic() - arrived) - lag_s
         degraded: Degraded | None = None
         try:
             await self.pool.run(lambda: self._rank(work), left_s)

@@ -1,5 +1,6 @@
 """The HTTP endpoint. Latency counts from the moment the request's head has been read."""
 
+import asyncio
 import logging
 import socket
 import sys
@@ -33,7 +34,9 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         endpoint.start()  # beside the event loop: /healthz answers while the engine warms up
+        lag = asyncio.create_task(endpoint.service.lag.watch())
         yield
+        lag.cancel()
         endpoint.close()
 
     app = FastAPI(title="recsys", description="Recommendations inside a deadline.", version="1", lifespan=lifespan)

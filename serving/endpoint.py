@@ -32,6 +32,9 @@ class Endpoint:
         metrics.watch("recsys_session_cache_bytes", "Memory of kept sessions", lambda: cache.size_bytes)
         metrics.watch("recsys_session_cache_users", "Kept sessions", lambda: len(cache))
         metrics.watch("recsys_session_evictions", "Sessions that made room", lambda: cache.evictions)
+        metrics.watch(
+            "recsys_loop_lag_seconds", "How late timers of the event loop are", lambda: self.service.lag.seconds
+        )
         metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.pool.taken)
 
     def start(self) -> None:

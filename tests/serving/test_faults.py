@@ -101,3 +101,11 @@ def test_a_filter_is_honoured_by_every_fallback_and_says_when_nothing_matches(hu
     assert set(items(hurried.ask(user_id="ann", k=20, filters=filters))) == {"sku-7", "sku-10"}
     nothing = hurried.ask(user_id="ann", filters={"category": ["none such"]})
     assert (nothing["items"], nothing["reason"]) == ([], "no_items_match")
+
+
+def test_a_loop_that_is_late_is_given_an_answer_without_the_model(hurried, monkeypatch) -> None:
+    hurried.tell("sku-3", "sku-4")
+    monkeypatch.setattr(type(hurried.endpoint.service.lag), "seconds", 0.2)
+    answer = hurried.ask(user_id="ann", k=1)
+    assert (answer["degraded"], answer["source"]) == ("deadline", "popular")
+    assert 2 not in hurried.engine.encoded
