@@ -8,17 +8,52 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ConfigDict
 
 from recsys.store.counts import Share
 from serving.endpoint import Endpoint
 from serving.problems import GUARDED, STORE_TROUBLE
-from serving.schemas import Health, Status
+from serving.schemas import Health, Schema
 
 _PAGE = Path(__file__).with_name("console.html")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
+
+
+class Status(Schema):
+    """The state of this process and what became of its answers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "release": "2026-11-24",
+                    "deadline_ms": 100,
+                    "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
+                    "answers": {"model": 900, "popular": 100},
+                    "degraded": {"deadline": 2},
+                    "arms": [{"name": "all", "release": None, "weight": 1.0}],
+                    "recall": [],
+                    "report": {},
+                }
+            ]
+        }
+    )
+    release: str
+    deadline_ms: float
+    latency: dict[str, float]
+    """Percentiles of the last 10,000 answers."""
+    answers: dict[str, int]
+    """By source."""
+    degraded: dict[str, int]
+    """By reason."""
+    arms: list[dict[str, Any]]
+    recall: list[dict[str, Any]]
+    """Counts by release and arm, with shares and their 95 % intervals."""
+    report: dict[str, Any]
+    """What was measured when the release was made."""
 
 
 def operation_routes(endpoint: Endpoint) -> APIRouter:

@@ -1,7 +1,7 @@
 """Requests and answers of the API."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -22,11 +22,13 @@ MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
+    """Unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HistoryEvent(_Schema):
+class HistoryEvent(Schema):
     """One event of a history that comes with the request, oldest first."""
 
     item_id: Id
@@ -35,7 +37,7 @@ class HistoryEvent(_Schema):
     """For the sender's convenience. The order is that of the list."""
 
 
-class RecommendationRequest(_Schema):
+class RecommendationRequest(Schema):
     """For whom, and how many. Exactly one of `user_id` and `events`."""
 
     model_config = ConfigDict(
@@ -68,7 +70,7 @@ class RecommendationRequest(_Schema):
         return self
 
 
-class RecommendationBatch(_Schema):
+class RecommendationBatch(Schema):
     """Several requests, answered together inside the longest of their deadlines."""
 
     model_config = ConfigDict(
@@ -77,14 +79,14 @@ class RecommendationBatch(_Schema):
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
 
 
-class Because(_Schema):
+class Because(Schema):
     """The item of the user's recent history that is most like the recommended one."""
 
     because_of: str
     title: str | None
 
 
-class RecommendedItem(_Schema):
+class RecommendedItem(Schema):
     """One item of the answer, best first."""
 
     item_id: str
@@ -93,7 +95,7 @@ class RecommendedItem(_Schema):
     reason: Because | None = None
 
 
-class RecommendationAnswer(_Schema):
+class RecommendationAnswer(Schema):
     """The answer. `source` says who ranked it, `degraded` why it is not the model's."""
 
     model_config = ConfigDict(
@@ -126,14 +128,14 @@ class RecommendationAnswer(_Schema):
     timings_ms: dict[str, float]
 
 
-class RecommendationAnswers(_Schema):
+class RecommendationAnswers(Schema):
     """One answer per request, in their order."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"answers": []}]})
     answers: list[RecommendationAnswer]
 
 
-class SimilarItems(_Schema):
+class SimilarItems(Schema):
     """Items most like one, best first; scores are cosines."""
 
     model_config = ConfigDict(
@@ -147,7 +149,7 @@ class SimilarItems(_Schema):
     release: str
 
 
-class IncomingEvent(_Schema):
+class IncomingEvent(Schema):
     """Something a user did."""
 
     user_id: Id
@@ -175,7 +177,7 @@ class IncomingEvent(_Schema):
         return round(moment.timestamp() * 1000)
 
 
-class EventBatch(_Schema):
+class EventBatch(Schema):
     """Events, stored all or none."""
 
     model_config = ConfigDict(
@@ -187,7 +189,7 @@ class EventBatch(_Schema):
     events: list[IncomingEvent] = Field(min_length=1, max_length=MAX_EVENT_BATCH)
 
 
-class EventsStored(_Schema):
+class EventsStored(Schema):
     """What was stored."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"stored": 2, "duplicates": 1}]})
@@ -195,21 +197,21 @@ class EventsStored(_Schema):
     duplicates: int
 
 
-class JoinRequest(_Schema):
+class JoinRequest(Schema):
     """An anonymous session, whose events become the user's."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"session_id": "cookie-5f0c1d"}]})
     session_id: Id
 
 
-class Changed(_Schema):
+class Changed(Schema):
     """How many events were moved or deleted."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"events": 12}]})
     events: int
 
 
-class UserHistory(_Schema):
+class UserHistory(Schema):
     """The latest events of a user, oldest first."""
 
     model_config = ConfigDict(
@@ -220,7 +222,7 @@ class UserHistory(_Schema):
     events: list[HistoryEvent]
 
 
-class ReleaseList(_Schema):
+class ReleaseList(Schema):
     """Releases on disk and in memory."""
 
     model_config = ConfigDict(
@@ -231,14 +233,14 @@ class ReleaseList(_Schema):
     releases: list[str]
 
 
-class Availability(_Schema):
+class Availability(Schema):
     """Stock of some items; others stay as they are."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": {"85123A": False}}]})
     items: dict[Id, bool] = Field(min_length=1, max_length=10_000)
 
 
-class Health(_Schema):
+class Health(Schema):
     """State of the process."""
 
     model_config = ConfigDict(
@@ -250,48 +252,14 @@ class Health(_Schema):
     """Whether a new event costs one step, or its window encoded again: the engine decides."""
 
 
-class Status(_Schema):
-    """The state of this process and what became of its answers."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "release": "2026-11-24",
-                    "deadline_ms": 100,
-                    "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
-                    "answers": {"model": 900, "popular": 100},
-                    "degraded": {"deadline": 2},
-                    "arms": [{"name": "all", "release": None, "weight": 1.0}],
-                    "recall": [],
-                    "report": {},
-                }
-            ]
-        }
-    )
-    release: str
-    deadline_ms: float
-    latency: dict[str, float]
-    """Percentiles of the last 10,000 answers."""
-    answers: dict[str, int]
-    """By source."""
-    degraded: dict[str, int]
-    """By reason."""
-    arms: list[dict[str, Any]]
-    recall: list[dict[str, Any]]
-    """Counts by release and arm, with shares and their 95 % intervals."""
-    report: dict[str, Any]
-    """What was measured when the release was made."""
-
-
-class Problem(_Schema):
+class Problem(Schema):
     """One thing that is wrong, and where."""
 
     loc: list[str | int]
     msg: str
 
 
-class Problems(_Schema):
+class Problems(Schema):
     """The body of every answer that is not a success."""
 
     model_config = ConfigDict(
