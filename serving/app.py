@@ -66,6 +66,7 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
         create_app(config, releases, store, cache),
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
         timeout_graceful_shutdown=config.drain_s,
     )
     with _listen(config) as listening:

@@ -18,6 +18,8 @@ PAUSE_MS: Final = 20.0
 """Longest that an idle process may be kept from running before the machine is said to have paused."""
 _MAX_CONNECTIONS: Final = 512
 _TIMEOUT_S: Final = 10.0
+_KEEP_IDLE_S: Final = 2.0
+"""A connection that was idle for longer may be closed by the server at any moment, and is not used again."""
 _CONTROL = f"""
 import sys, time
 last = time.monotonic()
@@ -77,7 +79,7 @@ class _Client:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._places = asyncio.Semaphore(_MAX_CONNECTIONS)
 
     async def post(self, call: Call) -> tuple[int, dict[str, Any]]:
@@ -90,14 +92,19 @@ class _Client:
             lines = answer.lower().split(b"\r\n")
             length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
             content = await reader.readexactly(length)
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
         return int(answer.split(b" ", 2)[1]), json.loads(content)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
+        while self._idle:
+            since, reader, writer = self._idle.pop()
+            if time.monotonic() - since < _KEEP_IDLE_S:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
     def close(self) -> None:
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
 
 

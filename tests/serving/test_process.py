@@ -1,5 +1,6 @@
 """The endpoint as a process: readiness, the port, and the end."""
 
+import contextlib
 import json
 import re
 import signal
@@ -48,6 +49,28 @@ def test_not_ready_until_warmed_up_though_alive(tmp_path: Path) -> None:
         assert client.get("/readyz").status_code == 503
         warm.set()
         assert any(client.get("/readyz").status_code == 200 for _ in range(10_000))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_an_acknowledged_event_survives_kills_under_load(tmp_path: Path, kills: int) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    acknowledged: list[str] = []
+    for n in range(kills):
+        with subprocess.Popen([sys.executable, "-c", SERVER, url], stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            address = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+            assert address
+            killer = threading.Timer(0.3, process.kill)
+            with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=address[0], timeout=30) as client:
+                for i in range(100_000):
+                    item = f"{n}-{i}"
+                    body = {"events": [{"user_id": "ann", "item_id": item}]}
+                    if client.post("/v1/events", json=body).status_code == 200:
+                        acknowledged.append(item)
+                    if i == 0:
+                        killer.start()
+    assert len(acknowledged) >= kills
+    assert set(acknowledged) <= set(EventStore.open(url).history("ann", limit=10**6))
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
