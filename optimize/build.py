@@ -8,6 +8,7 @@ from typing import Any
 from optimize import gate, quantize, report
 from optimize.config import OptimizeConfig
 from optimize.export import build_engine
+from optimize.tensorrt import build_plan
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.ids import Vocabulary
@@ -74,7 +75,10 @@ def run(
 
 def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> None:
     """Everything that an answer is computed from."""
-    build_engine(quantize.rounded(checkpoint, data, config), folder, checkpoint.window.size, config.cache)
+    rounded = quantize.rounded(checkpoint, data, config)
+    build_engine(rounded, folder, checkpoint.window.size, config.cache)
+    if config.tensorrt is not None:
+        build_plan(rounded, checkpoint.window.size, config.tensorrt, folder)
     ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(folder)
     checkpoint.vocabulary.save(folder)
     TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder)

@@ -16,12 +16,12 @@ class Verdict:
 
 
 def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
-    """Decide by the intervals of recall@10 and NDCG@10; where they do not, by output error and list overlap.
+    """Decide by output error, and by the intervals of recall@10 and NDCG@10 or, where they do not, list overlap.
 
     A loss is within the limit where its interval ends below it, and beyond it where its interval begins
     above it, or where its estimate does and there are `min_users` held-out users.
     """
-    reasons, undecided = _damage(report), []
+    reasons, undecided = _error(report, config), []
     for name, measured in (("recall@10", report.recall10), ("NDCG@10", report.ndcg10)):
         if measured is None:
             undecided.append(f"{name} not measured")
@@ -38,7 +38,7 @@ def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
         f"{report.num_held_out_users:,} held-out users are too few to decide ({', '.join(undecided)}); "
         "judged by output error and list overlap"
     )
-    return Verdict(reasons + _distance(report, config), basis)
+    return Verdict(reasons + _overlap(report, config), basis)
 
 
 def check(decided: Verdict) -> None:
@@ -55,16 +55,13 @@ def _is_beyond(measured: MetricLoss, num_users: int, config: GateConfig) -> bool
     return measured.low > config.max_loss or (num_users >= config.min_users and measured.loss > config.max_loss)
 
 
-def _damage(report: FidelityReport) -> list[str]:
-    if report.relative_error < 1:  # false for nan
+def _error(report: FidelityReport, config: GateConfig) -> list[str]:
+    if report.relative_error <= config.max_relative_error:  # false for nan
         return []
-    return [f"relative error {report.relative_error:.3g}, expected below 1"]
+    return [f"relative error {report.relative_error:.3g}, at most {config.max_relative_error} allowed"]
 
 
-def _distance(report: FidelityReport, config: GateConfig) -> list[str]:
-    reasons = []
-    if 1 > report.relative_error > config.max_relative_error:
-        reasons.append(f"relative error {report.relative_error:.3g}, at most {config.max_relative_error} expected")
-    if not report.top10_overlap >= config.min_top10_overlap:
-        reasons.append(f"top-10 overlap {report.top10_overlap:.3f}, at least {config.min_top10_overlap} expected")
-    return reasons
+def _overlap(report: FidelityReport, config: GateConfig) -> list[str]:
+    if report.top10_overlap >= config.min_top10_overlap:
+        return []
+    return [f"top-10 overlap {report.top10_overlap:.3f}, at least {config.min_top10_overlap} expected"]

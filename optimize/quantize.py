@@ -71,7 +71,7 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
 
 
 def _dynamic(model: SequenceModel) -> SequenceModel:
-    """torch's dynamic quantization: int8 weights per tensor, activations rounded at run time."""
+    """Dynamic quantization by torch: int8 weights per tensor, activations rounded at run time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dynamic: SequenceModel = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]

@@ -164,7 +164,8 @@ def optimize_command(
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="Folder of releases.")],
     engine: Annotated[str, typer.Option(help="Engine to build: cpu.")] = "cpu",
-    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, or 32 for float.")] = 8,
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, 4, or 32 for float.")] = 8,
+    plan: Annotated[str | None, typer.Option(help="A TensorRT plan beside the engine: bf16 or fp16.")] = None,
     activate: Annotated[bool, typer.Option(help="Point `current` at the new release.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
     config: ConfigOption = None,
@@ -174,7 +175,8 @@ def optimize_command(
     from optimize import build
     from recsys.pipeline import tables
 
-    settings = _optimize_config(config, engine=engine, bits=bits)
+    tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
+    settings = _optimize_config(config, engine=engine, bits=bits, **tensorrt)
     name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force)
     _emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))
 
@@ -362,6 +364,48 @@ def benchmark_features(
 
     values = features_benchmark.run(events)
     _emit(as_json, values, tables.features_cost_table(values))
+
+
+@benchmark_app.command("case")
+def benchmark_case(
+    features: Annotated[Path | None, typer.Option("--features", help="Features artifact; else the sample's.")] = None,
+    recipe: RecipeOption = "default",
+    max_minutes: MinutesOption = 2.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 1,
+    rounds: Annotated[int, typer.Option(min=8, help="Timed answers a step.")] = 40,
+    picture: Annotated[Path | None, typer.Option(help="Where a .png of the latencies goes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on past the gate.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Unoptimised against optimised: latency, memory, disk and accuracy, split by cause."""
+    from recsys.pipeline import case_benchmark, case_report, tables
+
+    values = case_benchmark.run(
+        features,
+        _recipe(recipe, None, max_minutes),
+        _optimize_config(config),
+        num_seeds=seeds,
+        num_rounds=rounds,
+        force=force,
+    )
+    if picture is not None:
+        case_report.picture(values, picture)
+    _emit(as_json, values, tables.case_summary(values))
+
+
+@benchmark_app.command("engine")
+def benchmark_engine(
+    releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a row.")] = 30,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Latency and throughput of opening and continuing windows, by length and batch, and the cost of a session."""
+    from recsys.pipeline import engine_benchmark, tables
+
+    values = engine_benchmark.run(releases, rounds, threads)
+    _emit(as_json, values, tables.engine_table(values))
 
 
 @benchmark_app.command("windows")

@@ -61,7 +61,7 @@ class AppendEvents(nn.Module):
         # clamped: padding after a short row's last event may lie beyond the window, and is not looked at
         positions_BE = (num_kept_B.long()[:, None] + new_E).clamp(max=self.steps.max_length - 1)
         last_mask_B11X = mask_B1EX.gather(2, _rows(last_B, mask_B1EX.shape[3])[:, None])
-        past = _unpack(kept, self.cache)
+        past = _unpack(kept, self.cache, embedded_BED.dtype)
         vector_BD, fresh = self.steps(embedded_BED, positions_BE, last_B, past, mask_B1EX, last_mask_B11X)
         return vector_BD, *_pack(fresh, self.cache)
 
@@ -89,7 +89,7 @@ class _Decoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Vector after the last event and the new keys and values, in turns; causal where `mask` is None."""
         angles_BL1K = positions_BL[:, :, None, None].float() * self.frequency_K  # type: ignore[operator]
-        rotation = _twice(angles_BL1K.cos()), _twice(angles_BL1K.sin())
+        rotation = _twice(angles_BL1K.cos()).to(hidden_BLD.dtype), _twice(angles_BL1K.sin()).to(hidden_BLD.dtype)
         kept: list[Tensor] = []
         for n, layer in enumerate(self.layers):
             normed_BLD = layer.input_layernorm(hidden_BLD)
@@ -160,7 +160,7 @@ def _pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
     return (kept_BLNHK / scale_BLNH1).round().to(torch.int8), scale_BLNH1[..., 0]
 
 
-def _unpack(kept: Sequence[Tensor], cache: CacheFormat) -> Tensor:
+def _unpack(kept: Sequence[Tensor], cache: CacheFormat, dtype: torch.dtype) -> Tensor:
     if cache is not CacheFormat.INT8:
-        return kept[0].to(torch.float32)
-    return kept[0].to(torch.float32) * kept[1][..., None]
+        return kept[0].to(dtype)
+    return kept[0].to(dtype) * kept[1][..., None].to(dtype)

@@ -17,8 +17,11 @@ SAMPLE = Path("data") / "sample" / "events.csv.gz"
 def run(out: Path, recipe: str = "demo") -> RoadResult:
     """Features, training, an 8-bit engine and its evaluation under `out`; the release serves."""
     out.mkdir(parents=True, exist_ok=True)
-    checkout = Path(__file__).parents[2]
-    log = checkout / SAMPLE
-    if not log.exists():
-        log = simulate.run(simulate.SimulateConfig(), out / "events.csv.gz")
+    log = sample_log(out)
     return road.run(FeaturesConfig(), Recipe.load(recipe), OptimizeConfig(), [log], out, Protocol.TIME)
+
+
+def sample_log(folder: Path) -> Path:
+    """The bundled sample, or where it is not, the same log simulated into `folder`."""
+    log = Path(__file__).parents[2] / SAMPLE
+    return log if log.exists() else simulate.run(simulate.SimulateConfig(), folder / "events.csv.gz")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.contracts.artifact import Manifest
+from recsys.pipeline import case_report
 
 if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
     from recsys.model.flops import EncodeCost
@@ -172,3 +173,44 @@ def features_cost_table(values: dict[str, Any]) -> str:
         for step in steps:
             table.add_row(f"{title}: {step['step']}", f"{step['seconds']:.2f} s")
     return _text(table)
+
+
+def case_summary(values: dict[str, Any]) -> str:
+    """Latency by step, then the figures beside those to beat: an A100 with TensorRT."""
+    latency = values["latency_ms"]
+    steps = _table("one user, median", "switched on", "ms", "times faster than before")
+    for name, words in case_report.STEPS.items():
+        steps.add_row(words, f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}")
+    figures = _table("after against before", "figure", "value", "to beat")
+    upper = values["quantization_loss_upper"]
+    for name, value, rival in (
+        ("latency, cold user", f"{values['latency_ratio_cold']:.1f} x faster", "3.37 x"),
+        ("latency, warm user", f"{values['latency_ratio_warm']:.1f} x faster", "–"),
+        ("peak memory", f"{values['memory_ratio']:.3f} ({values['peak_mb']:.0f} MB)", "0.458"),
+        ("release on disk", f"{values['disk_ratio']:.3f}", "–"),
+        ("NDCG@10", f"{values['accuracy_change']:+.2%} (at least {values['accuracy_change_low']:+.2%})", "+2.1 %"),
+        ("loss by quantization, at most", "not measured" if upper is None else f"{upper:.2%}", "0.3 %"),
+        ("top-10 overlap", f"{values['top10_overlap']:.4f}", "–"),
+        ("AWQ's error by plain rounding's, 8 bits", f"{values['awq_error_ratio_8']:.2f}", "–"),
+        ("AWQ's error by plain rounding's, 4 bits", f"{values['awq_error_ratio_4']:.2f}", "–"),
+        ("start to first answer", f"{values['load_s']:.2f} s", "–"),
+    ):
+        figures.add_row(name, value, rival)
+    return f"{_text(steps)}\n\n{_text(figures)}\n\ngate: {values['gate']}"
+
+
+def engine_table(values: dict[str, Any]) -> str:
+    """Open and append by length and batch."""
+    rows = _table(
+        f"{values['precision']}, {values['num_threads']} threads, cache {values['cache']}",
+        "call",
+        "events",
+        "batch",
+        "p50 ms",
+        "p99 ms",
+        "windows/s",
+    )
+    for row in values["rows"]:
+        cells = f"{row['events']:,}", f"{row['batch']}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
+        rows.add_row(row["call"], *cells, f"{row['windows_per_s']:.0f}")
+    return f"{_text(rows)}\na session of a full window keeps {values['session_bytes']:,} bytes"

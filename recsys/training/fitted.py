@@ -18,7 +18,7 @@ class RoundResult:
     loss: float
     """Mean cross-entropy in nats per predicted event; an estimate where negatives are sampled."""
     validation_ndcg: float | None
-    """NDCG@10 of the averaged weights, fused; None where nothing is held out."""
+    """Of the averaged weights, fused (see `Judge`); None where nothing is held out."""
     seconds: float
     tokens_per_second: float
     """Events predicted; padding and context not counted."""

@@ -54,7 +54,8 @@ FEW = {"num_held_out_users": 10}
         ({"ndcg10": loss(0.0035, 0.001), **FEW}, None),  # too few: error and overlap decide
         ({"ndcg10": loss(0.0005, 0.01), "top10_overlap": 0.96}, "top-10 overlap 0.960"),
         ({"ndcg10": loss(0.0005, 0.001), "top10_overlap": 0.96}, None),  # the interval decides
-        ({"recall10": None, "ndcg10": None, "relative_error": 0.06}, "relative error 0.06, at most 0.05"),
+        ({"recall10": None, "ndcg10": None, "top10_overlap": 0.96}, "top-10 overlap 0.960"),
+        ({"relative_error": 0.11}, "relative error 0.11, at most 0.1 allowed"),  # however small the loss
         ({"relative_error": float("nan")}, "relative error nan"),
     ],
 )
@@ -87,7 +88,7 @@ def test_a_damaged_scale_is_refused(ring_features: Path, ring_checkpoint: Path, 
     def damaged(*arguments: Any) -> SequenceModel:
         model = quantize_rounded(*arguments)
         down_proj = model.decoder.layers[0].mlp.down_proj
-        down_proj.scales = down_proj.scales * 4
+        down_proj.scales = down_proj.scales * 100
         return model
 
     quantize_rounded = quantize.rounded
@@ -137,7 +138,7 @@ def test_a_refused_release_is_not_published(
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
     _, manifest = build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases", force=True)
-    assert manifest.metrics["forced_past_gate"] == ["relative error nan, expected below 1"]
+    assert manifest.metrics["forced_past_gate"] == ["relative error nan, at most 0.1 allowed"]
 
 
 def test_features_that_the_checkpoint_was_not_made_from_are_refused(ring_checkpoint: Path, tmp_path: Path) -> None:

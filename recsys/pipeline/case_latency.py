@@ -1,0 +1,106 @@
+"""Latency of one user's answer, one improvement switched on after another, measured in turns in one process."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recsys.contracts.ids import Tokens
+from recsys.model.checkpoint import Checkpoint
+from recsys.model.reference import encode
+from recsys.runtime.engine import Engine
+from recsys.runtime.index import ItemIndex
+from recsys.runtime.release import Release
+from recsys.windows import open_window
+
+# B users
+
+CONTEXT = 2048
+NUM_LENGTHS = 8
+"""Lengths over one stride from `CONTEXT` on: at exactly 2,048 events the open window is short, which flatters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """The unoptimised pipeline, and ours in float32 and as released."""
+
+    before: Checkpoint
+    after: Checkpoint
+    float_release: Release
+    release: Release
+
+
+def measure(contenders: Contenders, events: Tokens, num_rounds: int, num_threads: int) -> dict[str, float]:
+    """Median milliseconds by step; every step keeps what the steps before it switched on.
+
+    `events` are tokens of the pruned vocabulary to make histories of.
+    """
+    torch.set_num_threads(num_threads)
+    steps = _steps(contenders, events)
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(num_rounds + 2):
+        for name, step in steps.items():
+            milliseconds = step(round_)
+            if round_ >= 2:  # the first two pay for kernels and memory
+                samples[name].append(milliseconds)
+    return {name: round(float(np.median(values)), 3) for name, values in samples.items()}
+
+
+def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int], float]]:
+    window = contenders.release.window
+    histories = [_history(events, CONTEXT + i * window.stride // NUM_LENGTHS) for i in range(NUM_LENGTHS)]
+    windows = [open_window(history, window) for history in histories]
+    full = [history[-CONTEXT:] for history in histories]
+    exact = {
+        id(checkpoint): ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
+        for checkpoint in (contenders.before, contenders.after)
+    }
+
+    def eager(checkpoint: Checkpoint, inputs: list[Tokens]) -> Callable[[int], float]:
+        index = exact[id(checkpoint)]
+        return lambda i: _timed(lambda: index.search(encode(checkpoint.model, [inputs[i % NUM_LENGTHS]]), 10))
+
+    def engine(release: Release, inputs: list[Tokens]) -> Callable[[int], float]:
+        return lambda i: _timed(
+            lambda: release.index.search(release.engine.open([inputs[i % NUM_LENGTHS]])[0].vector_D[None], 10)
+        )
+
+    return {
+        "before": eager(contenders.before, full),
+        "pruning": eager(contenders.after, full),
+        "window": eager(contenders.after, windows),
+        "engine": engine(contenders.float_release, windows),
+        "quantization": engine(contenders.release, windows),
+        "cache": _warm(contenders.release, windows, events),
+        "cold at exactly 2,048": engine(contenders.release, [windows[0]] * NUM_LENGTHS),
+    }
+
+
+def _warm(release: Release, windows: list[Tokens], events: Tokens) -> Callable[[int], float]:
+    """One new event on top of a kept session, which grows as in service; a full one is opened again, untimed."""
+    engine: Engine = release.engine
+    sessions = engine.open([window[: release.window.size - 1] for window in windows])
+
+    def answer(user: int, event: Tokens) -> None:
+        sessions[user] = engine.append([sessions[user]], [event])[0]
+        release.index.search(sessions[user].vector_D[None], 10)
+
+    def step(i: int) -> float:
+        user, event = i % NUM_LENGTHS, events[i % len(events)][None]
+        if sessions[user].length == release.window.size:
+            sessions[user] = engine.open([windows[user][: release.window.size // 2]])[0]
+        return _timed(lambda: answer(user, event))
+
+    return step
+
+
+def _history(events: Tokens, length: int) -> Tokens:
+    return np.resize(events, length)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1000

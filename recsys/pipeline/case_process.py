@@ -1,0 +1,63 @@
+"""What a process that answers costs: run as a module of its own, so that nothing else is in its memory.
+
+python -m recsys.pipeline.case_process before CHECKPOINT | after RELEASE, with the number of threads after it.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from recsys.contracts.ids import Tokens
+
+NUM_EVENTS = 2048
+
+
+def main(kind: str, folder: str, num_threads: str) -> None:
+    """Print a line of JSON: seconds until the first answer, and the most memory while answering."""
+    started = time.monotonic()
+    answer = {"before": _before, "after": _after}[kind](Path(folder), int(num_threads))
+    generator = np.random.default_rng(0)
+    first_s = 0.0
+    for i in range(5):
+        answer(generator.integers(1, 50, NUM_EVENTS + i).astype(np.int32))
+        first_s = first_s or time.monotonic() - started
+    print(json.dumps({"load_s": round(first_s, 3), "peak_mb": round(_peak_mb(), 1)}))  # noqa: T201
+
+
+def _before(checkpoint: Path, num_threads: int) -> Callable[[Tokens], object]:
+    """Full attention in eager float32, every item scored."""
+    import torch
+
+    from recsys.model.checkpoint import Checkpoint
+    from recsys.model.reference import encode
+
+    torch.set_num_threads(num_threads)
+    opened = Checkpoint.open(checkpoint)
+    items_VD = opened.model.items_VD.detach().numpy()
+
+    def answer(history: Tokens) -> object:
+        vector_D = encode(opened.model, [history[-opened.window.size :]])[0]
+        return np.argsort(-(items_VD @ vector_D))[:10]
+
+    return answer
+
+
+def _after(release: Path, num_threads: int) -> Callable[[Tokens], object]:
+    from recsys.runtime.recommender import Recommender
+
+    recommender = Recommender.load(release, num_threads=num_threads)
+    return lambda history: recommender.rank([history], k=10)
+
+
+def _peak_mb() -> float:
+    """Highest resident memory of this process, in 10^6 bytes."""
+    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
