@@ -1,4 +1,4 @@
-"""A log to sequences with RecTools and pandas: `python rectools_features.py LOG.csv OUT.pkl`."""
+"""A log (a CSV file, or a Parquet folder) to sequences with RecTools and pandas: `rectools_features.py LOG OUT.pkl`."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pandas as pd
 from rectools import Columns
 from rectools.dataset import Dataset
 
-log = pd.read_csv(sys.argv[1])
+log = pd.read_csv(sys.argv[1]) if sys.argv[1].endswith(".csv") else pd.read_parquet(sys.argv[1])
 log = log.rename(columns={"timestamp": Columns.Datetime}).assign(**{Columns.Weight: 1.0})
 log[Columns.Datetime] = pd.to_datetime(log[Columns.Datetime], unit="ms")
 dataset = Dataset.construct(log)

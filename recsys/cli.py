@@ -143,6 +143,7 @@ def train_command(
     refit: Annotated[
         Path | None, typer.Option(help="A checkpoint of these features: as many epochs, no validation.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     max_minutes: MinutesOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -152,7 +153,8 @@ def train_command(
     from recsys.training import train
 
     protocol = Protocol.FINAL if final else protocol
-    manifest = train.run(_recipe(recipe, seed, max_minutes), features, out, protocol=protocol, refit=refit)
+    settings = _recipe(recipe, seed, max_minutes)
+    manifest = train.run(settings, features, out, protocol=protocol, refit=refit, resume=resume)
     _emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
 
 
@@ -239,6 +241,23 @@ def store_import(
     settings = _features_config(format_name, columns, timestamp_format, None, config)
     result = importer.run(settings, sources, store)
     _emit(as_json, result, f"{result['stored']:,} events stored, {result['duplicates']:,} were there already")
+
+
+@store_app.command("prune")
+def store_prune(
+    store: Annotated[str, typer.Option(help="URL, sqlite:///path or postgresql://…")],
+    keep_days: Annotated[float, typer.Option(min=0, help="Age of the oldest events and answers to keep.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete events and answers older than some days, and give the room back. Counts of past hours stay."""
+    import time
+
+    from recsys.store import EventStore
+
+    opened = EventStore.open(store)
+    deleted = opened.prune(int((time.time() - keep_days * 86_400) * 1000))
+    opened.close()
+    _emit(as_json, {"deleted": deleted}, f"{deleted:,} events deleted")
 
 
 @app.command("serve")
@@ -409,15 +428,15 @@ def benchmark_windows(
 @benchmark_app.command("serve")
 def benchmark_serve(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
-    store: Annotated[str, typer.Option(help="URL of an event store with histories.")],
-    requests: Annotated[int, typer.Option(min=1, max=100_000)] = 500,
+    requests: Annotated[int, typer.Option(min=10, max=100_000, help="Of the mixed load.")] = 2_000,
+    events: Annotated[int, typer.Option(min=1, max=20_000, help="Of each simulated user.")] = 2_048,
     as_json: JsonOption = False,
 ) -> None:
-    """Latency of a real server for the users with the longest histories, and its memory."""
+    """A real server under an open-loop load: late and degraded answers, percentiles, capacity, overload, memory."""
     from recsys.pipeline import serve_benchmark, tables
 
-    values = serve_benchmark.run(releases, store, requests)
-    _emit(as_json, values, tables.latency_table(values))
+    values = serve_benchmark.run(releases, requests, events)
+    _emit(as_json, values, tables.serving_table(values))
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,67 +1,83 @@
-"""From a request to an answer, without HTTP: history, model, deadline, labelled fallback."""
+"""From a request to an answer, without HTTP: history, session, ranking, deadline, labelled fallback."""
 
 import logging
+import random
 import time
 import uuid
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
-from recsys.contracts.errors import StoreError, UnknownItemError
-from recsys.runtime.recommender import Recommender, ScoredItem
+import numpy as np
+
+from recsys.contracts.errors import StoreError
+from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.store import EventStore, Impression
+from recsys.store.recall import SHADOW_ARM
+from serving import fallback
 from serving.config import ServeConfig
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
+from serving.fallback import LastAnswers, Listed
+from serving.impressions import ImpressionWriter
+from serving.lag import LoopLag
+from serving.live import LiveRelease, Releases
 from serving.metrics import Metrics
-from serving.schemas import RecommendationAnswer, RecommendationRequest, RecommendedItem
+from serving.ranking import Wish, rank, reasons
+from serving.rules import Mask
+from serving.schemas import Because, Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
 logger = logging.getLogger(__name__)
 
-Degraded = Literal["deadline", "overload", "engine_error", "store_error"]
-
-
-class HistoryStore(Protocol):
-    """What answers need of the event store."""
-
-    def history(self, user_id: str) -> list[str]:
-        """Item_ids, oldest first."""
-        ...
-
-    def record_impression(
-        self, *, request_id: str, user_id: str | None, release: str, source: str, items: Sequence[str]
-    ) -> None:
-        """Keep what was shown."""
-        ...
+_CHECKED_K = 10
 
 
 @dataclass(slots=True)
 class _Work:
     """What a worker has found so far. A late answer shows from it where the time went."""
 
-    history: list[str] = field(default_factory=list)
-    items: list[ScoredItem] = field(default_factory=list)
-    reason: Literal["unknown_user", "no_known_items"] | None = None
+    request: RecommendationRequest
+    live: LiveRelease
+    arm: str
+    tokens_L: Tokens | None = None
+    """The kept history, once it is known."""
+    purchased: set[str] = field(default_factory=set)
+    nearest: tuple[Tokens, Floats] | None = None
+    vector_D: Floats | None = None
+    listed: Listed | None = None
+    because: list[int] = field(default_factory=list)
+    reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, stage: str, started: float) -> float:
+        """Note a stage that ends now; the moment."""
+        now = time.monotonic()
+        self.timings_ms[stage] = (now - started) * 1000
+        return now
 
 
 class AnswerService:
-    """Answers inside the deadline, whatever the engine or the store do."""
+    """Answers inside the deadline, whatever the engine, the index or the store do."""
 
-    def __init__(self, config: ServeConfig, recommender: Recommender, store: HistoryStore, metrics: Metrics) -> None:
+    def __init__(self, config: ServeConfig, releases: Releases, store: EventStore, metrics: Metrics) -> None:
         self._config = config
-        self._recommender = recommender
+        self._releases = releases
         self._store = store
         self._metrics = metrics
-        self._pool = BoundedPool(config.num_workers, config.max_waiting)
-        self._impressions = BoundedPool(1, 1024)
+        self.pool = BoundedPool(config.num_workers, config.max_waiting)
+        self._background = BoundedPool(1, 16)
+        self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
+        self.last_answers = LastAnswers()
+        self.lag = LoopLag()
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a `time.monotonic` moment), at the latest."""
+        request_id = uuid.uuid4().hex
+        arm, live = self._releases.route(request.user_id or request_id)
+        work = _Work(request, live, arm)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
-        left_s = (deadline_ms - self._config.reserve_ms) / 1000 - (time.monotonic() - arrived)
+        lag_s = self.lag.seconds  # a request waits in its socket about as long as timers are late
+        left_s = (deadline_ms - self._config.reserve_ms) / 1000 - (time.monotonic() - arrived) - lag_s
         degraded: Degraded | None = None
-        work = _Work(history=[event.item_id for event in request.events or ()])
         try:
-            await self._pool.run(lambda: self._rank(request, work), left_s)
+            await self.pool.run(lambda: self._rank(work), left_s)
         except OverloadError:
             degraded = "overload"
         except DeadlineError:
@@ -72,89 +88,195 @@ class AnswerService:
         except Exception:
             degraded = "engine_error"
             logger.exception("engine failed")
-        return self._finish(request, work, degraded, arrived)
+        return self._finish(request_id, work, degraded, arrived)
 
-    def _rank(self, request: RecommendationRequest, work: _Work) -> None:
-        """In a worker thread: the history, then the model, noted in `work` as they come."""
+    def _rank(self, work: _Work) -> None:
+        """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
+        request, live = work.request, work.live
         started = time.monotonic()
         if request.user_id is not None:
-            work.history = self._store.history(request.user_id)
-            work.reason = None if work.history else "unknown_user"
-        work.timings_ms["history"] = _since(started)
-        started = time.monotonic()
-        try:
-            work.items = self._recommender.recommend(
-                work.history, request.k, exclude=request.exclude, exclude_seen=request.exclude_seen
-            )
-        except UnknownItemError:
+            glance = self._store.glance(request.user_id)
+            self._releases.follow(glance.revision)
+            if request.exclude_purchased:
+                work.purchased = self._store.items_of_type(request.user_id, "purchase")
+            started = work.timed("history", started)
+            state, outcome = live.sessions.state(request.user_id, glance, lambda tokens: self._note(work, tokens))
+            self._metrics.sessions.labels(outcome).inc()
+            work.vector_D = state.session.vector_D if state.session else None
+            work.reason = None if state.glance.num_events else "unknown_user"
+        else:
+            tokens_L = live.sessions.known_tokens([event.item_id for event in request.events or ()])
+            started = work.timed("history", started)
+            self._note(work, tokens_L)
+            work.vector_D = live.sessions.vector(tokens_L) if len(tokens_L) else None
+        started = work.timed("encode", started)
+        if work.vector_D is None:
             work.reason = work.reason or "no_known_items"
-        work.timings_ms["model"] = _since(started)
+        else:
+            self._list(work, work.vector_D)
+            work.timed("rank", started)
 
-    def _finish(
-        self, request: RecommendationRequest, work: _Work, degraded: Degraded | None, arrived: float
-    ) -> RecommendationAnswer:
+    def _note(self, work: _Work, tokens_L: Tokens) -> None:
+        """Keep what a fallback can use, before the expensive part begins."""
+        work.tokens_L = tokens_L
+        if not len(tokens_L):
+            return
+        user_id = work.request.user_id
+        if user_id is None or self.last_answers.get(work.live.name, user_id) is None:
+            work.nearest = work.live.neighbours(int(tokens_L[-1]))
+
+    def _list(self, work: _Work, vector_D: Floats) -> None:
+        assert work.tokens_L is not None
+        request, live = work.request, work.live
+        wish = Wish(
+            k=request.k,
+            allowed=self._allowed(work),
+            rules=live.compiled(self._releases.rules),
+            diversity=request.diversity,
+            min_confidence=request.min_confidence,
+        )
+        query = live.recommender.query(vector_D, work.tokens_L)
+        ranked = rank(query, wish)
+        work.because = reasons(query, ranked.tokens_K, work.tokens_L)
+        work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
+        if request.user_id is not None:
+            self.last_answers.keep(live.name, request.user_id, ranked.tokens_K, ranked.scores_K)
+
+    def _allowed(self, work: _Work) -> Mask:
+        """Tokens that this answer may show."""
+        request, live = work.request, work.live
+        mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
+        vocabulary = live.recommender.release.vocabulary
+        mask[vocabulary.tokens([*request.exclude, *work.purchased])] = False
+        if request.exclude_seen and work.tokens_L is not None:
+            mask[work.tokens_L] = False
+        return mask
+
+    def _finish(self, request_id: str, work: _Work, degraded: Degraded | None, arrived: float) -> RecommendationAnswer:
+        """On the event loop: nothing here waits for anything."""
+        listed = None if degraded else work.listed
+        because = work.because if listed else []
+        if listed is None:
+            listed = (
+                self._fallback(work) if degraded else fallback.popular(work.live, work.request.k, self._allowed(work))
+            )
         reason = None if degraded else work.reason
-        source: Literal["model", "popular"] = "popular" if degraded or reason else "model"
-        items = work.items if source == "model" else self._popular(request, work.history)
-        timings_ms = {**work.timings_ms, "total": _since(arrived)}  # a copy: a late worker may still write
-        answer = RecommendationAnswer(
-            request_id=uuid.uuid4().hex,
-            items=[RecommendedItem(item_id=i.item_id, score=i.score, title=i.title) for i in items],
-            release=self._recommender.release.name,
-            source=source,
+        if not len(listed.tokens) and not self._allowed(work).any():
+            reason = "no_items_match"
+        timings_ms = {**work.timings_ms, "total": (time.monotonic() - arrived) * 1000}  # a late worker may still write
+        answer = RecommendationAnswer.model_construct(
+            request_id=request_id,
+            items=_items(work.live, listed, because),
+            release=work.live.name,
+            arm=work.arm,
+            source=listed.source,
             degraded=degraded,
             reason=reason,
             timings_ms={stage: round(value, 3) for stage, value in timings_ms.items()},
         )
         self._count(answer)
-        self._keep(request, answer)
+        self._keep(work, answer)
         return answer
 
-    def _popular(self, request: RecommendationRequest, history: Collection[str]) -> list[ScoredItem]:
-        """Popular items under the request's own filters; seen ones are left out as far as they are known."""
-        hidden = {*request.exclude, *(history if request.exclude_seen else ())}
-        return self._recommender.popular(request.k, exclude=hidden)
+    def _fallback(self, work: _Work) -> Listed:
+        request, live = work.request, work.live
+        last_answer = self.last_answers.get(live.name, request.user_id) if request.user_id else None
+        tokens_L = work.tokens_L
+        if tokens_L is None and request.user_id is not None:
+            kept = live.sessions.peek(request.user_id)
+            work.tokens_L = tokens_L = kept.tokens_L if kept else None
+        elif tokens_L is None:
+            work.tokens_L = tokens_L = live.sessions.known_tokens([e.item_id for e in request.events or ()])
+        last_token = int(tokens_L[-1]) if tokens_L is not None and len(tokens_L) else PAD
+        return fallback.best_at_hand(
+            live,
+            request.k,
+            self._allowed(work),
+            last_answer=last_answer,
+            nearest=work.nearest,
+            last_token=last_token,
+        )
 
     def _count(self, answer: RecommendationAnswer) -> None:
-        self._metrics.answers.labels(answer.source).inc()
+        self._metrics.answers.labels(answer.source, answer.release, answer.arm).inc()
         if answer.degraded:
             self._metrics.degraded.labels(answer.degraded).inc()
         for stage, value in answer.timings_ms.items():
-            self._metrics.latency.labels(stage).observe(value / 1000)
+            self._metrics.observe(stage, value)
         logger.info(
-            "answer request_id=%s release=%s source=%s degraded=%s reason=%s timings_ms=%s",
+            "answer request_id=%s release=%s source=%s degraded=%s reason=%s arm=%s timings_ms=%s",
             answer.request_id,
             answer.release,
             answer.source,
             answer.degraded,
             answer.reason,
+            answer.arm,
             answer.timings_ms,
         )
 
-    def _keep(self, request: RecommendationRequest, answer: RecommendationAnswer) -> None:
-        """Write the impression behind the answer's back; the answer does not wait for it."""
+    def _keep(self, work: _Work, answer: RecommendationAnswer) -> None:
+        """Write the impression behind the answer's back, and let the shadow and the index check have their turn."""
+        self._impressions.offer(
+            Impression(
+                request_id=answer.request_id,
+                user_id=work.request.user_id,
+                release=answer.release,
+                arm=answer.arm,
+                source=answer.source,
+                items=[item.item_id for item in answer.items],
+            )
+        )
+        shadow = self._releases.shadow
+        if shadow is not None and work.request.user_id is not None:
+            taken = self._background.offer(lambda: self._answer_unseen(shadow, work.request, answer.request_id))
+            self._metrics.shadow.labels("answered" if taken else "skipped").inc()
+        if work.vector_D is not None and random.random() < self._config.index_check_share:
+            self._background.offer(lambda: self._check_index(work))
 
-        def keep() -> None:
-            try:
-                self._store.record_impression(
-                    request_id=answer.request_id,
+    def _answer_unseen(self, shadow: LiveRelease, request: RecommendationRequest, request_id: str) -> None:
+        work = _Work(request, shadow, SHADOW_ARM)
+        self._rank(work)
+        if work.listed is not None:
+            items = [item.item_id for item in _items(shadow, work.listed, [])]
+            self._impressions.offer(
+                Impression(
+                    request_id=request_id,
                     user_id=request.user_id,
-                    release=answer.release,
-                    source=answer.source,
-                    items=[item.item_id for item in answer.items],
+                    release=shadow.name,
+                    arm=SHADOW_ARM,
+                    source="model",
+                    items=items,
                 )
-            except StoreError as error:
-                self._metrics.lost_impressions.inc()
-                logger.warning("%s", error)
+            )
 
-        if not self._impressions.offer(keep):
-            self._metrics.lost_impressions.inc()
+    def _check_index(self, work: _Work) -> None:
+        """Compare the index's answer with exact search."""
+        assert work.vector_D is not None
+        index = work.live.recommender.release.index
+        everything = np.arange(1, len(index) + 1, dtype=np.int32)
+        scores = index.vectors(everything) @ work.vector_D
+        exact = everything[np.argsort(-scores, kind="stable")[:_CHECKED_K]]
+        found = index.search(work.vector_D.reshape(1, -1), len(exact))[0][0]
+        self._metrics.index_checked.inc(len(exact))
+        self._metrics.index_missed.inc(len(np.setdiff1d(exact, found)))
 
     def close(self) -> None:
         """Stop the workers; impressions that wait are written first, for a few seconds at most."""
-        self._pool.close()
+        self.pool.close()
+        self._background.close()
         self._impressions.close(wait_s=5)
 
 
-def _since(started: float) -> float:
-    return (time.monotonic() - started) * 1000
+def _items(live: LiveRelease, listed: Listed, because: list[int]) -> list[RecommendedItem]:
+    vocabulary = live.recommender.release.vocabulary
+    items = []
+    for place, (token, score) in enumerate(zip(listed.tokens.tolist(), listed.scores.tolist(), strict=True)):
+        item = vocabulary.item(token)
+        reason = None
+        if place < len(because) and because[place] != PAD:
+            cause = vocabulary.item(because[place])
+            reason = Because.model_construct(because_of=cause.item_id, title=cause.title)
+        items.append(
+            RecommendedItem.model_construct(item_id=item.item_id, score=score, title=item.title, reason=reason)
+        )
+    return items

@@ -30,12 +30,18 @@ class BoundedPool:
     def __init__(self, num_workers: int, max_waiting: int) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
+        self._size = num_workers + max_waiting
         self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"answer-{n}", daemon=True) for n in range(num_workers)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def taken(self) -> int:
+        """Places in use."""
+        return self._size - self._places._value
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """The result of `work` in a worker thread, or what it raised.

@@ -1,46 +1,128 @@
 """What /metrics shows."""
 
-import psutil
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-_BUCKETS_S = (
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.03,
-    0.04,
-    0.05,
-    0.06,
-    0.07,
-    0.08,
-    0.09,
-    0.095,
-    0.1,
-    0.11,
-    0.15,
-    0.25,
-    1,
+from recsys.store import ArmCounts
+from recsys.telemetry import add_process_metrics
+
+# 1 ms apart around the budget of 100 ms, so that percentiles there are right to 1 ms.
+_BUCKETS_MS = (
+    *(0.5, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75),
+    *range(80, 121),
+    *(130, 150, 200, 250, 500, 1000, 2500, 10_000),
 )
+_RECENT = 10_000
 
 
 class Metrics:
     """Counters of one application."""
 
-    def __init__(self, release: str) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        buckets = [ms / 1000 for ms in _BUCKETS_MS]
         self.latency = Histogram(
-            "recsys_request_seconds", "Answer time by stage", ["stage"], buckets=_BUCKETS_S, registry=self.registry
+            "recsys_request_seconds", "Answer time by stage", ["stage"], buckets=buckets, registry=registry
         )
-        self.answers = Counter("recsys_answers", "Answers by who ranked them", ["source"], registry=self.registry)
+        by_answer = ["source", "release", "arm"]
+        self.answers = Counter("recsys_answers", "Answers by who ranked them", by_answer, registry=registry)
         self.degraded = Counter(
-            "recsys_degraded", "Answers not by the model, by trouble", ["reason"], registry=self.registry
+            "recsys_degraded", "Answers not by the model, by trouble", ["reason"], registry=registry
         )
-        self.events = Counter("recsys_events_stored", "Events stored", registry=self.registry)
+        self.sessions = Counter(
+            "recsys_sessions", "Sessions asked for, by what had to be encoded", ["outcome"], registry=registry
+        )
+        self.events = Counter("recsys_events_stored", "Events stored", registry=registry)
         self.lost_impressions = Counter(
-            "recsys_impressions_lost", "Answers whose impression was not kept", registry=self.registry
+            "recsys_impressions_lost", "Answers whose impression was not kept", registry=registry
         )
-        Gauge("recsys_release", "The release that answers", ["release"], registry=self.registry).labels(release).set(1)
-        memory = Gauge("recsys_memory_bytes", "Resident memory of the process", registry=self.registry)
-        memory.set_function(lambda: psutil.Process().memory_info().rss)
+        self.shadow = Counter(
+            "recsys_shadow_answers", "Requests for the shadow release", ["outcome"], registry=registry
+        )
+        self.index_checked = Counter("recsys_index_checked_items", "Items of exact search asked for", registry=registry)
+        self.index_missed = Counter("recsys_index_missed_items", "… that the index did not find", registry=registry)
+        self.release_failures = Counter(
+            "recsys_release_failures", "Releases or settings that could not be taken over", registry=registry
+        )
+        self._release = Gauge("recsys_release", "1 for the release that is current", ["release"], registry=registry)
+        self._live = {
+            name: Gauge(f"recsys_live_{name}", text, ["release", "arm"], registry=registry)
+            for name, text in _LIVE.items()
+        }
+        self._shares = {
+            name: Gauge(f"recsys_live_{name}", text, ["release", "arm", "bound"], registry=registry)
+            for name, text in _SHARES.items()
+        }
+        add_process_metrics(registry)
+        self._recent_ms: deque[float] = deque(maxlen=_RECENT)
+        self._lock = threading.Lock()
+
+    def observe(self, stage: str, milliseconds: float) -> None:
+        """One stage of one answer."""
+        self.latency.labels(stage).observe(milliseconds / 1000)
+        if stage == "total":
+            with self._lock:
+                self._recent_ms.append(milliseconds)
+
+    def percentiles(self) -> dict[str, float]:
+        """Of the last 10,000 answers in this process."""
+        with self._lock:
+            recent = list(self._recent_ms)
+        if not recent:
+            return {}
+        values = np.percentile(recent, [50, 90, 99, 100])
+        return dict(zip(("p50_ms", "p90_ms", "p99_ms", "max_ms"), (round(float(v), 2) for v in values), strict=True))
+
+    def total(self, name: str) -> dict[str, int]:
+        """A counter's values summed by its first label."""
+        sums: dict[str, int] = {}
+        for family in self.registry.collect():
+            for sample in family.samples if family.name == name else ():
+                if sample.name == f"{name}_total":
+                    label = next(iter(sample.labels.values()))
+                    sums[label] = sums.get(label, 0) + int(sample.value)
+        return sums
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when /metrics is."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def show_release(self, release: str) -> None:
+        """Name the current release."""
+        self._release.clear()
+        self._release.labels(release).set(1)
+
+    def show_recall(self, totals: Mapping[tuple[str, str], ArmCounts]) -> None:
+        """Replace the live figures."""
+        for gauge in (*self._live.values(), *self._shares.values()):
+            gauge.clear()
+        for (release, arm), counts in totals.items():
+            for name, gauge in self._live.items():
+                gauge.labels(release, arm).set(getattr(counts, name))
+            for name, gauge in self._shares.items():
+                share = getattr(counts, name)()
+                for bound in ("value", "low", "high"):
+                    gauge.labels(release, arm, bound).set(getattr(share, bound))
+
+
+_LIVE = {
+    "answers": "Answers given in the period",
+    "displayed": "Answers the shop reported as displayed",
+    "with_targets": "Answers whose user did anything within the window",
+    "hit_answers": "… on a recommended item",
+    "clicked": "Answers with an attributed event",
+    "converted": "Answers with an attributed purchase",
+    "revenue": "Value of attributed purchases",
+    "targets": "Distinct items users touched within the window, over answers",
+    "hits": "… that had been recommended",
+}
+_SHARES = {
+    "recall": "Hits per target, with its 95 % interval",
+    "hit_rate": "Answers with a hit among those with targets, with its 95 % interval",
+    "click_rate": "Answers with an attributed event, with its 95 % interval",
+    "conversion": "Answers with an attributed purchase, with its 95 % interval",
+}

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from recsys.contracts.errors import StoreError
+from recsys.contracts.errors import RecsysError, StoreError
 from serving.schemas import Problems
 
 Responses = dict[int | str, dict[str, Any]]
@@ -17,6 +17,13 @@ BAD_BODY: Final[Responses] = {
     413: {"model": Problems, "description": "The body is too large."},
     422: {"model": Problems, "description": "The body breaks a rule; `loc` names the field."},
 }
+GUARDED: Final[Responses] = {
+    401: {"model": Problems, "description": "No token, or one that is not known."},
+    403: {"model": Problems, "description": "The token lacks the scope."},
+    429: {"model": Problems, "description": "Too many requests of this client."},
+}
+REFUSED: Final[Responses] = {409: {"model": Problems, "description": "The release or the setting cannot be used."}}
+NOT_FOUND: Final[Responses] = {404: {"model": Problems, "description": "Not known here."}}
 STORE_TROUBLE: Final[Responses] = {503: {"model": Problems, "description": "The store could not keep them."}}
 
 
@@ -43,6 +50,10 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(StoreError)
     async def store_trouble(_: Request, error: StoreError) -> JSONResponse:
         return problem(503, ["store"], str(error))
+
+    @app.exception_handler(RecsysError)
+    async def unusable(_: Request, error: RecsysError) -> JSONResponse:
+        return problem(409, ["request"], str(error))
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> JSONResponse:

@@ -6,20 +6,29 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
+from serving.rules import Filters
 
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_NO_NUL)]
 EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
 
+Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popular"]
+Degraded = Literal["deadline", "overload", "engine_error", "store_error"]
+Missing = Literal["unknown_user", "no_known_items", "no_items_match"]
+
+IMPRESSION = "impression"
+MAX_REQUESTS = 100
 MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
+    """Unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HistoryEvent(_Schema):
+class HistoryEvent(Schema):
     """One event of a history that comes with the request, oldest first."""
 
     item_id: Id
@@ -28,18 +37,30 @@ class HistoryEvent(_Schema):
     """For the sender's convenience. The order is that of the list."""
 
 
-class RecommendationRequest(_Schema):
+class RecommendationRequest(Schema):
     """For whom, and how many. Exactly one of `user_id` and `events`."""
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"user_id": "14911", "k": 10}, {"events": [{"item_id": "85123A"}], "k": 5}]},
+        json_schema_extra={
+            "examples": [
+                {"user_id": "14911", "k": 10, "filters": {"category": ["lamps"], "max_price": 20}},
+                {"events": [{"item_id": "85123A"}], "k": 5},
+            ]
+        },
     )
     user_id: Id | None = None
     events: list[HistoryEvent] | None = Field(default=None, max_length=MAX_REQUEST_EVENTS)
     k: int = Field(default=10, ge=1, le=100)
     exclude: list[Id] = Field(default=[], max_length=1_000)
     exclude_seen: bool = False
+    exclude_purchased: bool = False
+    """Leave out items that the user has events of type `purchase` on."""
+    filters: Filters = Filters()
+    diversity: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
+    """0: by score alone; towards 1, items unlike those above them."""
+    min_confidence: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
+    """End the list at items less than so many times as likely as the first."""
     deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
 
     @model_validator(mode="after")
@@ -49,15 +70,32 @@ class RecommendationRequest(_Schema):
         return self
 
 
-class RecommendedItem(_Schema):
+class RecommendationBatch(Schema):
+    """Several requests, answered together inside the longest of their deadlines."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"requests": [{"user_id": "14911"}, {"user_id": "17850"}]}]}
+    )
+    requests: list[RecommendationRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
+
+
+class Because(Schema):
+    """The item of the user's recent history that is most like the recommended one."""
+
+    because_of: str
+    title: str | None
+
+
+class RecommendedItem(Schema):
     """One item of the answer, best first."""
 
     item_id: str
     score: float
     title: str | None
+    reason: Because | None = None
 
 
-class RecommendationAnswer(_Schema):
+class RecommendationAnswer(Schema):
     """The answer. `source` says who ranked it, `degraded` why it is not the model's."""
 
     model_config = ConfigDict(
@@ -65,12 +103,13 @@ class RecommendationAnswer(_Schema):
             "examples": [
                 {
                     "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
-                    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart"}],
+                    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
                     "release": "2026-11-24",
+                    "arm": "all",
                     "source": "model",
                     "degraded": None,
                     "reason": None,
-                    "timings_ms": {"history": 1.2, "model": 14.8, "total": 16.9},
+                    "timings_ms": {"history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
                 }
             ]
         }
@@ -79,15 +118,38 @@ class RecommendationAnswer(_Schema):
     """Echo it in events that follow from this answer."""
     items: list[RecommendedItem]
     release: str
-    source: Literal["model", "popular"]
-    degraded: Literal["deadline", "overload", "engine_error", "store_error"] | None = None
+    arm: str
+    source: Source
+    """Who ranked the first items; what follows in the list fills it up when that is not the model."""
+    degraded: Degraded | None = None
     """A trouble of ours: the model did not answer in time, or failed."""
-    reason: Literal["unknown_user", "no_known_items"] | None = None
-    """Nothing is known of this user yet: the popular items are the proper answer."""
+    reason: Missing | None = None
+    """Nothing is known of this user yet, so that the popular items are the proper answer; or no item matches."""
     timings_ms: dict[str, float]
 
 
-class IncomingEvent(_Schema):
+class RecommendationAnswers(Schema):
+    """One answer per request, in their order."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"answers": []}]})
+    answers: list[RecommendationAnswer]
+
+
+class SimilarItems(Schema):
+    """Items most like one, best first; scores are cosines."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"items": [{"item_id": "22423", "score": 0.8, "title": "Cake stand"}], "release": "2026-11-24"}
+            ]
+        }
+    )
+    items: list[RecommendedItem]
+    release: str
+
+
+class IncomingEvent(Schema):
     """Something a user did."""
 
     user_id: Id
@@ -97,6 +159,15 @@ class IncomingEvent(_Schema):
     """ISO 8601 or epoch seconds/milliseconds; now, if left out. Without a zone: UTC."""
     event_id: Id | None = None
     request_id: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)] | None = None
+    """Of the answer that led here. Required of an event of type `impression`: what the shop displayed."""
+    value: float | None = Field(default=None, ge=0, le=1e12, allow_inf_nan=False)
+    """What a purchase brought."""
+
+    @model_validator(mode="after")
+    def _impression_of_an_answer(self) -> "IncomingEvent":
+        if self.event_type == IMPRESSION and self.request_id is None:
+            raise ValueError("an impression needs the request_id of the answer")
+        return self
 
     def timestamp_ms(self, now_ms: int) -> int:
         """Milliseconds since 1970."""
@@ -106,7 +177,7 @@ class IncomingEvent(_Schema):
         return round(moment.timestamp() * 1000)
 
 
-class EventBatch(_Schema):
+class EventBatch(Schema):
     """Events, stored all or none."""
 
     model_config = ConfigDict(
@@ -118,7 +189,7 @@ class EventBatch(_Schema):
     events: list[IncomingEvent] = Field(min_length=1, max_length=MAX_EVENT_BATCH)
 
 
-class EventsStored(_Schema):
+class EventsStored(Schema):
     """What was stored."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"stored": 2, "duplicates": 1}]})
@@ -126,22 +197,69 @@ class EventsStored(_Schema):
     duplicates: int
 
 
-class Health(_Schema):
+class JoinRequest(Schema):
+    """An anonymous session, whose events become the user's."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"session_id": "cookie-5f0c1d"}]})
+    session_id: Id
+
+
+class Changed(Schema):
+    """How many events were moved or deleted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"events": 12}]})
+    events: int
+
+
+class UserHistory(Schema):
+    """The latest events of a user, oldest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"events": [{"item_id": "85123A", "event_type": "view", "timestamp": "2026-11-24T10:00:00Z"}]}]
+        }
+    )
+    events: list[HistoryEvent]
+
+
+class ReleaseList(Schema):
+    """Releases on disk and in memory."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"]}]}
+    )
+    current: str
+    loaded: list[str]
+    releases: list[str]
+
+
+class Availability(Schema):
+    """Stock of some items; others stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": {"85123A": False}}]})
+    items: dict[Id, bool] = Field(min_length=1, max_length=10_000)
+
+
+class Health(Schema):
     """State of the process."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "release": "2026-11-24"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"status": "ready", "release": "2026-11-24", "sessions": "incremental"}]}
+    )
     status: str
     release: str | None = None
+    sessions: Literal["incremental", "whole windows"] | None = None
+    """Whether a new event costs one step, or its window encoded again: the engine decides."""
 
 
-class Problem(_Schema):
+class Problem(Schema):
     """One thing that is wrong, and where."""
 
     loc: list[str | int]
     msg: str
 
 
-class Problems(_Schema):
+class Problems(Schema):
     """The body of every answer that is not a success."""
 
     model_config = ConfigDict(

@@ -27,3 +27,5 @@ class Event:
     """The sender's id; the store keeps one event per id."""
     request_id: str | None = None
     """Id of the recommendation answer that led to the event, echoed by the shop."""
+    value: float | None = None
+    """What a purchase brought, in the shop's currency."""

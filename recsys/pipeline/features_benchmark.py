@@ -64,7 +64,8 @@ def run(num_events: int) -> dict[str, Any]:
         tenth = _build(place / "tenth", place / "tenth-out")
         tenth_floor = floor or _floor(place, num_events // 10, "tenth")
         advance("RecTools", 5, 6)
-        peer = _rectools(place, min(num_events, PEER_EVENTS))
+        peer_events = min(num_events, PEER_EVENTS)
+        peer, peer_csv = _rectools(place, peer_events, "peer"), _rectools(place, peer_events, "peer.csv")
     ours_beside_floor = full if floor else tenth
     return {
         "events": num_events,
@@ -74,8 +75,9 @@ def run(num_events: int) -> dict[str, Any]:
         "floor_events": num_events if floor else num_events // 10,
         "floor_peak_gib": None if tenth_floor is None else round(tenth_floor.peak_gib, 3),
         "floor_ratio": None if tenth_floor is None else round(tenth_floor.seconds / ours_beside_floor.seconds, 3),
-        "rectools_events": min(num_events, PEER_EVENTS),
+        "rectools_events": peer_events,
         "rectools_ratio": peer,
+        "rectools_csv_ratio": peer_csv,
         "one_day_seconds": round(one_day.seconds, 2),
         "one_day_share": round(one_day.seconds / full.seconds, 4),
         "growth_10x": round(full.seconds / tenth.seconds, 2),
@@ -108,14 +110,17 @@ def _floor(place: Path, num_events: int, name: str = "log") -> _Cost | None:
     return _measured([sys.executable, "-c", _FLOOR, str(place / name), str(place / "floor.parquet")])
 
 
-def _rectools(place: Path, num_events: int) -> float | None:
-    """How many times as long RecTools and pandas take from a CSV file to sequences; None without the peer."""
+def _rectools(place: Path, num_events: int, name: str) -> float | None:
+    """How many times as long RecTools and pandas take from a log to sequences; None without the peer.
+
+    A name that ends in .csv makes the log one CSV file, any other a folder of daily Parquet files, as above.
+    """
     if not (PEER_PYTHON.exists() and PEER_SCRIPT.exists()):
         return None
-    log = place / "log.csv"
+    log = place / name
     num_items = max(100, num_events // 1000)
     bulk.run(bulk.BulkConfig(num_users=max(10, num_events // 100), num_items=num_items, num_events=num_events), log)
-    ours = _build(log, place / "peer-out")
+    ours = _build(log, place / f"{name}-out")
     theirs = _measured([str(PEER_PYTHON), str(PEER_SCRIPT), str(log), str(place / "peer.pkl")])
     return round(theirs.seconds / ours.seconds, 2)
 

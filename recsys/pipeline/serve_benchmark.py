@@ -1,11 +1,13 @@
-"""Latency of a real server process over HTTP, for the users with the longest histories."""
+"""A real server process under an open-loop load of simulated users with long histories."""
 
 import contextlib
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,66 +16,207 @@ from typing import Any
 import numpy as np
 import psutil
 
+from recsys.contracts import artifact
 from recsys.contracts.errors import StoreError
+from recsys.contracts.events import Event
+from recsys.contracts.ids import Vocabulary
+from recsys.pipeline import load
+from recsys.pipeline.load import Call, Outcomes
 from recsys.pipeline.progress import bar
 from recsys.store import EventStore
 
-START_TIMEOUT_S = 60.0
-ANSWER_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 120.0
+NUM_WARM = 200
+RATE_PER_S = 50.0
+_STEP_S = 4.0
+"""How long each rate is held when capacity is searched."""
+_MAX_DEGRADED = 0.01
+_OVERLOAD = 5
+_COLD_FOR_CAPACITY = 400
 
 
-def run(releases: Path, store_url: str, num_requests: int) -> dict[str, Any]:
-    """Start `recsys serve` on loopback, ask, and stop it.
+def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
+    """Measure the release with its endpoint's defaults, on loopback, this load generator included.
 
-    Cold: the first request of each user after the start. Warm: `num_requests` more, in turns. One request
-    at a time, so the figures are service times without queueing. The deadline is set out of the way, so
-    that every answer is the model's.
+    Nine in ten requests are of users whose session is kept, one in ten of a user never asked for before;
+    as many events come beside them. Capacity is the highest rate at which at most 1 % is degraded and
+    nothing is late. Late: over 100 ms from the appointed moment, unless an idle process was paused meanwhile.
 
     Raises:
-        StoreError: the store has no user, or the server did not start.
+        StoreError: the server did not start.
     """
-    store = EventStore.open(store_url)
-    users = store.most_active(min(num_requests, 200))
-    lengths = [len(store.history(user)) for user in users[:50]]
-    store.close()
-    if not users:
-        raise StoreError(f"store {store_url}: no events; fill it with `recsys store import`")
-    with _server(releases, store_url) as (port, process, ready_s), bar("ask") as advance:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_TIMEOUT_S)
-        cold = [_ask(connection, user) for user in users]
-        warm = []
-        for i in range(num_requests):
-            warm.append(_ask(connection, users[i % min(50, len(users))]))
-            advance("warm", i + 1, num_requests)
-        connection.close()
-        peak = _peak_mb(process.pid)
+    vocabulary = Vocabulary.load(artifact.resolve_release(releases))
+    num_cold = num_requests // 10 + _COLD_FOR_CAPACITY
+    with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
+        url = f"sqlite:///{folder}/store.db"
+        _simulate(url, vocabulary, NUM_WARM + num_cold, num_events)
+        with _server(releases, url) as (port, pid, ready_s), bar("serve") as advance:
+            run = _Run(port, vocabulary, [f"cold-{n}" for n in range(num_cold)], num_requests)
+            for step, (name, phase) in enumerate(run.phases()):
+                advance(name, step, 5)
+                phase()
+            advance("done", 5, 5)
+            memory = _peak_mb(pid)
+    size = sum(entry.size_bytes for entry in artifact.read_manifest(artifact.resolve_release(releases)).files.values())
     return {
-        "requests": len(cold) + len(warm),
-        "history_events": {"longest": max(lengths), "median_of_50_longest": int(np.median(lengths))},
-        "cold": _summary(cold),
-        "warm": _summary(warm),
+        **run.figures,
         "ready_s": round(ready_s, 2),
-        "peak_mb": round(peak, 1),
+        "peak_mb": round(memory, 1),
+        "model": {"items": len(vocabulary), "release_mb": round(size / 1e6, 2)},
+        "history_events": num_events,
+        "cores": psutil.cpu_count(),
     }
 
 
+class _Run:
+    """The phases of one benchmark, and the figures they leave."""
+
+    def __init__(self, port: int, vocabulary: Vocabulary, cold_users: list[str], num_requests: int) -> None:
+        self._port = port
+        self._items = [item.item_id for item in vocabulary.items]
+        self._cold = iter(cold_users)
+        self._num_requests = num_requests
+        self._random = np.random.default_rng(1)
+        self.figures: dict[str, Any] = {}
+
+    def phases(self) -> list[tuple[str, Any]]:
+        """In their order."""
+        return [
+            ("one at a time", self._one_at_a_time),
+            ("mixed load", self._mixed),
+            ("capacity, warm", self._warm_capacity),
+            ("capacity, cold", self._cold_capacity),
+            ("overload", self._overload),
+        ]
+
+    def _one_at_a_time(self) -> None:
+        """Each warm user's first request, then a few hundred more: service times without queueing."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        patient = [{"user_id": f"warm-{n}", "k": 10, "deadline_ms": 10_000} for n in range(NUM_WARM)]
+        first = [_ask(connection, body) for body in patient]
+        again = [_ask(connection, body) for body in patient]
+        after_event = []
+        for body in patient:
+            self._tell(connection, str(body["user_id"]))
+            after_event.append(_ask(connection, body))
+        held = _metric(connection, "recsys_session_cache_bytes") / max(
+            1, _metric(connection, "recsys_session_cache_users")
+        )
+        connection.close()
+        self.figures |= {
+            "cold_p50_ms": _percentile(first, 50),
+            "warm_p50_ms": _percentile(again, 50),
+            "warm_after_event_p50_ms": _percentile(after_event, 50),
+            "gib_per_10000_sessions": round(held * 10_000 / 2**30, 3),
+        }
+
+    def _mixed(self) -> None:
+        users = [next(self._cold) if i % 10 == 9 else self._warm_user() for i in range(self._num_requests)]
+        beside = [self._event(self._warm_user()) for _ in users]
+        done = load.run(self._port, [_call(user) for user in users], RATE_PER_S, beside)
+        self.figures |= {
+            "requests": len(users),
+            "rate_per_s": RATE_PER_S,
+            "late": done.late,
+            "late_in_pause": done.late_in_pause,
+            "errors": done.errors,
+            "degraded_share": round(done.degraded_share, 5),
+            "degraded": done.degraded,
+            **{f"p{q}_ms": _percentile(done.latencies_ms, q) for q in (50, 90, 99)},
+            "max_ms": round(max(done.latencies_ms, default=0.0), 2),
+        }
+
+    def _warm_capacity(self) -> None:
+        self.figures["capacity_warm_per_s"] = self._capacity(lambda: self._warm_user(), 50.0)
+
+    def _cold_capacity(self) -> None:
+        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 2.0)
+
+    def _overload(self) -> None:
+        rate = _OVERLOAD * max(1.0, self.figures["capacity_warm_per_s"])
+        calls = [_call(self._warm_user()) for _ in range(int(rate * _STEP_S))]
+        done = load.run(self._port, calls, rate)
+        self.figures |= {
+            "overload_rate_per_s": rate,
+            "overload_requests": len(calls),
+            "overload_late": done.late,
+            "overload_late_in_pause": done.late_in_pause,
+            "overload_errors": done.errors,
+            "overload_degraded_share": round(done.degraded_share, 4),
+            "overload_p99_ms": _percentile(done.latencies_ms, 99),
+        }
+
+    def _capacity(self, user: Any, rate: float) -> float:
+        """The highest rate that held, by steps of a quarter; 0 if not even the first did."""
+        held = 0.0
+        while True:
+            try:
+                calls = [_call(user()) for _ in range(max(8, int(rate * _STEP_S)))]
+            except StopIteration:  # no user is left that was never asked for
+                return held
+            done = load.run(self._port, calls, rate)
+            if not _holds(done):
+                return held
+            held, rate = rate, round(rate * 1.25, 1)
+
+    def _warm_user(self) -> str:
+        return f"warm-{self._random.integers(NUM_WARM)}"
+
+    def _event(self, user: str) -> Call:
+        item = self._items[self._random.integers(len(self._items))]
+        return Call("/v1/events", {"events": [{"user_id": user, "item_id": item}]})
+
+    def _tell(self, connection: http.client.HTTPConnection, user: str) -> None:
+        call = self._event(user)
+        connection.request("POST", call.path, json.dumps(call.body), {"Content-Type": "application/json"})
+        connection.getresponse().read()
+
+
+def _holds(done: Outcomes) -> bool:
+    return not done.late and not done.errors and done.degraded_share <= _MAX_DEGRADED
+
+
+def _call(user: str) -> Call:
+    return Call("/v1/recommendations", {"user_id": user, "k": 10})
+
+
+def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int) -> None:
+    """Users who draw items by popularity: what is measured depends on lengths and sizes, not on taste."""
+    generator = np.random.default_rng(0)
+    share = vocabulary.num_events[1:] + 1.0
+    share /= share.sum()
+    store = EventStore.open(url)
+    with bar("simulate") as advance:
+        for n in range(num_users):
+            user = f"warm-{n}" if n < NUM_WARM else f"cold-{n - NUM_WARM}"
+            drawn = generator.choice(len(vocabulary), size=num_events, p=share)
+            store.append(
+                [
+                    Event(user_id=user, item_id=vocabulary.items[item].item_id, timestamp_ms=moment)
+                    for moment, item in enumerate(drawn.tolist())
+                ]
+            )
+            advance("users", n + 1, num_users)
+    store.close()
+
+
 @contextlib.contextmanager
-def _server(releases: Path, store_url: str) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
-    """A server process that is ready; it is stopped at the end."""
+def _server(releases: Path, store_url: str) -> Iterator[tuple[int, int, float]]:
+    """(port, process id, seconds until ready) of a server process that is stopped at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "recsys", "serve", str(releases), "--store", store_url, "--port", str(port)]
     started = time.monotonic()
-    process = subprocess.Popen([*command, "--deadline-ms", "10000"], stderr=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
         while not _is_ready(port):
             if process.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
                 raise StoreError(
                     f"the server did not start; run `recsys serve {releases} --store {store_url}` to see why"
                 )
-            time.sleep(0.05)
-        yield port, process, time.monotonic() - started
+            time.sleep(0.02)
+        yield port, process.pid, time.monotonic() - started
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -90,16 +233,22 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
-def _ask(connection: http.client.HTTPConnection, user_id: str) -> float:
-    """Milliseconds from sending the request to the last byte of a model's answer."""
-    body = json.dumps({"user_id": user_id, "k": 10})
+def _ask(connection: http.client.HTTPConnection, body: dict[str, Any]) -> float:
+    """Milliseconds from sending a request to the last byte of a model's answer."""
+    content = json.dumps(body)
     started = time.perf_counter()
-    connection.request("POST", "/v1/recommendations", body, {"Content-Type": "application/json"})
+    connection.request("POST", "/v1/recommendations", content, {"Content-Type": "application/json"})
     answer = json.loads(connection.getresponse().read())
     elapsed = (time.perf_counter() - started) * 1000
     if answer.get("degraded"):
         raise StoreError(f"the server answered degraded ({answer['degraded']}); figures would not be the model's")
     return elapsed
+
+
+def _metric(connection: http.client.HTTPConnection, name: str) -> float:
+    connection.request("GET", "/metrics")
+    found = re.search(rf"^{name} (\S+)$", connection.getresponse().read().decode(), re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def _peak_mb(pid: int) -> float:
@@ -111,12 +260,5 @@ def _peak_mb(pid: int) -> float:
     return float(psutil.Process(pid).memory_info().rss) / 1e6
 
 
-def _summary(milliseconds: list[float]) -> dict[str, float]:
-    p50, p90, p99 = np.percentile(milliseconds, [50, 90, 99])
-    return {
-        "requests": len(milliseconds),
-        "p50_ms": round(float(p50), 2),
-        "p90_ms": round(float(p90), 2),
-        "p99_ms": round(float(p99), 2),
-        "max_ms": round(max(milliseconds), 2),
-    }
+def _percentile(milliseconds: list[float], q: float) -> float:
+    return round(float(np.percentile(milliseconds, q)), 2) if milliseconds else 0.0

@@ -1,6 +1,7 @@
 """What people read at the end of a command."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,14 +154,11 @@ def windows_table(context: int, costs: Sequence["EncodeCost"]) -> str:
     return _text(table)
 
 
-def latency_table(values: dict[str, Any]) -> str:
-    """Percentiles of cold and warm requests."""
-    table = _table(
-        f"peak memory of the server {values['peak_mb']:.0f} MB", "", "requests", "p50 ms", "p90 ms", "p99 ms"
-    )
-    for name in ("cold", "warm"):
-        row = values[name]
-        table.add_row(name, f"{row['requests']}", *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")))
+def serving_table(values: dict[str, Any]) -> str:
+    """The figures of `benchmark serve`, one a line."""
+    table = _table("", "figure", "value")
+    for name, value in values.items():
+        table.add_row(name, json.dumps(value))
     return _text(table)
 
 

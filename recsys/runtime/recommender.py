@@ -8,7 +8,7 @@ import numpy as np
 
 from recsys.contracts.errors import UnknownItemError
 from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.runtime.fusion import evidence, search
+from recsys.runtime.fusion import Evidence, evidence, search
 from recsys.runtime.release import Release
 from recsys.windows import open_window, reachable
 
@@ -24,6 +24,28 @@ class ScoredItem:
     item_id: str
     score: float
     title: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One encoded history against the items of a release."""
+
+    release: Release
+    vector_1D: Floats
+    known: Evidence
+
+    def best(self, k: int, without: Tokens = _NOTHING) -> tuple[Tokens, Floats]:
+        """The k best items, best first, shape [k] each; PAD where fewer exist."""
+        return search(self.release.index, self.vector_1D, self.known, k, without, self.release.fusion)
+
+    def scores(self, tokens: Tokens) -> Floats:
+        """The scores by which `best` ranks, of chosen distinct tokens."""
+        scores: Floats = self.release.index.vectors(tokens) @ self.vector_1D[0]
+        if not self.release.fusion.is_off:
+            terms = self.known.terms(self.release.fusion)
+            _, here, there = np.intersect1d(tokens, self.known.tokens, assume_unique=True, return_indices=True)
+            scores[here] += terms[there]
+        return scores
 
 
 class Recommender:
@@ -81,13 +103,13 @@ class Recommender:
 
     def _search(self, histories: Sequence[Tokens], k: int, without: Sequence[Tokens]) -> list[tuple[Tokens, Floats]]:
         """(tokens, scores) of each kept history, none empty; the one way from a history to a list."""
-        release = self.release
-        vectors_BD = release.engine.encode([open_window(history, release.window) for history in histories])
-        known = [evidence(reachable(history, release.window), release.transitions) for history in histories]
-        return [
-            search(release.index, vectors_BD[i : i + 1], known[i], k, without[i], release.fusion)
-            for i in range(len(histories))
-        ]
+        vectors_BD = self.release.engine.encode([open_window(history, self.release.window) for history in histories])
+        return [self.query(vectors_BD[i], history).best(k, without[i]) for i, history in enumerate(histories)]
+
+    def query(self, vector_D: Floats, history: Tokens) -> Query:
+        """A kept history, and the vector of its open window, ready to be ranked."""
+        known = evidence(reachable(history, self.release.window), self.release.transitions)
+        return Query(self.release, vector_D.reshape(1, -1), known)
 
     def _known(self, item_ids: Collection[str]) -> Tokens:
         tokens = self.release.vocabulary.tokens(item_ids)

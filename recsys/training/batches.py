@@ -49,6 +49,11 @@ def epoch(
     tokens: Tokens, windows: list[TrainingWindow], batch_tokens: int, generator: np.random.Generator
 ) -> Iterator[Batch]:
     """All windows once, in a random order in which the windows of a batch have similar length."""
+    return (_batch(tokens, [windows[w] for w in chosen]) for chosen in plan(windows, batch_tokens, generator))
+
+
+def plan(windows: list[TrainingWindow], batch_tokens: int, generator: np.random.Generator) -> list[list[int]]:
+    """The batches of an epoch, each as positions in `windows`. All that is random happens here."""
     order = generator.permutation(len(windows))
     lengths = np.array([w.stop - w.start for w in windows])
     bucket = _BUCKET_BATCHES * max(1, round(batch_tokens / max(1.0, float(lengths.mean()))))
@@ -56,8 +61,7 @@ def epoch(
     for start in range(0, len(order), bucket):
         chunk = order[start : start + bucket]
         chosen.extend(_packed(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, batch_tokens))
-    for i in generator.permutation(len(chosen)):
-        yield _batch(tokens, [windows[w] for w in chosen[i]])
+    return [chosen[i] for i in generator.permutation(len(chosen))]
 
 
 def _packed(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recsys.training.train import RoundResult
+    from recsys.training.fitted import RoundResult
 
 LOG_FILE = "training.jsonl"
 CURVE_FILE = "curve.png"

@@ -4,7 +4,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,23 +41,38 @@ class WindowStream:
     """Batches of a set of histories, one shuffled epoch after another, without end."""
 
     def __init__(self, histories: Histories, recipe: Recipe, generator: np.random.Generator) -> None:
-        self._histories = histories
+        self._tokens = histories.tokens
         self._windows = batches.training_windows(histories, recipe.window)
         self._generator = generator
         self._batch_tokens = recipe.training.batch_tokens or _suitable_batch(len(histories.tokens))
-        self.epoch_steps = sum(1 for _ in self._epoch(np.random.default_rng(0)))
+        self.epoch_steps = len(batches.plan(self._windows, self._batch_tokens, np.random.default_rng(0)))
         """Batches of an epoch; varies a little with the shuffle."""
-        self._endless = self._forever()
+        self._begin()
 
-    def _epoch(self, generator: np.random.Generator) -> Iterator[Batch]:
-        return batches.epoch(self._histories.tokens, self._windows, self._batch_tokens, generator)
-
-    def _forever(self) -> Iterator[Batch]:
-        while True:
-            yield from self._epoch(self._generator)
+    def _begin(self) -> None:
+        """Shuffle for an epoch."""
+        self._epoch_state = self._generator.bit_generator.state
+        self._taken = 0
+        self._epoch = batches.epoch(self._tokens, self._windows, self._batch_tokens, self._generator)
 
     def __next__(self) -> Batch:
-        return next(self._endless)
+        batch = next(self._epoch, None)
+        if batch is None:
+            self._begin()
+            batch = next(self._epoch)
+        self._taken += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, as plain values."""
+        return {"epoch": self._epoch_state, "taken": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another stream of the same histories stood."""
+        self._generator.bit_generator.state = state["epoch"]
+        self._begin()
+        for _ in range(state["taken"]):
+            next(self)
 
 
 def _suitable_batch(num_events: int) -> int:
@@ -87,12 +104,12 @@ class Trainer:
         *,
         rate: Callable[[float], float] = lambda _: 1.0,
         deadline: float = math.inf,
-        advance: Callable[[float], None] = lambda _: None,
+        advance: Callable[[float, int], None] = lambda _, __: None,
     ) -> Stretch:
         """Take `num_steps` steps, or fewer if `time.monotonic()` passes `deadline`.
 
         `rate` gives the factor on the learning rate for the share of the steps already taken; `advance` is
-        called with the mean loss so far after each step.
+        called after each step with the mean loss and the number of events so far.
         """
         self.model.train()
         started = time.monotonic()
@@ -100,7 +117,7 @@ class Trainer:
         while steps < num_steps and (not steps or time.monotonic() < deadline):
             loss, count = self._step(next(stream), rate(steps / num_steps))
             total_loss, tokens, steps = total_loss + loss * count, tokens + count, steps + 1
-            advance(total_loss / tokens)
+            advance(total_loss / tokens, tokens)
         return Stretch(steps=steps, loss=total_loss / tokens, tokens=tokens, seconds=time.monotonic() - started)
 
     def choose_threads(self, stream: WindowStream) -> None:
@@ -146,6 +163,32 @@ class Trainer:
         torch._foreach_copy_(self._weights, weights)
         torch._foreach_copy_(self.averaged, weights)
 
-    def current(self) -> list[torch.Tensor]:
-        """A copy of the weights as they stand."""
-        return [weight.clone() for weight in self._weights]
+    @contextmanager
+    def averaged_in_place(self) -> Iterator[SequenceModel]:
+        """The model with the averaged weights, for as long as the block lasts."""
+        current = [weight.clone() for weight in self._weights]
+        torch._foreach_copy_(self._weights, self.averaged)
+        yield self.model
+        torch._foreach_copy_(self._weights, current)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on but the batch, by name."""
+        tensors = {"num_steps": torch.tensor(self._num_steps), "random": torch.get_rng_state()}
+        for i, (weight, averaged) in enumerate(zip(self._weights, self.averaged, strict=True)):
+            tensors |= {f"weight.{i}": weight, f"averaged.{i}": averaged}
+        for i, moments in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self._num_steps = int(tensors["num_steps"])
+        torch.set_rng_state(tensors["random"])
+        torch._foreach_copy_(self._weights, [tensors[f"weight.{i}"] for i in range(len(self._weights))])
+        torch._foreach_copy_(self.averaged, [tensors[f"averaged.{i}"] for i in range(len(self._weights))])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, moment = name.split(".")
+                moments.setdefault(int(i), {})[moment] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})

@@ -1,4 +1,4 @@
-"""What choices are made on: NDCG@10 of all held-out events, by the decoder fused with counts as it will serve."""
+"""What choices are made on: NDCG@10 of held-out events, by the decoder fused with counts as it will serve."""
 
 import numpy as np
 import torch
@@ -27,7 +27,10 @@ class Judge:
         """The weights of the last look; all zero before the first."""
 
     def ndcg_at_10(self, model: SequenceModel) -> float:
-        """Over the full catalogue, with the best weights of fusion, which `fusion` then holds."""
+        """Mean of NDCG@10 against all later events and against the next one, over the full catalogue.
+
+        With the best weights of fusion, which `fusion` then holds.
+        """
         vectors_UD = encode(model.eval(), self._windows)
         with torch.no_grad():
             index = ItemIndex.build(model.items_VD.numpy())

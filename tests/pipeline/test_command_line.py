@@ -119,14 +119,12 @@ def test_the_serving_process_has_no_torch_and_answers(shop: Path) -> None:
 
 
 def test_the_serve_benchmark_measures_a_real_server(shop: Path) -> None:
-    url = f"sqlite:///{shop / 'bench.db'}"
-    recsys("store", "import", shop / "log.csv.gz", "--store", url)
     values = json.loads(
-        recsys("benchmark", "serve", shop / "releases", "--store", url, "--requests", 20, "--json").stdout
+        recsys("benchmark", "serve", shop / "releases", "--requests", 20, "--events", 20, "--json").stdout
     )
-    assert values["warm"]["requests"] == 20
-    assert 0 < values["warm"]["p50_ms"] <= values["warm"]["p99_ms"]
-    assert values["peak_mb"] > 0
+    assert (values["requests"], values["errors"], values["overload_errors"]) == (20, 0, 0)
+    assert 0 < values["p50_ms"] <= values["p99_ms"]
+    assert {"late", "degraded_share", "warm_p50_ms", "ready_s", "overload_late", "capacity_cold_per_s"} <= set(values)
 
 
 def test_windows_are_printed_beside_full_attention() -> None:

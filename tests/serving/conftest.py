@@ -1,59 +1,105 @@
 """A real server on loopback, over a fake model that can be stalled and broken."""
 
 import contextlib
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
-from recsys.contracts.errors import UnknownItemError
-from recsys.runtime.recommender import ScoredItem
+from recsys.contracts.ids import Floats, Item, Tokens, Vocabulary
+from recsys.contracts.precision import CacheFormat
+from recsys.runtime.engine import EngineInfo
+from recsys.runtime.fusion import Fusion
+from recsys.runtime.index import ItemIndex
+from recsys.runtime.recommender import Recommender
+from recsys.runtime.release import Release
 from recsys.store import EventStore
-from serving.app import create_app
+from recsys.transitions import TransitionTable
+from recsys.windows import WindowConfig
+from serving.app import _listen, create_app
 from serving.config import ServeConfig
+from serving.live import Releases
+from serving.sessions import SessionCache
 
 KNOWN = [f"sku-{n}" for n in range(20)]
 
 
-class FakeRecommender:
-    """Recommends the known items, most recent one of the history first."""
+class FakeEngine:
+    """The item of the last event is the most likely next one, then the items in their order. It can be stalled."""
 
     def __init__(self) -> None:
-        self.release = SimpleNamespace(name="r1")
+        self.info = EngineInfo(
+            name="fake", precision="f32", width=len(KNOWN), num_threads=1, window_size=8, cache=CacheFormat.FLOAT32
+        )
         self.go_on = threading.Event()
         self.go_on.set()
         self.broken = False
+        self.encoded: list[int] = []
+        """Length of every window that was encoded."""
+
+    def encode(self, windows: Sequence[Tokens]) -> Floats:
+        self.go_on.wait(30)
+        if self.broken:
+            raise RuntimeError("the engine is on fire")
+        self.encoded += [len(window) for window in windows]
+        vectors = np.tile(1 - np.arange(len(KNOWN), dtype=np.float32) / 100, (len(windows), 1))
+        for row, window in enumerate(windows):
+            vectors[row, window[-1] - 1] = 2
+        return vectors
 
     def warm_up(self) -> None:
         pass
 
-    def recommend(self, history, k=10, *, exclude=(), exclude_seen=False) -> list[ScoredItem]:
-        self.go_on.wait(30)
-        if self.broken:
-            raise RuntimeError("the engine is on fire")
-        known = [item for item in history if item in KNOWN]
-        if not known:
-            raise UnknownItemError("nothing known")
-        ranked = [known[-1], *(item for item in KNOWN if item != known[-1])]
-        hidden = {*exclude, *(known if exclude_seen else ())}
-        return [ScoredItem(item, 1.0, f"Title of {item}") for item in ranked if item not in hidden][:k]
 
-    def popular(self, k, *, exclude=()) -> list[ScoredItem]:
-        return [ScoredItem(item, 1.0, None) for item in KNOWN[::-1] if item not in exclude][:k]
+CATEGORIES = ["lamps", "cups", None]
+
+
+def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -> Release:
+    """Items sku-0 … sku-19, later ones more popular; sku-n costs n and is of category n modulo 3."""
+    items = [
+        Item(
+            item_id=item_id,
+            item_index=n + 1,
+            num_events=n + 1,
+            title=f"Title of {item_id}",
+            category=CATEGORIES[n % 3],
+            price=float(n),
+        )
+        for n, item_id in enumerate(KNOWN)
+    ]
+    nothing = np.zeros(len(KNOWN) + 2, dtype=np.int64)
+    return Release(
+        name=name,
+        manifest=SimpleNamespace(metrics={}),
+        vocabulary=Vocabulary(items),
+        window=window or WindowConfig(),
+        fusion=Fusion(),
+        transitions=TransitionTable(nothing, np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float16)),
+        engine=engine,
+        index=ItemIndex.build(np.eye(len(KNOWN), dtype=np.float32)),
+    )
+
+
+def fake_app(config: ServeConfig, engine, store: EventStore, **of_releases):
+    """The application over a fake release."""
+    cache = SessionCache(10**8)
+    releases = Releases(Recommender(fake_release(engine)), store, cache, **of_releases)
+    return create_app(config, releases, store, cache)
 
 
 class Shop:
     """What a test talks to."""
 
-    def __init__(self, client: httpx.Client, recommender: FakeRecommender, store: EventStore) -> None:
+    def __init__(self, client: httpx.Client, engine: FakeEngine, store: EventStore, app) -> None:
         self.client = client
-        self.recommender = recommender
+        self.engine = engine
         self.store = store
+        self.endpoint = app.state.endpoint
 
     def ask(self, **body) -> dict:
         response = self.client.post("/v1/recommendations", json=body)
@@ -69,8 +115,7 @@ class Shop:
 def running(app) -> Iterator[str]:
     """The address of a real uvicorn server in a thread."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with _listen(ServeConfig(port=0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -83,12 +128,13 @@ def open_shop(tmp_path: Path) -> Iterator[Callable[..., Shop]]:
     with contextlib.ExitStack() as stack:
 
         def opened(**settings) -> Shop:
-            recommender = FakeRecommender()
+            engine = FakeEngine()
             store = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}")
-            address = stack.enter_context(running(create_app(ServeConfig(**settings), recommender, store)))
+            app = fake_app(ServeConfig(**settings), engine, store)
+            address = stack.enter_context(running(app))
             client = stack.enter_context(httpx.Client(base_url=address, timeout=30))
-            stack.callback(recommender.go_on.set)
-            return Shop(client, recommender, store)
+            stack.callback(engine.go_on.set)
+            return Shop(client, engine, store, app)
 
         yield opened
 

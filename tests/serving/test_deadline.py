@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
+from serving.lag import LoopLag
 
 LONG_S = 30.0
 
@@ -68,3 +69,15 @@ def test_a_closed_pool_takes_nothing_and_finishes_what_waits() -> None:
     pool.close(wait_s=LONG_S)
     assert done == [0, 1, 2, 3, 4]
     assert not pool.offer(lambda: None)
+
+
+def test_lag_is_the_worst_recent_delay_and_fades() -> None:
+    now = [0.0]
+    lag = LoopLag(lambda: now[0])
+    lag.note(0.08)
+    lag.note(0.01)  # a better moment does not hide the worse one
+    assert lag.seconds == 0.08
+    now[0] = 0.1
+    assert lag.seconds == 0.02
+    lag.note(0.03)
+    assert lag.seconds == 0.03

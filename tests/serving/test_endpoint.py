@@ -16,7 +16,7 @@ def test_new_events_count_in_the_very_next_answer(shop) -> None:
     answer = shop.ask(user_id="ann", k=2)
     assert items(answer) == ["sku-5", "sku-0"]
     assert (answer["source"], answer["degraded"], answer["reason"], answer["release"]) == ("model", None, None, "r1")
-    assert set(answer["timings_ms"]) == {"history", "model", "total"}
+    assert set(answer["timings_ms"]) == {"history", "encode", "rank", "total"}
     assert answer["items"][0]["title"] == "Title of sku-5"
 
 
@@ -107,19 +107,19 @@ def test_a_history_of_100000_events_is_answered(shop) -> None:
 def test_a_stalled_engine_never_makes_an_answer_late(open_shop) -> None:
     shop = open_shop(deadline_ms=50, num_workers=1, max_waiting=1)
     shop.tell("sku-3")
-    shop.recommender.go_on.clear()
+    shop.engine.go_on.clear()
     answers = [shop.ask(user_id="ann", k=1) for _ in range(4)]  # the engine is still blocked here
     assert [a["degraded"] for a in answers[:1]] == ["deadline"]
     assert {a["degraded"] for a in answers} <= {"deadline", "overload"}
-    assert all(items(a) == ["sku-19"] for a in answers)
-    shop.recommender.go_on.set()
+    assert all(items(a) for a in answers)
+    shop.engine.go_on.set()
     assert 'recsys_degraded_total{reason="deadline"}' in shop.client.get("/metrics").text
 
 
 def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:
     shop = open_shop(deadline_ms=5_000, num_workers=1, max_waiting=0)
     shop.tell("sku-3")
-    shop.recommender.go_on.clear()
+    shop.engine.go_on.clear()
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(shop.ask, user_id="ann", k=1) for _ in range(4)]
         refused = []
@@ -127,20 +127,20 @@ def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:
             refused.append(future)
             if len(refused) == 3:
                 break
-        shop.recommender.go_on.set()
+        shop.engine.go_on.set()
         labels = sorted(str(future.result()["degraded"]) for future in waiting)
     assert labels == ["None", "overload", "overload", "overload"]
 
 
 def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch) -> None:
     shop.tell("sku-3")
-    shop.recommender.broken = True
+    shop.engine.broken = True
     assert shop.ask(user_id="ann")["degraded"] == "engine_error"
 
     def gone(*_args, **_kwargs):
         raise StoreError("store: history not read: disk is gone")
 
-    monkeypatch.setattr(shop.store, "history", gone)
+    monkeypatch.setattr(shop.store, "glance", gone)
     assert shop.ask(user_id="ann")["degraded"] == "store_error"
     monkeypatch.setattr(shop.store, "append", gone)
     response = shop.client.post("/v1/events", json={"events": [{"user_id": "a", "item_id": "b"}]})
@@ -150,13 +150,17 @@ def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch) -> N
 
 def test_health_readiness_metrics_and_the_openapi_page(shop) -> None:
     assert shop.client.get("/healthz").json()["status"] == "ok"
-    assert shop.client.get("/readyz").json() == {"status": "ready", "release": "r1"}
+    assert shop.client.get("/readyz").json() == {
+        "status": "ready",
+        "release": "r1",
+        "sessions": "whole windows",
+    }
     shop.ask(user_id="ann")
     metrics = shop.client.get("/metrics").text
-    assert 'recsys_answers_total{source="popular"} 1.0' in metrics
+    assert 'recsys_answers_total{arm="all",release="r1",source="popular"} 1.0' in metrics
     assert "recsys_memory_bytes" in metrics
     paths = shop.client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/recommendations", "/v1/events", "/healthz", "/readyz", "/metrics"}
+    assert {"/v1/recommendations", "/v1/events", "/healthz", "/readyz", "/metrics"} <= set(paths)
     assert shop.client.get("/docs").status_code == 200
 
 

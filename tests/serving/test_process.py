@@ -1,5 +1,6 @@
 """The endpoint as a process: readiness, the port, and the end."""
 
+import contextlib
 import json
 import re
 import signal
@@ -16,34 +17,60 @@ from recsys.contracts.errors import ConfigError
 from recsys.store import EventStore
 from serving import app
 from serving.config import ServeConfig
-from tests.serving.conftest import FakeRecommender, running
+from tests.serving.conftest import FakeEngine, fake_app, running
 
-SERVER = """
+NUM_CHECKS = 3  # warm-up before the port is taken and after, and one answer
+SERVER = f"""
+NUM_CHECKS = {NUM_CHECKS}
 import sys
 from pathlib import Path
 from serving import app
 from serving.config import ServeConfig
-from tests.serving.conftest import FakeRecommender
-recommender = FakeRecommender()
-recommender.go_on.clear()  # the engine stalls for ever
-recommender.go_on.wait = lambda _: __import__("threading").Event().wait()
-app.Recommender.load = lambda *_args, **_settings: recommender
+from recsys.runtime.recommender import Recommender
+from tests.serving.conftest import FakeEngine, fake_release
+engine = FakeEngine()
+engine.go_on.clear()  # the engine stalls for ever, once it has been checked
+checks = iter(range(NUM_CHECKS))
+engine.go_on.wait = lambda _: next(checks, None) is None and __import__("threading").Event().wait()
+app.Recommender.load = lambda *_args, **_settings: Recommender(fake_release(engine))
 app.run(ServeConfig(port=0, deadline_ms=50), Path("releases"), sys.argv[1])
 """
 
 
 def test_not_ready_until_warmed_up_though_alive(tmp_path: Path) -> None:
-    recommender, warm = FakeRecommender(), threading.Event()
-    recommender.warm_up = lambda: warm.wait(30)
+    engine, warm = FakeEngine(), threading.Event()
+    engine.warm_up = lambda: warm.wait(30)
     store = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}")
     with (
-        running(app.create_app(ServeConfig(), recommender, store)) as address,
+        running(fake_app(ServeConfig(), engine, store)) as address,
         httpx.Client(base_url=address) as client,
     ):
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 503
         warm.set()
         assert any(client.get("/readyz").status_code == 200 for _ in range(10_000))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_an_acknowledged_event_survives_kills_under_load(tmp_path: Path, kills: int) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    acknowledged: list[str] = []
+    for n in range(kills):
+        with subprocess.Popen([sys.executable, "-c", SERVER, url], stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            address = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+            assert address
+            killer = threading.Timer(0.3, process.kill)
+            with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=address[0], timeout=30) as client:
+                for i in range(100_000):
+                    item = f"{n}-{i}"
+                    body = {"events": [{"user_id": "ann", "item_id": item}]}
+                    if client.post("/v1/events", json=body).status_code == 200:
+                        acknowledged.append(item)
+                    if i == 0:
+                        killer.start()
+    assert len(acknowledged) >= kills
+    assert set(acknowledged) <= set(EventStore.open(url).history("ann", limit=10**6))
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
@@ -73,3 +100,10 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             app._listen(ServeConfig(port=port))
+
+
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    with app._listen(ServeConfig(port=0)) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()

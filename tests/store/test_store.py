@@ -60,3 +60,57 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("not a database, but long enough to be looked at" * 50)
     with pytest.raises(StoreError, match="cannot be opened: file is not a database"):
         EventStore.open(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def test_a_glance_changes_with_every_change_of_a_history(store: EventStore) -> None:
+    seen = [store.glance("u")]
+
+    def changed() -> bool:
+        seen.append(store.glance("u"))
+        return seen[-1] not in seen[:-1]
+
+    assert (seen[0].num_events, seen[0].last_seq) == (0, 0)
+    store.append([event("a", 10), event("b", 20)])
+    assert changed()
+    store.append([event("x", user="other")])
+    assert not changed()
+    store.append([event("late", 5)])
+    assert changed()
+    store.forget("u")
+    assert not changed()  # as before the first event: nothing
+    store.append([event("a", 10), event("b", 20), event("late", 5)])
+    assert changed()  # numbers are never given twice
+
+
+def test_events_after_a_number_say_when_the_first_and_last_happened(store: EventStore) -> None:
+    store.append([event("a", 10), event("b", 20)])
+    last_seq = store.events_after("u").last_seq
+    store.append([event("d", 40), event("c", 30)])
+    fresh = store.events_after("u", last_seq)
+    assert (fresh.item_ids, fresh.first_ms, fresh.last_ms) == (["c", "d"], 30, 40)
+    assert fresh.last_seq == store.glance("u").last_seq
+    assert store.events_after("u", fresh.last_seq).item_ids == []
+
+
+def test_a_forgotten_user_leaves_a_tombstone(store: EventStore) -> None:
+    store.append([event("a"), event("b"), event("c", user="other")])
+    assert store.forget("u") == 2
+    assert store.history("u") == []
+    assert store.history("other") == ["c"]
+    assert list(store.forgotten()) == ["u"]
+    assert store.forget("u") == 0
+
+
+def test_purchases_are_known_by_type(store: EventStore) -> None:
+    bought = Event(user_id="u", item_id="b", timestamp_ms=0, event_type="purchase", value=2.5)
+    store.append([event("a"), bought])
+    assert store.items_of_type("u", "purchase") == {"b"}
+    assert store.recent("u", 1)[0].value == 2.5
+
+
+def test_documents_are_changed_one_at_a_time_and_each_change_is_seen(store: EventStore) -> None:
+    assert store.document("rules") is None
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: store.write_document("rules", lambda old: (old or 0) + 1), range(20)))
+    assert store.document("rules") == 20
+    assert store.glance("nobody").revision == 20

@@ -11,7 +11,7 @@ import pytest
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
-from recsys.store import EventStore
+from recsys.store import EventStore, Impression
 
 WRITER = """
 import sys
@@ -71,10 +71,10 @@ def test_an_import_run_again_stores_nothing(url: str) -> None:
 
 def test_an_impression_is_kept_once(url: str) -> None:
     store = EventStore.open(url)
-    answer = {"request_id": "r", "user_id": None, "release": "a", "source": "model", "items": ["x"]}
-    store.record_impression(**answer)
+    answer = Impression(request_id="r", user_id=None, release="a", arm="x", source="model", items=["x"])
+    store.record_impressions([answer])
     with pytest.raises(StoreError, match="store: impression not kept: "):
-        store.record_impression(**answer)
+        store.record_impressions([answer])
     store.close()
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.training import batches, train
 from recsys.training.config import Recipe
-from recsys.training.loop import WindowStream
+from recsys.training.fit import UNVALIDATED_EPOCHS
+from recsys.training.loop import Trainer, WindowStream
 from recsys.training.validation import Judge
 from recsys.windows import WindowConfig
 from tests.conftest import write_features
@@ -101,7 +103,7 @@ def test_a_refit_of_other_features_is_refused(ring_checkpoint: Path, tiny_recipe
 def test_a_log_that_leaves_nobody_to_validate_with_is_trained_on(tiny_recipe: Recipe, tmp_path: Path) -> None:
     write_features(tmp_path / "f", {"a": [1, 2], "b": [2, 1]}, 2, split_ms=None)
     manifest = train.run(tiny_recipe, tmp_path / "f", tmp_path / "o", protocol=Protocol.FINAL)
-    assert manifest.metrics["epochs"] == train.UNVALIDATED_EPOCHS
+    assert manifest.metrics["epochs"] == UNVALIDATED_EPOCHS
 
 
 def test_an_epoch_has_about_two_hundred_batches_where_the_log_is_large_enough(tiny_recipe: Recipe) -> None:
@@ -109,3 +111,47 @@ def test_an_epoch_has_about_two_hundred_batches_where_the_log_is_large_enough(ti
     tokens = np.ones(400_000, dtype=np.int32)
     fit = dataset.Histories([f"u{i}" for i in range(50_000)], np.arange(0, 400_001, 8), tokens, np.arange(400_000))
     assert 180 < WindowStream(fit, recipe, np.random.default_rng(0)).epoch_steps < 220
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+@pytest.mark.parametrize("step", [1, 7, 20, 40])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole = train.run(tiny_recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
+    take_step, taken = Trainer._step, 0
+
+    def step_or_die(self: Trainer, *arguments: Any) -> tuple[float, int]:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            raise KilledError
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", step_or_die)
+    with pytest.raises(KilledError):
+        train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME)
+    assert not (tmp_path / "cut").exists()
+    was_saved = (tmp_path / ".cut.training").exists()
+    again = train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=was_saved)
+    assert was_saved == (step > 6)
+    assert again.files["model.safetensors"] == whole.files["model.safetensors"]
+    losses = [[(row["loss"], row["validation_ndcg"]) for row in m.metrics["log"]] for m in (whole, again)]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / ".cut.training").exists()
+
+
+def test_resuming_another_recipe_or_nothing_at_all_is_refused(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArtifactError, match="no artifact here"):
+        train.run(tiny_recipe, ring_features, tmp_path / "x", protocol=Protocol.TIME, resume=True)
+    monkeypatch.setattr("recsys.training.fit._absorb", lambda *_: (_ for _ in ()).throw(KilledError))
+    with pytest.raises(KilledError):
+        train.run(tiny_recipe, ring_features, tmp_path / "x", protocol=Protocol.TIME)
+    other = tiny_recipe.model_copy(update={"training": tiny_recipe.training.model_copy(update={"seed": 9})})
+    with pytest.raises(ArtifactError, match="an interrupted training of other features or another recipe"):
+        train.run(other, ring_features, tmp_path / "x", protocol=Protocol.TIME, resume=True)

@@ -1,0 +1,17 @@
+"""The event store: histories for the endpoint, and what the endpoint showed. SQLite by default, PostgreSQL by URL."""
+
+from recsys.store.counts import ArmCounts
+from recsys.store.events import HISTORY_CAP, AppendResult, EventStore, Glance, StoredHistory
+from recsys.store.impressions import Impression
+from recsys.store.recall import Attribution
+
+__all__ = [
+    "HISTORY_CAP",
+    "AppendResult",
+    "ArmCounts",
+    "Attribution",
+    "EventStore",
+    "Glance",
+    "Impression",
+    "StoredHistory",
+]

@@ -1,0 +1,298 @@
+"""Events of users: what the endpoint is told and what it reads for an answer."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from recsys.contracts.events import Event
+from recsys.store.impressions import Impression, record
+from recsys.store.recall import Attribution
+from recsys.store.schema import displays, documents, events, impressions, insert, open_engine, tombstones, trouble
+
+HISTORY_CAP: Final = 20_000
+"""Most events of one user that are read for an answer, newest first.
+
+Windows are counted from the history's first event, so all of it is read up to here. Of a longer history
+the windows are counted from the oldest event read: they shift with each new event, and are no longer the
+ones the nightly job cuts.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """What an append did."""
+
+    stored: int
+    duplicates: int
+    """Events whose id was there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What one cheap query says: whether a user's history or a document has changed since it was read."""
+
+    num_events: int
+    last_seq: int
+    """Highest sequence number of the user's events, 0 without any."""
+    revision: int
+    """Grows with every change of a document."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHistory:
+    """Some of a user's events, oldest first, in the order (timestamp, arrival)."""
+
+    item_ids: list[str]
+    last_seq: int
+    """Highest sequence number among them, 0 without any."""
+    first_ms: int
+    last_ms: int
+
+
+class EventStore:
+    """Events of users and the answers they were shown. Thread-safe; several processes may share it."""
+
+    def __init__(self, engine: sa.Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._clock = clock
+        self.attribution = Attribution(engine, clock)
+
+    @classmethod
+    def open(cls, url: str, clock: Callable[[], float] = time.time) -> "EventStore":
+        """Connect, and create the tables where they are missing.
+
+        Raises:
+            StoreError: a bad URL, a missing folder or driver, or no database there.
+        """
+        return cls(open_engine(url), clock)
+
+    def append(self, batch: Sequence[Event]) -> AppendResult:
+        """Store events in one transaction; they are durable when this returns. An event_id is stored once.
+
+        Raises:
+            StoreError: nothing was stored.
+        """
+        if not batch:
+            return AppendResult(0, 0)
+        now_ms = self._now_ms()
+        rows = [{**asdict(e), "event_id": e.event_id or uuid.uuid4().hex, "received_ms": now_ms} for e in batch]
+        statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
+        with trouble("events not stored"), self._engine.begin() as connection:
+            # The number of rows this statement wrote. A count afterwards would include those of others.
+            stored = connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
+        return AppendResult(stored, len(batch) - stored)
+
+    def import_events(self, batches: Iterable[Sequence[Event]]) -> AppendResult:
+        """Append many batches; safe to run again, as every event carries an id made from its place."""
+        stored = duplicates = 0
+        for batch in batches:
+            result = self.append(batch)
+            stored, duplicates = stored + result.stored, duplicates + result.duplicates
+        return AppendResult(stored, duplicates)
+
+    def glance(self, user_id: str) -> Glance:
+        """How many events the user has, and the last one's number, read from an index alone.
+
+        Two answers that are equal mean that nothing has changed. Both figures are needed: a transaction may
+        commit a lower number after a higher one was seen, and events may be forgotten.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        revision = sa.select(sa.func.coalesce(sa.func.sum(documents.c.revision), 0)).scalar_subquery()
+        look = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(events.c.seq), 0), revision)
+        with trouble("history not read"), self._engine.connect() as connection:
+            row = connection.execute(look.where(events.c.user_id == user_id)).one()
+        return Glance(int(row[0]), int(row[1]), int(row[2]))
+
+    def events_after(self, user_id: str, seq: int = 0, limit: int = HISTORY_CAP) -> StoredHistory:
+        """The user's last `limit` events with a higher sequence number.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        newest_first = (
+            sa.select(events.c.item_id, events.c.seq, events.c.timestamp_ms)
+            .where(events.c.user_id == user_id, events.c.seq > seq)
+            .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
+            .limit(limit)
+        )
+        with trouble("history not read"), self._engine.connect() as connection:
+            rows = connection.execute(newest_first).all()[::-1]
+        if not rows:
+            return StoredHistory([], 0, 0, 0)
+        item_ids, seqs, times = zip(*rows, strict=True)
+        return StoredHistory(list(item_ids), max(seqs), times[0], times[-1])
+
+    def history(self, user_id: str, limit: int = HISTORY_CAP) -> list[str]:
+        """The user's last `limit` item_ids, oldest first, in the order (timestamp, arrival).
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self.events_after(user_id, limit=limit).item_ids
+
+    def recent(self, user_id: str, limit: int) -> list[Event]:
+        """The user's last events as they were told, oldest first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        newest_first = (
+            sa.select(events)
+            .where(events.c.user_id == user_id)
+            .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
+            .limit(limit)
+        )
+        with trouble("history not read"), self._engine.connect() as connection:
+            rows = connection.execute(newest_first).mappings().all()[::-1]
+        return [Event(**{k: v for k, v in row.items() if k not in {"seq", "received_ms"}}) for row in rows]
+
+    def items_of_type(self, user_id: str, event_type: str) -> set[str]:
+        """Items the user has events of one type on: what they purchased, for instance.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        mine = sa.and_(events.c.user_id == user_id, events.c.event_type == event_type)
+        wanted = sa.select(events.c.item_id).where(mine).distinct()
+        with trouble("history not read"), self._engine.connect() as connection:
+            return set(connection.scalars(wanted))
+
+    def forget(self, user_id: str) -> int:
+        """Delete a user's events and answers, and leave a tombstone for the nightly job; the number of events deleted.
+
+        Raises:
+            StoreError: nothing was deleted.
+        """
+        stone = {"user_id": user_id, "forgotten_ms": self._now_ms()}
+        statement = insert(self._engine, tombstones).values(stone)
+        statement = statement.on_conflict_do_update(index_elements=["user_id"], set_=stone)
+        with trouble("user not forgotten"), self._engine.begin() as connection:
+            deleted = connection.execute(sa.delete(events).where(events.c.user_id == user_id)).rowcount
+            connection.execute(sa.delete(impressions).where(impressions.c.user_id == user_id))
+            connection.execute(statement)
+        return deleted
+
+    def forgotten(self) -> dict[str, int]:
+        """Users to leave out of logs: their events up to a moment (milliseconds) must not be used.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with trouble("tombstones not read"), self._engine.connect() as connection:
+            return {row.user_id: row.forgotten_ms for row in connection.execute(sa.select(tombstones))}
+
+    def join(self, session_id: str, user_id: str) -> int:
+        """Give an anonymous session's events and answers to a user who has signed in; the number of events moved.
+
+        Raises:
+            StoreError: nothing was moved.
+        """
+        with trouble("session not joined"), self._engine.begin() as connection:
+            own = sa.update(impressions).where(impressions.c.user_id == session_id)
+            connection.execute(own.values(user_id=user_id))
+            own = sa.update(events).where(events.c.user_id == session_id)
+            # As if they came now, so that recall is counted again.
+            return connection.execute(own.values(user_id=user_id, received_ms=self._now_ms())).rowcount
+
+    def record_impressions(self, batch: Sequence[Impression]) -> None:
+        """Keep what answers showed, for recall tracking.
+
+        Raises:
+            StoreError: none was kept.
+        """
+        with trouble("impression not kept"), self._engine.begin() as connection:
+            record(connection, batch, self._now_ms())
+
+    def record_displays(self, batch: Sequence[Event]) -> AppendResult:
+        """Keep what the shop says it displayed of an answer; each item of an answer once.
+
+        Raises:
+            StoreError: nothing was stored.
+        """
+        now_ms = self._now_ms()
+        rows = [
+            {"request_id": e.request_id, "item_id": e.item_id, "displayed_ms": e.timestamp_ms, "received_ms": now_ms}
+            for e in batch
+        ]
+        if not rows:
+            return AppendResult(0, 0)
+        statement = insert(self._engine, displays).on_conflict_do_nothing()
+        with trouble("impressions not stored"), self._engine.begin() as connection:
+            stored = connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
+        return AppendResult(stored, len(batch) - stored)
+
+    def document(self, name: str) -> Any:
+        """A document that all workers share (rules, arms), or None.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with trouble(f"{name} not read"), self._engine.connect() as connection:
+            body = connection.scalar(sa.select(documents.c.body).where(documents.c.name == name))
+        return None if body is None else json.loads(body)
+
+    def write_document(self, name: str, change: Callable[[Any], Any]) -> Any:
+        """Replace a document by what `change` makes of it, or of None; nobody else changes it meanwhile.
+
+        Raises:
+            StoreError: it is as it was.
+        """
+        with trouble(f"{name} not written"), self._engine.begin() as connection:
+            first = {"name": name, "revision": 0, "body": "null"}
+            connection.execute(insert(self._engine, documents).values(first).on_conflict_do_nothing())
+            mine = documents.c.name == name
+            connection.execute(sa.update(documents).where(mine).values(revision=documents.c.revision + 1))  # locks it
+            body = change(json.loads(connection.scalars(sa.select(documents.c.body).where(mine)).one()))
+            connection.execute(sa.update(documents).where(mine).values(body=json.dumps(body)))
+        return body
+
+    def prune(self, before_ms: int) -> int:
+        """Delete events and answers older than a moment and give the room back; the number of events deleted.
+
+        Counts of past hours stay. A history that loses its oldest events has its windows cut anew.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with trouble("store not pruned"), self._engine.begin() as connection:
+            self.attribution.freeze(connection, before_ms)
+            deleted = connection.execute(sa.delete(events).where(events.c.timestamp_ms < before_ms)).rowcount
+            connection.execute(sa.delete(impressions).where(impressions.c.served_ms < before_ms))
+            connection.execute(sa.delete(displays).where(displays.c.displayed_ms < before_ms))
+        with trouble("store not vacuumed"), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("vacuum"))
+        return deleted
+
+    def num_events(self) -> int:
+        """Events stored.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with trouble("events not counted"), self._engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(events)) or 0
+
+    def most_active(self, limit: int) -> list[str]:
+        """Users with most events, most first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        count = sa.func.count().desc()
+        users = sa.select(events.c.user_id).group_by(events.c.user_id).order_by(count, events.c.user_id).limit(limit)
+        with trouble("users not read"), self._engine.connect() as connection:
+            return list(connection.scalars(users))
+
+    def close(self) -> None:
+        """Give connections back."""
+        self._engine.dispose()
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)

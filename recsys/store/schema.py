@@ -1,0 +1,170 @@
+"""Tables of the event store, and how a database is opened."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from recsys.contracts.errors import StoreError
+
+_BUSY_TIMEOUT_S = 5
+_EXPECTED: Final = "expected sqlite:///path or postgresql://…"
+_metadata = sa.MetaData()
+_BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows by INTEGER keys only
+
+events = sa.Table(
+    "events",
+    _metadata,
+    sa.Column("seq", _BIG, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.String(300), nullable=False, unique=True),
+    sa.Column("user_id", sa.String(256), nullable=False),
+    sa.Column("item_id", sa.String(256), nullable=False),
+    sa.Column("event_type", sa.String(64), nullable=False),
+    sa.Column("timestamp_ms", sa.BigInteger, nullable=False),
+    sa.Column("request_id", sa.String(64)),
+    sa.Column("value", sa.Float),
+    sa.Column("received_ms", sa.BigInteger, nullable=False),
+    # item_id at the end: a history is read from the index alone.
+    sa.Index("events_by_user", "user_id", "timestamp_ms", "seq", "item_id"),
+    sa.Index("events_by_request", "request_id"),
+    sa.Index("events_by_arrival", "received_ms"),
+    sa.Index("events_by_time", "timestamp_ms"),
+    sqlite_autoincrement=True,  # a number is never given twice, also after the last rows were deleted
+)
+impressions = sa.Table(
+    "impressions",
+    _metadata,
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.String(256)),
+    sa.Column("release", sa.String(128), nullable=False),
+    sa.Column("source", sa.String(32), nullable=False),
+    sa.Column("items", sa.Text, nullable=False),
+    sa.Column("served_ms", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("request_id", "arm"),  # a shadow answers the same request under an arm of its own
+    sa.Index("impressions_by_time", "served_ms"),
+    sa.Index("impressions_by_user", "user_id", "served_ms"),
+)
+displays = sa.Table(
+    "displays",
+    _metadata,
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("item_id", sa.String(256), nullable=False),
+    sa.Column("displayed_ms", sa.BigInteger, nullable=False),
+    sa.Column("received_ms", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("request_id", "item_id"),
+    sa.Index("displays_by_arrival", "received_ms"),
+)
+recall_hours = sa.Table(
+    "recall_hours",
+    _metadata,
+    sa.Column("hour", _BIG, nullable=False),
+    sa.Column("release", sa.String(128), nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("counts", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("hour", "release", "arm"),
+)
+tombstones = sa.Table(
+    "tombstones",
+    _metadata,
+    sa.Column("user_id", sa.String(256), primary_key=True),
+    sa.Column("forgotten_ms", sa.BigInteger, nullable=False),
+)
+documents = sa.Table(
+    "documents",
+    _metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+_INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def insert(engine: sa.Engine, table: sa.Table) -> Any:
+    """The database's own insert, which knows `on conflict`."""
+    return _INSERTS[engine.dialect.name](table)
+
+
+@contextmanager
+def trouble(what: str) -> Iterator[None]:
+    """Turn the database's errors into one line that begins with `what`.
+
+    Raises:
+        StoreError: whatever the database raised.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreError(f"store: {what}: {_first_line(error)}") from error
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Connect, and create the tables where they are missing.
+
+    Raises:
+        StoreError: a bad URL, a missing folder or driver, or no database there.
+    """
+    shown = re.sub(r"(?<=://)[^/]*@", "***@", url)  # a password never gets into a message or a log
+    parsed = _checked_url(url, shown)
+    try:
+        engine = sa.create_engine(parsed)
+    except ModuleNotFoundError as error:
+        raise StoreError(f"store {shown}: driver {error.name} is missing; install recsys[postgres]") from None
+    except SQLAlchemyError as error:
+        raise StoreError(f"store {shown}: {_first_line(error)}; {_EXPECTED}") from None
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+    try:
+        _create_tables(engine)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise StoreError(f"store {shown}: cannot be opened: {_first_line(error)}") from None
+    return engine
+
+
+def _checked_url(url: str, shown: str) -> sa.URL:
+    """The URL, if it is of a kind that keeps what it is given."""
+    try:
+        parsed = sa.make_url(url)
+    except (SQLAlchemyError, ValueError) as error:
+        reason = _first_line(error).replace(url, shown)
+        raise StoreError(f"store {shown}: {reason}; {_EXPECTED}") from None
+    backend = parsed.get_backend_name()
+    if backend not in _INSERTS:
+        raise StoreError(f"store {shown}: {_EXPECTED}")
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+    if parsed.database in {None, "", ":memory:"}:
+        raise StoreError(f"store {shown}: a database in memory would be lost; expected sqlite:///path")
+    folder = Path(str(parsed.database)).parent
+    if not folder.is_dir():
+        raise StoreError(f"store {shown}: no folder {folder}; create it first")
+    return parsed
+
+
+def _create_tables(engine: sa.Engine) -> None:
+    """Create the tables where they are missing; they have our columns when this returns."""
+    try:
+        _metadata.create_all(engine)
+    except SQLAlchemyError:
+        _metadata.create_all(engine)  # another process created one between our look and our creation
+    with engine.connect() as connection:
+        for table in _metadata.sorted_tables:
+            connection.execute(sa.select(table).limit(0))
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    """Readers do not wait for the writer; a commit is on disk before it is acknowledged."""
+    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]

@@ -1,0 +1,141 @@
+"""Fitting: rounds until validation no longer improves, then absorbing what was held out."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from recsys import transitions
+from recsys.dataset import Dataset, Histories
+from recsys.model import spectral
+from recsys.model.decoder import SequenceModel
+from recsys.training.config import Recipe
+from recsys.training.fitted import Fitted, RoundResult
+from recsys.training.loop import Stretch, Trainer, WindowStream
+from recsys.training.resume import SavedRun
+from recsys.training.validation import Judge
+
+UNVALIDATED_EPOCHS = 10.0
+"""How long a log is trained on that leaves nobody to validate with."""
+_ABSORB_TIME_SHARE = 0.2
+"""Of `max_minutes`, kept for absorbing."""
+
+
+def fit(
+    model: SequenceModel, data: Dataset, recipe: Recipe, known: Fitted | None, saved: SavedRun, *, resume: bool
+) -> Fitted:
+    """Train `model` in place; with `known`, for as long as was found before, on everything from the start."""
+    config = recipe.training
+    num_items = len(data.vocabulary)
+    validation = None if known else data.validation(config.num_validation_users, config.seed)
+    histories = validation.train if validation and validation.targets else data.fit
+    if config.spectral_start:
+        _start_from_counts(model, histories, recipe)
+    generator = np.random.default_rng(config.seed)
+    stream = WindowStream(histories, recipe, generator)
+    num_events_V = torch.from_numpy(np.bincount(histories.tokens, minlength=num_items + 1)[1:])
+    trainer = Trainer(model, recipe, num_events_V, horizon=min(stream.epoch_steps, config.max_round_steps))
+    if config.num_threads is None and not resume:
+        trainer.choose_threads(stream)
+    if validation is not None and validation.targets:
+        judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
+        fitted = _until_no_better(trainer, stream, judge, recipe, saved, resume=resume)
+    else:
+        fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
+    trainer.use(fitted.weights)
+    _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * fitted.epochs)
+    return fitted
+
+
+def _until_no_better(
+    trainer: Trainer, stream: WindowStream, judge: Judge, recipe: Recipe, saved: SavedRun, *, resume: bool
+) -> Fitted:
+    """Rounds of training and validation; the averaged weights of the best round."""
+    config = recipe.training
+    best, spent = saved.load(trainer, stream) if resume else (Fitted(ndcg=-math.inf), 0.0)
+    judge.fusion = best.last_fusion
+    started = time.monotonic() - spent
+    deadline = started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
+    round_steps = min(stream.epoch_steps, config.max_round_steps)
+    while not _is_over(best, config.max_epochs, config.patience) and time.monotonic() < deadline:
+        number, round_started = len(best.log) + 1, time.monotonic()
+        with _bar(f"train {number}", round_steps, best.ndcg) as advance:
+            stretch = trainer.train(stream, round_steps, deadline=deadline, advance=advance)
+        with trainer.averaged_in_place() as averaged:
+            ndcg = judge.ndcg_at_10(averaged)
+        seen = best.log[-1].epochs if best.log else 0.0
+        row = _row(number, seen + stretch.steps / stream.epoch_steps, stretch, ndcg, time.monotonic() - round_started)
+        if best.ndcg is None or ndcg > best.ndcg:
+            weights = [weight.clone() for weight in trainer.averaged]
+            best = replace(best, epochs=row.epochs, ndcg=ndcg, fusion=judge.fusion, weights=weights, round=number)
+        best = replace(best, log=[*best.log, row], last_fusion=judge.fusion)
+        saved.save(trainer, stream, best, time.monotonic() - started)
+    return best
+
+
+def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
+    return bool(best.log) and (best.log[-1].epochs >= max_epochs or len(best.log) - best.round >= patience)
+
+
+def _for_so_long(trainer: Trainer, stream: WindowStream, known: Fitted) -> Fitted:
+    """A number of epochs that is known beforehand."""
+    num_steps = math.ceil(known.epochs * stream.epoch_steps)
+    with _bar("train", num_steps) as advance:
+        stretch = trainer.train(stream, num_steps, advance=advance)
+    row = _row(1, stretch.steps / stream.epoch_steps, stretch, None, stretch.seconds)
+    return Fitted(epochs=known.epochs, fusion=known.fusion, weights=trainer.averaged, log=[row])
+
+
+def _absorb(trainer: Trainer, stream: WindowStream, epochs: float) -> None:
+    """Go on with the held-out events included, the learning rate falling to zero."""
+    num_steps = math.ceil(epochs * stream.epoch_steps)
+    if num_steps:
+        with _bar("absorb", num_steps) as advance:
+            trainer.train(stream, num_steps, rate=lambda share: 1 - share, advance=advance)
+
+
+def _row(number: int, epochs: float, stretch: Stretch, ndcg: float | None, seconds: float) -> RoundResult:
+    return RoundResult(
+        round=number,
+        epochs=round(epochs, 4),
+        loss=stretch.loss,
+        validation_ndcg=ndcg,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(stretch.tokens / stretch.seconds, 1),
+    )
+
+
+def _start_from_counts(model: SequenceModel, histories: Histories, recipe: Recipe) -> None:
+    counts = transitions.count(histories, model.embedding.num_embeddings - 1)
+    generator = torch.Generator().manual_seed(recipe.training.seed)
+    vectors = spectral.item_vectors(counts, recipe.model.width, recipe.model.init_std, generator)
+    with torch.no_grad():
+        model.embedding.weight[1:] = vectors[1:]
+
+
+@contextmanager
+def _bar(title: str, num_steps: int, ndcg: float | None = None) -> Iterator[Callable[[float, int], None]]:
+    """A bar on standard error, none where that is not a terminal; it is advanced with loss and events so far."""
+    console = Console(stderr=True)
+    best = "" if ndcg is None or ndcg == -math.inf else f"  best NDCG@10 {ndcg:.4f}"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} events/s" + best),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=num_steps, loss=math.nan, speed=0.0)
+
+        def advance(loss: float, tokens: int) -> None:
+            progress.update(task, advance=1, loss=loss, speed=tokens / (time.monotonic() - started))
+
+        yield advance

@@ -1,0 +1,41 @@
+"""What fitting found, and its log."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from recsys.runtime.fusion import Fusion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """One row of the training log."""
+
+    round: int
+    """From 1; a round ends with a look at validation."""
+    epochs: float
+    """Times the data has been seen so far."""
+    loss: float
+    """Mean cross-entropy in nats per predicted event; an estimate where negatives are sampled."""
+    validation_ndcg: float | None
+    """Of the averaged weights, fused (see `Judge`); None where nothing is held out."""
+    seconds: float
+    tokens_per_second: float
+    """Events predicted; padding and context not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """The best round so far, and where the run stands."""
+
+    epochs: float = 0.0
+    """How often the data had been seen; absorbing not counted."""
+    ndcg: float | None = None
+    fusion: Fusion = field(default_factory=Fusion)
+    weights: list[torch.Tensor] = field(default_factory=list)
+    round: int = 0
+    """Number of the best round."""
+    log: list[RoundResult] = field(default_factory=list)
+    """All rounds, also those after the best."""
+    last_fusion: Fusion = field(default_factory=Fusion)
+    """Found at the last round: where the next search begins."""

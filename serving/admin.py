@@ -1,0 +1,67 @@
+"""What operators call: releases, arms, rules. Needs a token with the scope `admin`."""
+
+from fastapi import APIRouter
+
+from serving.endpoint import Endpoint
+from serving.live import Arms, ReleaseName
+from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
+from serving.rules import Rules
+from serving.schemas import Availability, ReleaseList
+
+
+def admin_routes(endpoint: Endpoint) -> APIRouter:
+    """Everything an operator may change while requests are answered."""
+    responses = {**BAD_BODY, **GUARDED, **REFUSED, **STORE_TROUBLE}
+    router = APIRouter(prefix="/v1/admin", tags=["admin"], responses=responses)
+    releases = endpoint.releases
+
+    def listed() -> ReleaseList:
+        endpoint.metrics.show_release(releases.current.name)
+        return ReleaseList(current=releases.current.name, loaded=releases.loaded, releases=releases.names())
+
+    @router.get("/releases")
+    def list_releases() -> ReleaseList:
+        """Releases on disk and in memory."""
+        return listed()
+
+    @router.post("/releases/{name}/activate")
+    def activate(name: ReleaseName) -> ReleaseList:
+        """Load a release beside the current one, warm and check it, then switch; no request waits."""
+        releases.activate(name)
+        return listed()
+
+    @router.post("/rollback")
+    def roll_back() -> ReleaseList:
+        """Switch back to the release before the current one."""
+        releases.roll_back()
+        return listed()
+
+    @router.get("/arms")
+    def arms() -> Arms:
+        """Who is answered by which release."""
+        return releases.arms
+
+    @router.put("/arms")
+    def set_arms(body: Arms) -> Arms:
+        """Several releases at once, by weight; and a shadow. Weights may change at any time."""
+        releases.set_arms(body)
+        return body
+
+    @router.get("/rules")
+    def rules() -> Rules:
+        """The rule book."""
+        return releases.rules
+
+    @router.put("/rules")
+    def set_rules(body: Rules) -> Rules:
+        """Replace the rule book; it holds from the next request on."""
+        releases.set_rules(body)
+        return body
+
+    @router.patch("/availability")
+    def availability(body: Availability) -> Rules:
+        """Change the stock of some items; it holds from the next request on."""
+        releases.set_availability(dict(body.items))
+        return releases.rules
+
+    return router

@@ -1,0 +1,125 @@
+"""What shops call: recommendations, similar items, events, users."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Query, Request
+from starlette.exceptions import HTTPException
+
+from recsys.contracts.events import Event
+from recsys.contracts.ids import PAD
+from serving.endpoint import Endpoint
+from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, STORE_TROUBLE
+from serving.schemas import (
+    IMPRESSION,
+    Changed,
+    EventBatch,
+    EventsStored,
+    HistoryEvent,
+    Id,
+    JoinRequest,
+    RecommendationAnswer,
+    RecommendationAnswers,
+    RecommendationBatch,
+    RecommendationRequest,
+    RecommendedItem,
+    SimilarItems,
+    UserHistory,
+)
+
+
+def recommendation_routes(endpoint: Endpoint) -> APIRouter:
+    """Answers inside the deadline."""
+    router = APIRouter(tags=["recommendations"], responses={**BAD_BODY, **GUARDED})
+
+    @router.post("/v1/recommendations")
+    async def recommendations(body: RecommendationRequest, request: Request) -> RecommendationAnswer:
+        """What this user, or someone with these events, will want next."""
+        return await endpoint.service.answer(body, request.state.arrived)
+
+    @router.post("/v1/recommendations:batch")
+    async def batch(body: RecommendationBatch, request: Request) -> RecommendationAnswers:
+        """Several requests at once; each has its own deadline and label."""
+        answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
+        return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
+
+    @router.get("/v1/items/{item_id}/similar", responses=NOT_FOUND)
+    def similar(item_id: Id, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
+        """Items most like this one, by the current release."""
+        live = endpoint.releases.current
+        vocabulary = live.recommender.release.vocabulary
+        token = int(vocabulary.tokens([item_id])[0])
+        if token == PAD:
+            raise HTTPException(404, "no such item in the current release")
+        rules = live.compiled(endpoint.releases.rules)
+        tokens, scores = live.neighbours(token)
+        shown = (rules.allowed & rules.available)[tokens]
+        rows = [(vocabulary.item(int(t)), float(s)) for t, s in zip(tokens[shown], scores[shown], strict=True)]
+        items = [RecommendedItem(item_id=item.item_id, score=score, title=item.title) for item, score in rows[:k]]
+        return SimilarItems(items=items, release=live.name)
+
+    return router
+
+
+def event_routes(endpoint: Endpoint) -> APIRouter:
+    """What users did."""
+    router = APIRouter(tags=["events"], responses={**BAD_BODY, **GUARDED, **STORE_TROUBLE})
+
+    @router.post("/v1/events")
+    def events(body: EventBatch) -> EventsStored:
+        """Keep events. They are durable when this answers, and count in the next recommendation.
+
+        Events of type `impression` say what was displayed of an answer; they do not enter histories.
+        """
+        now_ms = int(time.time() * 1000)
+        told = [
+            Event(**event.model_dump(exclude={"timestamp"}), timestamp_ms=event.timestamp_ms(now_ms))
+            for event in body.events
+        ]
+        done = endpoint.store.append([event for event in told if event.event_type != IMPRESSION])
+        shown = endpoint.store.record_displays([event for event in told if event.event_type == IMPRESSION])
+        endpoint.metrics.events.inc(done.stored)
+        return EventsStored(stored=done.stored + shown.stored, duplicates=done.duplicates + shown.duplicates)
+
+    return router
+
+
+def user_routes(endpoint: Endpoint) -> APIRouter:
+    """One user's events: shown, joined, forgotten."""
+    responses = {**BAD_BODY, **GUARDED, **STORE_TROUBLE}
+    router = APIRouter(prefix="/v1/users", tags=["users"], responses=responses)
+
+    @router.get("/{user_id}/history")
+    def history(user_id: Id, limit: int = Query(default=100, ge=1, le=1_000)) -> UserHistory:
+        """The latest events of a user, oldest first."""
+        found = endpoint.store.recent(user_id, limit)
+        return UserHistory(
+            events=[
+                HistoryEvent(item_id=e.item_id, event_type=e.event_type, timestamp=_moment(e.timestamp_ms))
+                for e in found
+            ]
+        )
+
+    @router.post("/{user_id}/join")
+    def join(user_id: Id, body: JoinRequest) -> Changed:
+        """Give an anonymous session's events to this user, who has signed in."""
+        return Changed(events=endpoint.store.join(body.session_id, user_id))
+
+    @router.delete("/{user_id}")
+    def forget(user_id: Id) -> Changed:
+        """Forget a user now, and tell the nightly job to leave their events out of logs."""
+        deleted = endpoint.store.forget(user_id)
+        endpoint.cache.drop(user_id=user_id)
+        endpoint.service.last_answers.forget(user_id)
+        return Changed(events=deleted)
+
+    return router
+
+
+def _moment(timestamp_ms: int) -> datetime | None:
+    """None for moments outside the calendar: a log may count instead of telling the time."""
+    try:
+        return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

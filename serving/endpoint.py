@@ -1,0 +1,88 @@
+"""The parts of one running endpoint, and what it does beside answering."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from recsys.contracts.errors import RecsysError
+from recsys.store import EventStore
+from serving.answers import AnswerService
+from serving.config import ServeConfig
+from serving.live import Releases
+from serving.metrics import Metrics
+from serving.sessions import SessionCache
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """Everything that routes share. `start` begins the work beside the requests, `close` ends it all."""
+
+    def __init__(self, config: ServeConfig, releases: Releases, store: EventStore, cache: SessionCache) -> None:
+        self.config = config
+        self.releases = releases
+        self.store = store
+        self.cache = cache
+        self.metrics = metrics = Metrics()
+        self.service = AnswerService(config, releases, store, metrics)
+        self.warmed = threading.Event()
+        self._closing = threading.Event()
+        metrics.show_release(releases.current.name)
+        metrics.watch("recsys_session_cache_bytes", "Memory of kept sessions", lambda: cache.size_bytes)
+        metrics.watch("recsys_session_cache_users", "Kept sessions", lambda: len(cache))
+        metrics.watch("recsys_session_evictions", "Sessions that made room", lambda: cache.evictions)
+        metrics.watch(
+            "recsys_loop_lag_seconds", "How late timers of the event loop are", lambda: self.service.lag.seconds
+        )
+        metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.pool.taken)
+
+    def start(self) -> None:
+        """Warm up, then keep up with releases and recall, in threads beside the event loop."""
+        for work in (self._warm_up, self._keep_up, self._count_recall):
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+
+    def count_recall(self) -> None:
+        """Join answers to events now, and show the figures.
+
+        Raises:
+            StoreError: the figures are as they were.
+        """
+        self.store.attribution.update(round(self.config.attribution_hours * 3_600_000))
+        since_ms = int((time.time() - self.config.recall_days * 86_400) * 1000)
+        self.metrics.show_recall(self.store.attribution.totals(since_ms))
+
+    def close(self) -> None:
+        """Stop; impressions that wait are written first."""
+        self._closing.set()
+        self.service.close()
+        self.store.close()
+
+    def _warm_up(self) -> None:
+        try:
+            self.releases.current.recommender.warm_up()
+        except Exception:
+            logger.exception("warm-up failed; not ready")
+        else:
+            self.warmed.set()
+
+    def _keep_up(self) -> None:
+        def refresh() -> None:
+            self.releases.refresh()
+            self.metrics.show_release(self.releases.current.name)
+
+        self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
+
+    def _count_recall(self) -> None:
+        self._repeat(self.count_recall, self.config.recall_s, lambda: None)
+
+    def _repeat(self, work: Callable[[], None], every_s: float, failed: Callable[[], object]) -> None:
+        while not self._closing.wait(every_s):
+            try:
+                work()
+            except RecsysError as error:
+                failed()
+                logger.warning("%s", error)
+            except Exception:
+                failed()
+                logger.exception("work beside the requests failed; it is tried again")

@@ -1,0 +1,96 @@
+"""The best answer at hand, for when the model's would be late: no engine, no index, no store, no waiting."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from recsys.contracts.ids import PAD, Floats, Tokens
+from serving.live import LiveRelease
+from serving.rules import Mask
+
+Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popular"]
+_MAX_USERS: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Tokens with scores, best first, and who ranked them."""
+
+    source: Source
+    tokens: Tokens
+    scores: Floats
+
+
+class LastAnswers:
+    """The model's last answer to each of the latest users. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[tuple[str, str], tuple[Tokens, Floats]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, release: str, user_id: str, tokens: Tokens, scores: Floats) -> None:
+        """Remember an answer."""
+        with self._lock:
+            self._answers[release, user_id] = tokens, scores
+            self._answers.move_to_end((release, user_id))
+            while len(self._answers) > _MAX_USERS:
+                self._answers.popitem(last=False)
+
+    def get(self, release: str, user_id: str) -> tuple[Tokens, Floats] | None:
+        """The last answer, if it is remembered."""
+        return self._answers.get((release, user_id))
+
+    def forget(self, user_id: str) -> None:
+        """Forget a user under every release."""
+        with self._lock:
+            for key in [key for key in self._answers if key[1] == user_id]:
+                del self._answers[key]
+
+
+def popular(live: LiveRelease, k: int, allowed: Mask) -> Listed:
+    """The k allowed items with most events; scores are counts."""
+    tokens = live.popular[allowed[live.popular]][:k]
+    return Listed("popular", tokens, _counts(live, tokens))
+
+
+def best_at_hand(
+    live: LiveRelease,
+    k: int,
+    allowed: Mask,
+    *,
+    last_answer: tuple[Tokens, Floats] | None,
+    nearest: tuple[Tokens, Floats] | None,
+    last_token: int,
+) -> Listed:
+    """Last answer, then items nearest to the last event, then popular in its category, then popular.
+
+    The first of them with an allowed item names the source; the others fill the list up to k.
+    """
+    rungs: list[tuple[Source, tuple[Tokens, Floats]]] = []
+    if last_answer is not None:
+        rungs.append(("last_answer", last_answer))
+    if nearest is not None:
+        rungs.append(("nearest", nearest))
+    if last_token != PAD:
+        alike = live.popular[live.catalogue.same_category(last_token)[live.popular]]
+        rungs.append(("popular_in_category", (alike, _counts(live, alike))))
+    rungs.append(("popular", (live.popular, _counts(live, live.popular))))
+    left, source = allowed.copy(), None
+    parts: list[tuple[Tokens, Floats]] = []
+    for name, (tokens, scores) in rungs:
+        kept = np.flatnonzero(left[tokens])[: k - sum(len(part) for part, _ in parts)]
+        if len(kept):
+            source = source or name
+            parts.append((tokens[kept], scores[kept].astype(np.float32)))
+            left[tokens[kept]] = False
+    if source is None:
+        return Listed("popular", np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+    return Listed(source, np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts]))
+
+
+def _counts(live: LiveRelease, tokens: Tokens) -> Floats:
+    counts: Floats = live.recommender.release.vocabulary.num_events[tokens].astype(np.float32)
+    return counts

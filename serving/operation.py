@@ -1,0 +1,124 @@
+"""What machines and operators look at: health, readiness, metrics, the console and its figures."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ConfigDict
+
+from recsys.store.counts import Share
+from serving.endpoint import Endpoint
+from serving.problems import GUARDED, STORE_TROUBLE
+from serving.schemas import Health, Schema
+
+_PAGE = Path(__file__).with_name("console.html")
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+
+
+class Status(Schema):
+    """The state of this process and what became of its answers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "release": "2026-11-24",
+                    "deadline_ms": 100,
+                    "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
+                    "answers": {"model": 900, "popular": 100},
+                    "degraded": {"deadline": 2},
+                    "arms": [{"name": "all", "release": None, "weight": 1.0}],
+                    "recall": [],
+                    "report": {},
+                }
+            ]
+        }
+    )
+    release: str
+    deadline_ms: float
+    latency: dict[str, float]
+    """Percentiles of the last 10,000 answers."""
+    answers: dict[str, int]
+    """By source."""
+    degraded: dict[str, int]
+    """By reason."""
+    arms: list[dict[str, Any]]
+    recall: list[dict[str, Any]]
+    """Counts by release and arm, with shares and their 95 % intervals."""
+    report: dict[str, Any]
+    """What was measured when the release was made."""
+
+
+def operation_routes(endpoint: Endpoint) -> APIRouter:
+    """Nothing here shows anything of a user."""
+    router = APIRouter(tags=["operation"])
+    page = _PAGE.read_text(encoding="utf-8")
+
+    @router.get("/healthz")
+    def healthz() -> Health:
+        """The process lives."""
+        return Health(status="ok")
+
+    @router.get("/readyz", responses={503: {"model": Health, "description": "Not warmed up."}})
+    def readyz(response: Response) -> Health:
+        """The process can answer inside the deadline."""
+        if not endpoint.warmed.is_set():
+            response.status_code = 503
+            return Health(status="warming up")
+        live = endpoint.releases.current
+        sessions = "incremental" if live.sessions.is_incremental else "whole windows"
+        return Health(status="ready", release=live.name, sessions=sessions)
+
+    @router.get("/metrics", response_class=Response, responses=GUARDED)
+    def prometheus() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(generate_latest(endpoint.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/v1/status", responses={**GUARDED, **STORE_TROUBLE})
+    def status() -> Status:
+        """Figures of the console: latency of this process, releases, and recall by arm."""
+        return Status(
+            release=endpoint.releases.current.name,
+            deadline_ms=endpoint.config.deadline_ms,
+            latency=endpoint.metrics.percentiles(),
+            answers=endpoint.metrics.total("recsys_answers"),
+            degraded=endpoint.metrics.total("recsys_degraded"),
+            arms=[arm.model_dump() for arm in endpoint.releases.arms.arms],
+            recall=_recall(endpoint),
+            report=endpoint.releases.current.recommender.release.manifest.metrics,
+        )
+
+    @router.get("/console", response_class=HTMLResponse)
+    def console() -> HTMLResponse:
+        """One page for people."""
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+    return router
+
+
+def _recall(endpoint: Endpoint) -> list[dict[str, Any]]:
+    totals = endpoint.store.attribution.totals()
+    return [
+        {
+            "release": release,
+            "arm": arm,
+            **asdict(counts),
+            "recall": _share(counts.recall()),
+            "hit_rate": _share(counts.hit_rate()),
+            "click_rate": _share(counts.click_rate()),
+            "conversion": _share(counts.conversion()),
+        }
+        for (release, arm), counts in sorted(totals.items())
+    ]
+
+
+def _share(share: Share) -> dict[str, float] | None:
+    """None where nothing was counted: JSON has no nan."""
+    return None if math.isnan(share.value) else asdict(share)

@@ -1,0 +1,142 @@
+"""From an encoded history to the list that is shown: filters, boosts, diversity, truncation, pins, reasons.
+
+Filters are exact. The k best items that match are found by looking further down the ranking until k match or
+the catalogue ends; where few items match, those are scored one by one instead.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.runtime.fusion import best
+from recsys.runtime.recommender import Query
+from serving.rules import CompiledRules, Mask
+
+FEW: Final = 2_000
+"""Items that match a filter, up to which they are scored one by one."""
+_FIRST_LOOK: Final = 4
+"""How many times k the first look down the ranking takes; each further look takes eight times as many."""
+_DIVERSITY_POOL: Final = 5
+"""How many times k candidates diversity chooses from."""
+_REASON_EVENTS: Final = 50
+"""Last distinct items of a history that may be the reason for a recommendation."""
+
+# V items, K results, H items of the history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How a list is made."""
+
+    k: int
+    allowed: Mask
+    """Tokens that may be shown, after filters and exclusions."""
+    rules: CompiledRules
+    diversity: float = 0.0
+    min_confidence: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Chosen tokens, best first, with their scores."""
+
+    tokens_K: Tokens
+    scores_K: Floats
+
+
+def rank(query: Query, wish: Wish) -> Ranked:
+    """The list for a wish; shorter than k where fewer items match or confidence ends."""
+    pool = wish.k * (_DIVERSITY_POOL if wish.diversity else 1)
+    tokens, scores = _candidates(query, wish, pool)
+    confident = _confident(scores, wish.min_confidence)
+    tokens, scores = tokens[:confident], scores[:confident]
+    if wish.diversity:
+        chosen = _diverse(query.release.index.vectors(tokens), scores, wish.k, wish.diversity)
+        tokens, scores = tokens[chosen], scores[chosen]
+    return _pinned(query, wish, tokens[: wish.k], scores[: wish.k])
+
+
+def _candidates(query: Query, wish: Wish, num: int) -> tuple[Tokens, Floats]:
+    """The `num` best allowed items with boosts. Boosted ones are scored apart, so the answer is exact."""
+    is_boosted = wish.allowed[wish.rules.boosted]
+    boosted = wish.rules.boosted[is_boosted]
+    plain = wish.allowed.copy()
+    plain[boosted] = False
+    tokens, scores = _best_plain(query, plain, num)
+    if not len(boosted):
+        return tokens, scores
+    of_boosted = query.scores(boosted) + wish.rules.weights[is_boosted]
+    found, values = best(np.concatenate([tokens, boosted]), np.concatenate([scores, of_boosted]), num)
+    return found[found != PAD], values[found != PAD]
+
+
+def _best_plain(query: Query, mask: Mask, num: int) -> tuple[Tokens, Floats]:
+    matching = np.flatnonzero(mask).astype(np.int32)
+    if len(matching) <= min(FEW, len(mask) // 4):
+        if not len(matching):
+            return matching, np.empty(0, dtype=np.float32)
+        tokens, scores = best(matching, query.scores(matching), num)
+        return tokens[tokens != PAD], scores[tokens != PAD]
+    num_items = len(mask) - 1
+    # Where all but a few may be shown, one look that takes those few into account is enough.
+    look = min(num_items, max(_FIRST_LOOK * num, num + min(num_items - len(matching), 100)))
+    while True:
+        tokens, scores = query.best(look)
+        kept = mask[tokens]
+        if kept.sum() >= min(num, len(matching)) or look >= num_items:
+            return tokens[kept][:num], scores[kept][:num]
+        look = min(num_items, look * 8)
+
+
+def _confident(scores: Floats, min_confidence: float) -> int:
+    """How many items are at least `min_confidence` times as likely as the first; scores are logits."""
+    if not min_confidence or not len(scores):
+        return len(scores)
+    return int(np.count_nonzero(np.exp(scores - scores.max()) >= min_confidence))
+
+
+def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> list[int]:
+    """Positions chosen one by one: score, less likeness to what was chosen already.
+
+    Source: Carbonell, Goldstein, SIGIR 1998 (maximal marginal relevance), cosine likeness, scores scaled to [0, 1].
+    """
+    if not len(scores_N):
+        return []
+    unit_ND = items_ND / np.maximum(np.linalg.norm(items_ND, axis=1, keepdims=True), 1e-12)
+    spread = float(scores_N.max() - scores_N.min()) or 1.0
+    relevance_N = (1 - diversity) * (scores_N - scores_N.min()) / spread
+    likeness_N = np.zeros(len(scores_N), dtype=np.float32)
+    chosen: list[int] = []
+    for _ in range(min(k, len(scores_N))):
+        marginal_N = relevance_N - diversity * likeness_N
+        marginal_N[chosen] = -np.inf
+        chosen.append(int(marginal_N.argmax()))
+        likeness_N = np.maximum(likeness_N, unit_ND @ unit_ND[chosen[-1]])
+    return chosen
+
+
+def _pinned(query: Query, wish: Wish, tokens: Tokens, scores: Floats) -> Ranked:
+    """Put pinned items that may be shown at their places; the list is no longer than k."""
+    pins = [(position, token) for position, token in wish.rules.pins if wish.allowed[token] and position <= wish.k]
+    if not pins:
+        return Ranked(tokens, scores)
+    order = np.array(sorted({token for _, token in pins}), dtype=np.int32)
+    of_pinned = dict(zip(order.tolist(), query.scores(order).tolist(), strict=True))
+    rows = [(int(t), float(s)) for t, s in zip(tokens, scores, strict=True) if int(t) not in of_pinned]
+    for position, token in pins:
+        rows.insert(position - 1, (token, of_pinned[token]))
+    rows = rows[: wish.k]
+    return Ranked(np.array([t for t, _ in rows], dtype=np.int32), np.array([s for _, s in rows], dtype=np.float32))
+
+
+def reasons(query: Query, tokens_K: Tokens, history: Tokens) -> list[int]:
+    """For each token the item of the recent history that is most like it (cosine), PAD without a history."""
+    recent = np.unique(history[-_REASON_EVENTS:])
+    if not len(recent) or not len(tokens_K):
+        return [PAD] * len(tokens_K)
+    index = query.release.index
+    items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent)
+    seen_HD = seen_HD / np.maximum(np.linalg.norm(seen_HD, axis=1, keepdims=True), 1e-12)
+    return [int(token) for token in recent[(items_KD @ seen_HD.T).argmax(axis=1)]]

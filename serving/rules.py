@@ -1,0 +1,132 @@
+"""What the shop says about items: which may be shown, which come first. Shared by all workers through the store."""
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+
+from recsys.contracts.config import Config
+from recsys.contracts.ids import PAD, Floats, Tokens, Vocabulary
+
+Mask = npt.NDArray[np.bool_]
+RULES_DOCUMENT: Final = "rules"
+ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Filters(Config):
+    """Which items may be shown; all conditions must hold. An item without the field does not match."""
+
+    category: list[ItemId] | None = Field(default=None, min_length=1, max_length=100)
+    """Any of these."""
+    min_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    available: bool = True
+    """Leave out items that are out of stock."""
+
+
+class Pin(Config):
+    """An item at a fixed place of every list it may be in."""
+
+    item_id: ItemId
+    position: int = Field(ge=1, le=100)
+
+
+class Boost(Config):
+    """Added to the score of an item, or of every item of a category. Scores are logits: 0.7 doubles the odds."""
+
+    item_id: ItemId | None = None
+    category: ItemId | None = None
+    weight: float = Field(ge=-100, le=100)
+
+
+class Rules(Config):
+    """The whole rule book. It holds from the next request on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "unavailable": ["22423"],
+                    "denied": ["POSTAGE"],
+                    "pins": [{"item_id": "85123A", "position": 1}],
+                    "boosts": [{"category": "lamps", "weight": 0.7}],
+                }
+            ]
+        }
+    )
+
+    unavailable: list[ItemId] = Field(default=[], max_length=1_000_000)
+    """Out of stock."""
+    denied: list[ItemId] = Field(default=[], max_length=100_000)
+    """Never shown, whatever the request says."""
+    pins: list[Pin] = Field(default=[], max_length=100)
+    boosts: list[Boost] = Field(default=[], max_length=1_000)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRules:
+    """Rules in a release's tokens; arrays over tokens have V + 1 entries, entry PAD = False."""
+
+    available: Mask
+    allowed: Mask
+    pins: tuple[tuple[int, int], ...]
+    """(position from 1, token), ascending."""
+    boosted: Tokens
+    weights: Floats
+    """Of the boosted tokens, never 0."""
+
+
+class Catalogue:
+    """Fields of a release's items as arrays over tokens."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        names = sorted({item.category for item in vocabulary.items if item.category is not None})
+        self._code_of = {name: code for code, name in enumerate(names)}
+        codes = [-1, *(-1 if i.category is None else self._code_of[i.category] for i in vocabulary.items)]
+        self._categories = np.array(codes, dtype=np.int32)
+        self._prices = np.array([np.nan, *(np.nan if i.price is None else i.price for i in vocabulary.items)])
+
+    def matching(self, filters: Filters, rules: CompiledRules) -> Mask:
+        """Tokens that the filters and the rules allow."""
+        mask = rules.allowed.copy()
+        if filters.available:
+            mask &= rules.available
+        if filters.category is not None:
+            mask &= np.isin(self._categories, [self._code_of.get(name, -2) for name in filters.category])
+        if filters.min_price is not None:
+            mask &= self._prices >= filters.min_price  # nan compares as False
+        if filters.max_price is not None:
+            mask &= self._prices <= filters.max_price
+        return mask
+
+    def same_category(self, token: int) -> Mask:
+        """Tokens of the token's category; nothing where it has none."""
+        code = self._categories[token]
+        mask: Mask = (self._categories == code) & (code >= 0)
+        return mask
+
+    def compile(self, rules: Rules) -> CompiledRules:
+        """The rules in tokens; items outside the vocabulary are passed over."""
+        available, allowed = self._everything(), self._everything()
+        available[self._vocabulary.tokens(rules.unavailable)] = False
+        allowed[self._vocabulary.tokens(rules.denied)] = False
+        pins = [(pin.position, int(self._vocabulary.tokens([pin.item_id])[0])) for pin in rules.pins]
+        weights = np.zeros(len(self._categories), dtype=np.float32)
+        for boost in rules.boosts:
+            if boost.category is not None:
+                weights[self._categories == self._code_of.get(boost.category, -2)] += boost.weight
+            if boost.item_id is not None:
+                weights[self._vocabulary.tokens([boost.item_id])] += boost.weight
+        weights[PAD] = 0
+        boosted = np.flatnonzero(weights).astype(np.int32)
+        return CompiledRules(
+            available, allowed, tuple(sorted(pin for pin in pins if pin[1] != PAD)), boosted, weights[boosted]
+        )
+
+    def _everything(self) -> Mask:
+        mask = np.ones(len(self._categories), dtype=np.bool_)
+        mask[PAD] = False
+        return mask

@@ -1,0 +1,246 @@
+"""What is kept of a user between requests: the history as tokens, and its open window encoded.
+
+A session is known by (release, user, window k, digest of its events). Each request compares the user's event
+count and last sequence number in the store, so several workers agree; what is missing is appended, and
+anything else (a late event, a forgotten one, a window that closed) is noticed by the digest and encoded again.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.runtime.engine import Engine, Session
+from recsys.runtime.release import Release
+from recsys.store import HISTORY_CAP, Glance, StoredHistory
+from recsys.windows import digest, num_windows, window_at
+
+Outcome = Literal["unchanged", "appended", "opened"]
+_OVERHEAD_BYTES = 1_000
+"""Of the objects around the arrays."""
+
+
+class Histories(Protocol):
+    """What sessions need of the event store."""
+
+    def glance(self, user_id: str) -> Glance:
+        """Whether anything has changed."""
+        ...
+
+    def events_after(self, user_id: str, seq: int = 0) -> StoredHistory:
+        """Events with higher numbers."""
+        ...
+
+
+@runtime_checkable
+class IncrementalEngine(Protocol):
+    """An engine that keeps what one more event needs."""
+
+    def open(self, windows: Sequence[Tokens]) -> list[Session]:
+        """Encode windows, none empty."""
+        ...
+
+    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
+        """Sessions with more events; the given ones stay as they are."""
+        ...
+
+
+class WholeWindows:
+    """An engine that only encodes, behind the incremental shape: it keeps the tokens, and encodes all of them again."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def open(self, windows: Sequence[Tokens]) -> list[Session]:
+        """Encode windows, none empty."""
+        vectors_BD = self._engine.encode(windows)
+        return [
+            Session(vectors_BD[i], len(tokens), vectors_BD[i].nbytes + tokens.nbytes, tokens)
+            for i, tokens in enumerate(windows)
+        ]
+
+    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
+        """Sessions with more events; the given ones stay as they are."""
+        pairs = zip(sessions, events, strict=True)
+        return self.open([np.concatenate([session.cache, more]) for session, more in pairs])
+
+
+@dataclass(frozen=True, slots=True)
+class UserState:
+    """What an answer reads of a user under one release."""
+
+    glance: Glance
+    last_ms: int
+    """Moment of the last event, kept or not."""
+    tokens_L: Tokens
+    """The kept history."""
+    k: int = 0
+    digest: str = ""
+    session: Session | None = None
+    """None while no item of the history is in the vocabulary."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What keeping it costs."""
+        encoded = self.session.size_bytes if self.session else 0
+        return encoded + self.tokens_L.nbytes + _OVERHEAD_BYTES
+
+
+class SessionCache:
+    """States of users by (release, user), bounded by bytes; the least recently used leave first. Thread-safe."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._states: OrderedDict[tuple[str, str], UserState] = OrderedDict()
+        self._lock = threading.Lock()
+        self.size_bytes = 0
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def get(self, release: str, user_id: str) -> UserState | None:
+        """The state, which now was used last."""
+        with self._lock:
+            state = self._states.get((release, user_id))
+            if state is not None:
+                self._states.move_to_end((release, user_id))
+            return state
+
+    def put(self, release: str, user_id: str, state: UserState) -> None:
+        """Keep a state instead of an older one; one that is larger than the whole cache is not kept."""
+        with self._lock:
+            self._remove((release, user_id))
+            if state.size_bytes > self._limit_bytes:
+                return
+            self._states[release, user_id] = state
+            self.size_bytes += state.size_bytes
+            while self.size_bytes > self._limit_bytes:
+                self._remove(next(iter(self._states)))
+                self.evictions += 1
+
+    def drop(self, *, release: str | None = None, user_id: str | None = None) -> None:
+        """Forget every state of a release or of a user."""
+        with self._lock:
+            for key in [key for key in self._states if release == key[0] or user_id == key[1]]:
+                self._remove(key)
+
+    def hottest(self, release: str, limit: int) -> list[str]:
+        """Users of a release, the last used first."""
+        with self._lock:
+            users = [user for name, user in reversed(self._states) if name == release]
+        return users[:limit]
+
+    def _remove(self, key: tuple[str, str]) -> None:
+        state = self._states.pop(key, None)
+        if state is not None:
+            self.size_bytes -= state.size_bytes
+
+
+class Sessions:
+    """States of users under one release, brought up to date as they are asked for. Thread-safe."""
+
+    def __init__(self, release: Release, histories: Histories, cache: SessionCache) -> None:
+        self._release = release
+        self._histories = histories
+        self._cache = cache
+        engine = release.engine
+        self.is_incremental = isinstance(engine, IncrementalEngine)
+        self._engine = engine if isinstance(engine, IncrementalEngine) else WholeWindows(engine)
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+        self._locks_lock = threading.Lock()
+
+    def state(self, user_id: str, glance: Glance, note: Callable[[Tokens], object] = len) -> tuple[UserState, Outcome]:
+        """The state after all events that `glance` saw, or later ones; one thread works on a user at a time.
+
+        `note` is told the kept history once it is known, before it is encoded.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with self._alone(user_id):
+            kept = self._cache.get(self._release.name, user_id)
+            if kept is not None and _same_events(kept.glance, glance):
+                note(kept.tokens_L)
+                return kept, "unchanged"
+            fresh = self._read(user_id, kept, glance)
+            note(fresh.tokens_L)
+            state, outcome = self._encoded(fresh, kept)
+            self._cache.put(self._release.name, user_id, state)
+            return state, outcome
+
+    def peek(self, user_id: str) -> UserState | None:
+        """What is kept, without a look at the store: for answers that cannot wait."""
+        return self._cache.get(self._release.name, user_id)
+
+    def known_tokens(self, item_ids: Sequence[str]) -> Tokens:
+        """Tokens of the items that are in the vocabulary, in order."""
+        tokens = self._release.vocabulary.tokens(item_ids)
+        known: Tokens = tokens[tokens != PAD]
+        return known
+
+    def vector(self, tokens_L: Tokens) -> Floats:
+        """The user vector of a history that belongs to nobody; nothing is kept."""
+        window = self._open_window(tokens_L)[1]
+        return self._engine.open([window])[0].vector_D
+
+    def _read(self, user_id: str, kept: UserState | None, glance: Glance) -> UserState:
+        """The history from what is kept and newer events, or all of it where they do not simply follow."""
+        if kept is not None and kept.glance.num_events < glance.num_events <= HISTORY_CAP:
+            news = self._histories.events_after(user_id, kept.glance.last_seq)
+            follows = news.first_ms >= kept.last_ms or not kept.glance.num_events
+            # Fewer than counted: something was committed under a lower number.
+            if follows and kept.glance.num_events + len(news.item_ids) >= glance.num_events:
+                seen = Glance(kept.glance.num_events + len(news.item_ids), news.last_seq, glance.revision)
+                tokens = np.concatenate([kept.tokens_L, self.known_tokens(news.item_ids)])
+                return UserState(seen, news.last_ms, tokens)
+        whole = self._histories.events_after(user_id)
+        num_events = max(len(whole.item_ids), glance.num_events if len(whole.item_ids) == HISTORY_CAP else 0)
+        seen = Glance(num_events, whole.last_seq, glance.revision)
+        return UserState(seen, whole.last_ms, self.known_tokens(whole.item_ids))
+
+    def _encoded(self, fresh: UserState, kept: UserState | None) -> tuple[UserState, Outcome]:
+        if not len(fresh.tokens_L):
+            return fresh, "opened"
+        k, window = self._open_window(fresh.tokens_L)
+        outcome: Outcome = "opened"
+        session = kept.session if kept else None
+        if kept and session and kept.k == k and digest(window[: session.length]) == kept.digest:
+            more = window[session.length :]
+            outcome = "appended" if len(more) else "unchanged"
+            if len(more):
+                session = self._engine.append([session], [more])[0]
+        else:
+            session = self._engine.open([window])[0]
+        return UserState(fresh.glance, fresh.last_ms, fresh.tokens_L, k, digest(window), session), outcome
+
+    def _open_window(self, tokens_L: Tokens) -> tuple[int, Tokens]:
+        k = num_windows(len(tokens_L), self._release.window) - 1
+        window = window_at(k, len(tokens_L), self._release.window)
+        return k, tokens_L[window.start : window.stop]
+
+    @contextmanager
+    def _alone(self, user_id: str) -> Iterator[None]:
+        """Hold this user's lock, which exists only while somebody wants it."""
+        with self._locks_lock:
+            lock, waiting = self._locks.get(user_id, (threading.Lock(), 0))
+            self._locks[user_id] = lock, waiting + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._locks_lock:
+                waiting = self._locks[user_id][1] - 1
+                if waiting:
+                    self._locks[user_id] = lock, waiting
+                else:
+                    del self._locks[user_id]
+
+
+def _same_events(one: Glance, other: Glance) -> bool:
+    return (one.num_events, one.last_seq) == (other.num_events, other.last_seq)

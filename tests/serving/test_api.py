@@ -1,0 +1,165 @@
+"""The endpoints beside the recommendation itself."""
+
+import pytest
+
+
+def items(answer: dict) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_a_batch_answers_each_request_in_order(shop) -> None:
+    shop.tell("sku-3")
+    body = {"requests": [{"user_id": "ann", "k": 1}, {"user_id": "nobody", "k": 1}]}
+    answers = shop.client.post("/v1/recommendations:batch", json=body).json()["answers"]
+    assert [(items(a), a["source"]) for a in answers] == [(["sku-3"], "model"), (["sku-19"], "popular")]
+    assert shop.client.post("/v1/recommendations:batch", json={"requests": [{"user_id": "a"}] * 101}).status_code == 422
+
+
+def test_items_carry_the_reason(shop) -> None:
+    shop.tell("sku-5", "sku-3")
+    answer = shop.ask(user_id="ann", k=1)
+    assert answer["items"][0]["reason"] == {"because_of": "sku-3", "title": "Title of sku-3"}
+    assert shop.ask(user_id="nobody", k=1)["items"][0]["reason"] is None
+
+
+def test_similar_items_leave_out_the_item_and_what_is_out_of_stock(shop) -> None:
+    found = shop.client.get("/v1/items/sku-3/similar", params={"k": 5}).json()
+    assert len(found["items"]) == 5
+    assert "sku-3" not in items(found)
+    shop.endpoint.releases.set_availability({items(found)[0]: False})
+    assert items(found)[0] not in items(shop.client.get("/v1/items/sku-3/similar", params={"k": 100}).json())
+    assert shop.client.get("/v1/items/unknown/similar").status_code == 404
+
+
+def test_a_deny_list_and_stock_hold_from_the_next_request_on(shop) -> None:
+    shop.tell("sku-3")
+    assert items(shop.ask(user_id="ann", k=1)) == ["sku-3"]
+    releases = shop.endpoint.releases
+    releases.set_availability({"sku-3": False})
+    assert items(shop.ask(user_id="ann", k=1)) == ["sku-0"]
+    assert items(shop.ask(user_id="ann", k=1, filters={"available": False})) == ["sku-3"]
+    releases.set_rules(releases.rules.model_copy(update={"denied": ["sku-3"]}))
+    assert items(shop.ask(user_id="ann", k=1, filters={"available": False})) == ["sku-0"]
+
+
+def test_purchased_items_are_left_out_when_asked(shop) -> None:
+    shop.tell("sku-3", event_type="purchase", value=9.5)
+    shop.tell("sku-4", event_type="view")
+    assert items(shop.ask(user_id="ann", k=20, exclude_purchased=True)) == [
+        "sku-4",
+        *(f"sku-{n}" for n in range(20) if n not in {3, 4}),
+    ]
+
+
+def test_history_then_forgotten_then_new(shop) -> None:
+    shop.tell("sku-3", timestamp="2026-01-02T00:00:00Z")
+    shop.tell("sku-4")
+    history = shop.client.get("/v1/users/ann/history").json()["events"]
+    assert [e["item_id"] for e in history] == ["sku-3", "sku-4"]
+    assert history[0]["timestamp"] == "2026-01-02T00:00:00Z"
+    assert shop.ask(user_id="ann")["source"] == "model"
+    assert shop.client.delete("/v1/users/ann").json() == {"events": 2}
+    answer = shop.ask(user_id="ann")
+    assert (answer["source"], answer["reason"]) == ("popular", "unknown_user")
+    assert shop.client.get("/v1/users/ann/history").json() == {"events": []}
+    shop.tell("sku-9")
+    assert items(shop.ask(user_id="ann", k=1)) == ["sku-9"]
+
+
+def test_an_anonymous_session_becomes_the_users(shop) -> None:
+    shop.tell("sku-3", user="ann", timestamp=1_000)
+    shop.tell("sku-8", user="cookie-7")
+    assert items(shop.ask(user_id="ann", k=1)) == ["sku-3"]
+    assert shop.client.post("/v1/users/ann/join", json={"session_id": "cookie-7"}).json() == {"events": 1}
+    assert items(shop.ask(user_id="ann", k=1)) == ["sku-8"]
+    assert shop.ask(user_id="cookie-7")["reason"] == "unknown_user"
+
+
+def test_displays_do_not_enter_histories(shop) -> None:
+    answer = shop.ask(user_id="ann", k=1)
+    shown = {"event_type": "impression", "request_id": answer["request_id"]}
+    assert shop.tell("sku-19", **shown) == {"stored": 1, "duplicates": 0}
+    assert shop.tell("sku-19", **shown) == {"stored": 0, "duplicates": 1}
+    assert shop.store.history("ann") == []
+    body = {"events": [{"user_id": "ann", "item_id": "x", "event_type": "impression"}]}
+    assert shop.client.post("/v1/events", json=body).status_code == 422
+
+
+def test_live_recall_reaches_the_metrics_and_the_console(shop) -> None:
+    shop.tell("sku-3", timestamp=1_000)
+    answer = shop.ask(user_id="ann", k=2)
+    shop.tell("sku-3", "sku-9", request_id=answer["request_id"], event_type="purchase", value=2.0)
+    for _ in range(1_000):
+        shop.endpoint.count_recall()
+        text = shop.client.get("/metrics").text
+        if 'recsys_live_recall{arm="all",bound="value",release="r1"} 0.5' in text:
+            break
+    assert 'recsys_live_targets{arm="all",release="r1"} 2.0' in text
+    assert 'recsys_live_revenue{arm="all",release="r1"} 2.0' in text
+    status = shop.client.get("/v1/status").json()
+    assert (status["recall"][0]["hits"], status["recall"][0]["recall"]["value"]) == (1, 0.5)
+    assert status["answers"] == {"model": 1}
+
+
+def test_the_index_is_checked_against_exact_search(open_shop) -> None:
+    shop = open_shop(deadline_ms=10_000, index_check_share=1)
+    shop.ask(events=[{"item_id": "sku-3"}])
+    for _ in range(1_000):
+        text = shop.client.get("/metrics").text
+        if "recsys_index_checked_items_total 10.0" in text:
+            break
+    assert "recsys_index_checked_items_total 10.0" in text
+    assert "recsys_index_missed_items_total 0.0" in text
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"item_id": "x" * 257},
+        {"item_id": "x", "timestamp": "1e400"},
+        {"item_id": "x", "timestamp": "99999-01-01"},
+        {"item_id": "x", "timestamp": {"$gt": 0}},
+        {"item_id": ["x"]},
+        {"item_id": "x", "value": -1},
+        {"item_id": "x", "value": 1e400},
+        {"item_id": "x", "event_type": ""},
+        {"item_id": "x", "event_type": "y" * 65},
+        {"item_id": "x", "request_id": "r" * 65},
+        {"item_id": "x", "event_id": "\x00"},
+        {"item_id": "x", "surplus": 1},
+        {"item_id": None},
+        {"item_id": True},
+    ],
+)
+def test_a_poison_event_is_refused_and_stores_nothing(shop, event: dict) -> None:
+    import json
+
+    body = json.dumps({"events": [{"user_id": "ann", **event}]})
+    response = shop.client.post("/v1/events", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 422, response.text
+    assert shop.store.num_events() == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["'; drop table events; --", "../../etc/passwd", "<script>alert(1)</script>", "𝔘𝔫𝔦", "%00", "a\nb\tc", "\u202e"],
+)
+def test_hostile_names_are_only_names(shop, name: str) -> None:
+    from urllib.parse import quote
+
+    shop.tell(name, user=name)
+    path = f"/v1/users/{quote(name, safe='')}/history"
+    response = shop.client.get(path)
+    if "/" in name:
+        assert response.status_code == 404  # not a path of ours
+    else:
+        assert [e["item_id"] for e in response.json()["events"]] == [name]
+    assert shop.store.history(name) == [name]
+    assert shop.ask(user_id=name)["reason"] == "no_known_items"
+
+
+@pytest.mark.parametrize("timestamp", ["2999-01-01T00:00:00Z", "0001-01-01T00:00:00", -1, 0])
+def test_events_of_any_moment_are_kept_and_shown(shop, timestamp) -> None:
+    assert shop.tell("sku-1", timestamp=timestamp)["stored"] == 1
+    assert shop.client.get("/v1/users/ann/history").status_code == 200
+    assert shop.ask(user_id="ann")["source"] == "model"

@@ -1,0 +1,105 @@
+"""Tokens, scopes, rates and headers."""
+
+import hashlib
+
+import pytest
+
+from recsys.contracts.errors import ConfigError
+from serving.config import ServeConfig
+from serving.guard import Rates
+
+
+def token(name: str, *scopes: str) -> dict:
+    return {"name": name, "sha256": hashlib.sha256(f"secret of {name}".encode()).hexdigest(), "scopes": list(scopes)}
+
+
+@pytest.fixture
+def guarded(open_shop):
+    return open_shop(
+        deadline_ms=10_000, tokens=(token("shop", "read", "write"), token("eye", "read"), token("ops", "admin"))
+    )
+
+
+REQUESTS = {
+    "read": ("POST", "/v1/recommendations", {"user_id": "ann"}),
+    "metrics": ("GET", "/metrics", None),
+    "write": ("POST", "/v1/events", {"events": [{"user_id": "ann", "item_id": "sku-1"}]}),
+    "forget": ("DELETE", "/v1/users/ann", None),
+    "admin": ("GET", "/v1/admin/rules", None),
+}
+
+
+@pytest.mark.parametrize(
+    ("who", "allowed"),
+    [
+        ("shop", {"read", "metrics", "write", "forget"}),
+        ("eye", {"read", "metrics"}),
+        ("ops", {"admin"}),
+    ],
+)
+def test_a_token_opens_what_its_scopes_say(guarded, who: str, allowed: set) -> None:
+    headers = {"Authorization": f"Bearer secret of {who}"}
+    for name, (method, path, body) in REQUESTS.items():
+        response = guarded.client.request(method, path, json=body, headers=headers)
+        assert response.status_code == (200 if name in allowed else 403), (name, response.text)
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic secret of shop", "Bearer", "secret of shop"])
+def test_without_a_known_token_nothing_is_said(guarded, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    for method, path, body in REQUESTS.values():
+        response = guarded.client.request(method, path, json=body, headers=headers)
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+        assert response.json()["detail"][0]["loc"] == ["request"]
+    assert guarded.client.get("/healthz").status_code == 200
+
+
+def test_admin_is_off_without_tokens(shop) -> None:
+    response = shop.client.put("/v1/admin/rules", json={})
+    assert (response.status_code, "off without tokens" in response.text) == (403, True)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "shop.example"])
+def test_strangers_are_not_let_in_without_tokens(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"host {host} is open to others"):
+        ServeConfig.from_mapping({"host": host}, "recsys serve")
+    ServeConfig.from_mapping({"host": host, "tokens": [token("shop", "read")]}, "recsys serve")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_this_machine_needs_no_token(host: str) -> None:
+    assert ServeConfig(host=host).tokens == ()
+
+
+def test_each_client_has_its_own_rate() -> None:
+    now = [0.0]
+    rates = Rates(2, 3, lambda: now[0])
+    assert [rates.take("a") for _ in range(4)] == [True, True, True, False]
+    assert rates.take("b")
+    now[0] = 0.5  # one more has come in
+    assert [rates.take("a"), rates.take("a")] == [True, False]
+    now[0] = 100
+    assert [rates.take("a") for _ in range(4)] == [True, True, True, False]
+
+
+def test_clients_that_are_remembered_are_bounded() -> None:
+    rates = Rates(1, 1, lambda: 0.0)
+    for n in range(20_000):
+        rates.take(str(n))
+    assert len(rates._buckets) == 10_000
+
+
+def test_too_many_requests_are_refused_with_a_hint(open_shop) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=2)
+    found = [shop.client.get("/metrics") for _ in range(3)]
+    assert [response.status_code for response in found] == [200, 200, 429]
+    assert found[2].headers["retry-after"] == "1"
+    assert shop.client.get("/healthz").status_code == 200
+
+
+def test_every_answer_carries_safe_headers(shop) -> None:
+    for path in ("/healthz", "/nowhere", "/console"):
+        headers = shop.client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in shop.client.get("/console").headers["content-security-policy"]

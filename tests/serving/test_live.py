@@ -1,0 +1,194 @@
+"""Releases that change while requests are answered: switched, rolled back, side by side, unseen."""
+
+import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from recsys.contracts import artifact
+from recsys.contracts.errors import ArtifactError, ConfigError
+from recsys.runtime.recommender import Recommender
+from recsys.store import EventStore
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.live import Arm, Arms, Releases
+from serving.sessions import SessionCache
+from tests.serving.conftest import FakeEngine, fake_release, running
+
+SECRET = "s3cret"
+ADMIN = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "scopes": ["read", "write", "admin"]}
+
+
+class Site:
+    """A folder of releases a, b and broken; a is current."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "releases"
+        for name in ("a", "b", "broken"):
+            (self.folder / name).mkdir(parents=True)
+            (self.folder / name / artifact.MANIFEST_NAME).write_text("{}")
+        artifact.set_current(self.folder, "a")
+        self.store = EventStore.open(f"sqlite:///{folder / 'store.db'}")
+        self.engines = {"a": FakeEngine(), "b": FakeEngine()}
+
+    def load(self, path: Path) -> Recommender:
+        if path.name == "broken":
+            raise ArtifactError(f"{path}: truncated or altered")
+        return Recommender(fake_release(self.engines[path.name], path.name))
+
+    def releases(self) -> Releases:
+        cache = SessionCache(10**8)
+        return Releases(self.load(self.folder / "a"), self.store, cache, self.folder, self.load)
+
+
+@pytest.fixture
+def site(tmp_path: Path):
+    made = Site(tmp_path)
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+def client(site: Site):
+    config = ServeConfig(tokens=(ADMIN,), deadline_ms=10_000, poll_s=3_600, recall_s=3_600)
+    releases = site.releases()
+    with (
+        running(create_app(config, releases, site.store, releases._cache)) as address,
+        httpx.Client(base_url=address, headers={"Authorization": f"Bearer {SECRET}"}, timeout=30) as opened,
+    ):
+        yield opened
+
+
+def ask(client: httpx.Client, **body) -> dict:
+    response = client.post("/v1/recommendations", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_switch_and_a_roll_back_under_load_lose_and_delay_nothing(client: httpx.Client, site: Site) -> None:
+    stop = threading.Event()
+
+    def load(n: int) -> list[dict]:
+        answers = []
+        while not stop.is_set():
+            answers.append(ask(client, user_id=f"u{n}", k=3))
+        return answers
+
+    client.post("/v1/events", json={"events": [{"user_id": f"u{n}", "item_id": "sku-1"} for n in range(3)]})
+    with ThreadPoolExecutor(3) as pool:
+        running_load = [pool.submit(load, n) for n in range(3)]
+        for _ in range(3):
+            assert client.post("/v1/admin/releases/b/activate").json()["current"] == "b"
+            assert client.post("/v1/admin/rollback").json()["current"] == "a"
+        stop.set()
+        answers = [answer for each in running_load for answer in each.result(60)]
+    assert {answer["degraded"] for answer in answers} == {None}
+    assert {answer["release"] for answer in answers} <= {"a", "b"}
+    assert artifact.current_name(site.folder) == "a"
+    assert ask(client, user_id="u0")["release"] == "a"
+
+
+def test_the_hottest_sessions_are_encoded_before_the_switch(client: httpx.Client, site: Site) -> None:
+    client.post("/v1/events", json={"events": [{"user_id": "ann", "item_id": f"sku-{n}"} for n in range(5)]})
+    ask(client, user_id="ann")
+    client.post("/v1/admin/releases/b/activate")
+    encoded = list(site.engines["b"].encoded)
+    assert 5 in encoded
+    assert ask(client, user_id="ann")["release"] == "b"
+    assert site.engines["b"].encoded == encoded  # the request found it encoded
+
+
+def test_a_broken_release_is_refused_and_the_old_one_goes_on(client: httpx.Client, site: Site) -> None:
+    response = client.post("/v1/admin/releases/broken/activate")
+    assert (response.status_code, "truncated or altered" in response.text) == (409, True)
+    assert client.post("/v1/admin/releases/none/activate").status_code == 409
+    assert client.post("/v1/admin/releases/..%2Fa/activate").status_code in {404, 422}
+    assert client.post("/v1/admin/rollback").status_code == 409
+    assert client.get("/v1/admin/releases").json() == {
+        "current": "a",
+        "loaded": ["a"],
+        "releases": ["a", "b", "broken"],
+    }
+    assert ask(client, events=[{"item_id": "sku-1"}])["release"] == "a"
+
+
+def test_a_worker_follows_the_pointer_that_another_process_moved(site: Site) -> None:
+    releases = site.releases()
+    artifact.set_current(site.folder, "b")
+    releases.refresh()
+    assert releases.current.name == "b"
+    artifact.set_current(site.folder, "broken")
+    with pytest.raises(ArtifactError):
+        releases.refresh()
+    releases.refresh()  # it is not tried again every second
+    assert releases.current.name == "b"
+
+
+def test_arms_share_users_and_change_weights_while_running(client: httpx.Client) -> None:
+    def share_of_b() -> float:
+        answers = [ask(client, user_id=f"u{n}", k=1) for n in range(200)]
+        assert {(a["arm"], a["release"]) for a in answers} <= {("old", "a"), ("new", "b")}
+        return sum(a["release"] == "b" for a in answers) / 200
+
+    for weight, low, high in ((1, 0.38, 0.62), (9, 0.82, 0.97), (0, 0, 0)):
+        body = {"arms": [{"name": "old"}, {"name": "new", "release": "b", "weight": weight}]}
+        assert client.put("/v1/admin/arms", json=body).status_code == 200
+        assert low <= share_of_b() <= high
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"arms": []},
+        {"arms": [{"name": "x", "weight": 0}]},
+        {"arms": [{"name": "x"}, {"name": "x"}]},
+        {"arms": [{"name": "shadow"}]},
+        {"arms": [{"name": "x", "release": "../../etc"}]},
+    ],
+)
+def test_arms_that_make_no_sense_are_refused(client: httpx.Client, body: dict) -> None:
+    assert client.put("/v1/admin/arms", json=body).status_code == 422
+
+
+def test_arms_of_a_release_that_cannot_be_loaded_change_nothing(client: httpx.Client) -> None:
+    body = {"arms": [{"name": "x", "release": "broken"}]}
+    assert client.put("/v1/admin/arms", json=body).status_code == 409
+    assert client.get("/v1/admin/arms").json()["arms"] == [{"name": "all", "release": None, "weight": 1.0}]
+
+
+def test_a_shadow_answers_unseen_and_is_counted_apart(client: httpx.Client, site: Site) -> None:
+    client.put("/v1/admin/arms", json={"arms": [{"name": "all"}], "shadow": "b"})
+    client.post("/v1/events", json={"events": [{"user_id": "ann", "item_id": "sku-1"}]})
+    answer = ask(client, user_id="ann", k=2)
+    assert answer["release"] == "a"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        site.store.attribution.update(1_000)
+        counted = site.store.attribution.totals()
+        if len(counted) == 2:
+            break
+    assert {key: counts.answers for key, counts in counted.items()} == {("a", "all"): 1, ("b", "shadow"): 1}
+
+
+def test_another_worker_takes_over_rules_with_the_next_request(site: Site) -> None:
+    here, there = site.releases(), site.releases()
+    here.set_rules(here.rules.model_copy(update={"denied": ["sku-3"]}))
+    there.follow(site.store.glance("ann").revision)
+    assert there.rules.denied == ["sku-3"]
+    here.set_availability({"sku-1": False, "sku-2": False})
+    here.set_availability({"sku-1": True})
+    there.follow(site.store.glance("ann").revision)
+    assert (there.rules.denied, there.rules.unavailable) == (["sku-3"], ["sku-2"])
+
+
+def test_a_server_of_one_release_says_that_it_cannot_switch(site: Site) -> None:
+    alone = Releases(site.load(site.folder / "a"), site.store, SessionCache(0))
+    assert alone.names() == ["a"]
+    with pytest.raises(ConfigError, match="started with one release"):
+        alone.activate("b")
+    with pytest.raises(ConfigError, match="no release b here"):
+        alone.set_arms(Arms(arms=[Arm(name="x", release="b")]))

@@ -1,0 +1,150 @@
+"""Counts of what became of answers, on a log whose truth is worked out by hand."""
+
+import math
+
+import pytest
+
+from recsys.contracts.events import Event
+from recsys.store import EventStore, Impression
+from recsys.store.counts import ArmCounts, wilson
+from recsys.store.recall import HOUR_MS
+
+WINDOW_MS = 24 * HOUR_MS
+
+
+class Clock:
+    """Seconds since 1970, moved by hand."""
+
+    def __init__(self) -> None:
+        self.ms = 100 * HOUR_MS
+
+    def __call__(self) -> float:
+        return self.ms / 1000
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(url: str, clock: Clock):
+    store = EventStore.open(url, clock)
+    yield store
+    store.close()
+
+
+def show(store: EventStore, request_id: str, user: str | None, *items: str, arm: str = "a") -> None:
+    store.record_impressions(
+        [Impression(request_id=request_id, user_id=user, release="r1", arm=arm, source="model", items=items)]
+    )
+
+
+def act(store: EventStore, user: str, item: str, at_ms: int, **fields) -> None:
+    store.append([Event(user_id=user, item_id=item, timestamp_ms=at_ms, **fields)])
+
+
+def test_the_figures_of_a_log_with_known_truth(ledger: EventStore, clock: Clock) -> None:
+    start = clock.ms
+    show(ledger, "q1", "ann", "x", "y", "z")
+    show(ledger, "q2", "bob", "x", "y", "z")
+    show(ledger, "q3", "cid", "x", "y", "z")
+    show(ledger, "q4", None, "x", "y", "z")
+    act(ledger, "ann", "x", start - 1)  # before the answer: not a target
+    act(ledger, "ann", "y", start + 1, request_id="q1")
+    act(ledger, "ann", "y", start + 2, event_type="purchase", value=3.5, request_id="q1")
+    act(ledger, "ann", "other", start + 3)
+    act(ledger, "bob", "other", start + WINDOW_MS)  # the last moment that counts
+    act(ledger, "bob", "x", start + WINDOW_MS + 1)  # too late
+    act(ledger, "someone", "z", start + 5, request_id="q4")
+    clock.ms += 5 * 60_000
+    assert ledger.attribution.update(WINDOW_MS) == 1
+    counts = ledger.attribution.totals()["r1", "a"]
+    # targets: ann {y, other}, bob {other}, cid none, q4 {z}; hits: y and z
+    assert (counts.answers, counts.with_targets, counts.targets, counts.hits, counts.hit_answers) == (4, 3, 4, 2, 2)
+    assert (counts.clicked, counts.converted, counts.revenue) == (2, 1, 3.5)
+    assert counts.recall().value == 0.5
+
+
+def test_late_repeated_and_early_events_end_in_the_same_counts(ledger: EventStore, clock: Clock) -> None:
+    at = clock.ms
+    act(ledger, "ann", "x", at + 10, event_id="e1")  # its answer is written after it
+    show(ledger, "q1", "ann", "x", "y")
+    clock.ms += 10 * HOUR_MS
+    ledger.attribution.update(WINDOW_MS)
+    act(ledger, "ann", "x", at + 10, event_id="e1")
+    act(ledger, "ann", "y", at + 5)  # told ten hours late
+    clock.ms += 10 * HOUR_MS
+    assert ledger.attribution.update(WINDOW_MS) == 1
+    assert ledger.attribution.update(WINDOW_MS) == 0  # nothing new
+    counts = ledger.attribution.totals()["r1", "a"]
+    assert (counts.targets, counts.hits) == (2, 2)
+
+
+def test_counts_survive_a_restart_and_pruning(url: str, clock: Clock) -> None:
+    store = EventStore.open(url, clock)
+    show(store, "q1", "ann", "x")
+    act(store, "ann", "x", clock.ms + 1)
+    store.attribution.update(WINDOW_MS)
+    before = store.attribution.by_hour()
+    assert store.prune(before_ms=clock.ms + HOUR_MS) == 1
+    store.close()
+    store = EventStore.open(url, clock)
+    store.attribution.update(WINDOW_MS)
+    act(store, "ann", "x", clock.ms + 2)
+    store.attribution.update(WINDOW_MS)
+    assert store.attribution.by_hour() == before == {(100, "r1", "a"): before[100, "r1", "a"]}
+    store.close()
+
+
+def test_arms_hours_and_displays_are_counted_apart_and_a_shadow_is_not_clicked(
+    ledger: EventStore, clock: Clock
+) -> None:
+    show(ledger, "q1", "ann", "x")
+    show(ledger, "q1", "ann", "y", arm="shadow")
+    act(ledger, "ann", "x", clock.ms + 1, request_id="q1")
+    clock.ms += HOUR_MS
+    show(ledger, "q2", "bob", "x", arm="b")
+    shown = Event(user_id="bob", item_id="x", timestamp_ms=clock.ms, event_type="impression", request_id="q2")
+    assert ledger.record_displays([shown]).stored == 1
+    assert ledger.record_displays([shown]).duplicates == 1
+    ledger.attribution.update(WINDOW_MS)
+    found = {key: (c.answers, c.displayed, c.hits, c.clicked) for key, c in ledger.attribution.by_hour().items()}
+    assert found == {
+        (100, "r1", "a"): (1, 0, 1, 1),
+        (100, "r1", "shadow"): (1, 0, 0, 0),
+        (101, "r1", "b"): (1, 1, 0, 0),
+    }
+
+
+def test_a_session_that_is_joined_to_a_user_is_counted_as_theirs(ledger: EventStore, clock: Clock) -> None:
+    show(ledger, "q1", "ann", "x")
+    act(ledger, "session-7", "x", clock.ms + 1)
+    clock.ms += HOUR_MS
+    ledger.attribution.update(WINDOW_MS)
+    assert ledger.attribution.totals()["r1", "a"].hits == 0
+    assert ledger.join("session-7", "ann") == 1
+    ledger.attribution.update(WINDOW_MS)
+    assert ledger.attribution.totals()["r1", "a"].hits == 1
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    import numpy as np
+
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        counts = ArmCounts()
+        for _ in range(200):
+            targets = {f"i{n}" for n in range(generator.integers(1, 6))}
+            counts.add(targets, [item for item in targets if generator.random() < 0.2])
+        share = counts.recall()
+        covered += share.low <= 0.2 <= share.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_wilson_by_hand_and_without_trials() -> None:
+    share = wilson(0, 10)
+    assert (share.value, share.low) == (0.0, 0.0)
+    assert share.high == pytest.approx(1.959964**2 / (10 + 1.959964**2))  # z² / (n + z²)
+    assert math.isnan(wilson(0, 0).value)
+    assert math.isnan(ArmCounts().recall().value)
