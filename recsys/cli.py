@@ -373,6 +373,7 @@ def benchmark_case(
     max_minutes: MinutesOption = 2.0,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 1,
     rounds: Annotated[int, typer.Option(min=8, help="Timed answers a step.")] = 40,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 2,
     picture: Annotated[Path | None, typer.Option(help="Where a .png of the latencies goes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on past the gate.")] = False,
     config: ConfigOption = None,
@@ -384,7 +385,7 @@ def benchmark_case(
     values = case_benchmark.run(
         features,
         _recipe(recipe, None, max_minutes),
-        _optimize_config(config),
+        _optimize_config(config, num_threads=threads),
         num_seeds=seeds,
         num_rounds=rounds,
         force=force,
