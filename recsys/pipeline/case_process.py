@@ -19,16 +19,16 @@ NUM_EVENTS = 2048
 def main(kind: str, folder: str, num_threads: str) -> None:
     """Print a line of JSON: seconds until the first answer, and the most memory while answering."""
     started = time.monotonic()
-    answer = {"before": _before, "after": _after}[kind](Path(folder), int(num_threads))
+    answer, num_items = {"before": _before, "after": _after}[kind](Path(folder), int(num_threads))
     generator = np.random.default_rng(0)
     first_s = 0.0
     for i in range(5):
-        answer(generator.integers(1, 50, NUM_EVENTS + i).astype(np.int32))
+        answer(generator.integers(1, num_items + 1, NUM_EVENTS + i).astype(np.int32))
         first_s = first_s or time.monotonic() - started
     print(json.dumps({"load_s": round(first_s, 3), "peak_mb": round(_peak_mb(), 1)}))  # noqa: T201
 
 
-def _before(checkpoint: Path, num_threads: int) -> Callable[[Tokens], object]:
+def _before(checkpoint: Path, num_threads: int) -> tuple[Callable[[Tokens], object], int]:
     """Full attention in eager float32, every item scored."""
     import torch
 
@@ -43,14 +43,14 @@ def _before(checkpoint: Path, num_threads: int) -> Callable[[Tokens], object]:
         vector_D = encode(opened.model, [history[-opened.window.size :]])[0]
         return np.argsort(-(items_VD @ vector_D))[:10]
 
-    return answer
+    return answer, len(opened.vocabulary)
 
 
-def _after(release: Path, num_threads: int) -> Callable[[Tokens], object]:
+def _after(release: Path, num_threads: int) -> tuple[Callable[[Tokens], object], int]:
     from recsys.runtime.recommender import Recommender
 
     recommender = Recommender.load(release, num_threads=num_threads)
-    return lambda history: recommender.rank([history], k=10)
+    return lambda history: recommender.rank([history], k=10), len(recommender.release.vocabulary)
 
 
 def _peak_mb() -> float:

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from optimize.config import GateConfig, OptimizeConfig
+from recsys.pipeline import case_benchmark, case_report, engine_benchmark, tables
+from recsys.pipeline.case_process import main as case_process
+from recsys.training.config import Recipe
+
+KEYS = {
+    "latency_ratio_cold", "latency_ratio_warm", "memory_ratio", "disk_ratio", "accuracy_change", "accuracy_change_low",
+    "quantization_loss_upper", "top10_overlap", "awq_error_ratio_8", "awq_error_ratio_4", "replay_ratio_cold",
+    "replay_ratio_warm", "peak_mb", "load_s",
+}  # fmt: skip
+
+
+def test_the_engine_benchmark_measures_every_call(ring_releases) -> None:
+    values = engine_benchmark.run(ring_releases, num_rounds=2, num_threads=1)
+    assert {(row["call"], row["batch"]) for row in values["rows"]} == {
+        ("open", 1), ("open", 8), ("append 1", 1), ("append 1", 8)
+    }  # fmt: skip
+    assert all(np.isfinite(row["p50_ms"]) and row["p50_ms"] > 0 for row in values["rows"])
+    # 64 rows of 1 layer x keys and values x width 32 in fp16
+    assert values["session_bytes"] == 64 * 2 * 32 * 2
+    assert "a session of a full window keeps 8,192 bytes" in tables.engine_table(values)
+
+
+@pytest.mark.slow
+def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Recipe, tmp_path) -> None:
+    values = case_benchmark.run(
+        ring_features, tiny_recipe, OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9)),
+        num_seeds=1, num_rounds=3, force=True,
+    )  # fmt: skip
+    assert values.keys() >= KEYS
+    assert values["num_items"] == {"before": 30, "after": 30}
+    case_report.picture(values, tmp_path / "case.png")
+    assert (tmp_path / "case.png").stat().st_size > 1000
+    assert "latency, warm user" in tables.case_summary(values)
+
+
+def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:
+    from recsys.contracts import artifact
+
+    case_process("after", str(artifact.resolve_release(ring_releases)), "1")
+    assert '"peak_mb"' in capsys.readouterr().out
