@@ -62,6 +62,7 @@ def run(
             metrics={
                 **metrics,
                 "fitted_on": _fitted_on(data),
+                "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
                 "forced_past_gate": decided.reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
+from serving.arms import Arms, ReleaseName
 from serving.endpoint import Endpoint
-from serving.live import Arms, ReleaseName
 from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
 from serving.rules import Rules
 from serving.schemas import Availability, ReleaseList

@@ -49,13 +49,12 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     return app
 
 
-def run(config: ServeConfig, path: Path, store_url: str) -> None:
-    """Load, warm up, and serve until SIGTERM or SIGINT; requests under way are finished.
+def load_app(config: ServeConfig, path: Path, store_url: str) -> tuple[FastAPI, Releases]:
+    """The application over the release at `path`, or over a folder of releases and its current one.
 
     Raises:
-        RecsysError: the store, the release or the port cannot be used.
+        RecsysError: the store or the release cannot be used, or its engine does not work.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     store = EventStore.open(store_url)
     cache = SessionCache(int(config.session_cache_mb * 1e6))
 
@@ -64,9 +63,20 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
 
     folder = None if (path / artifact.MANIFEST_NAME).exists() else path
     releases = Releases(load(path), store, cache, folder, load)
-    releases.current.check()  # a broken engine stops us here, before the port is taken
+    releases.current.check()
+    return create_app(config, releases, store, cache), releases
+
+
+def run(config: ServeConfig, path: Path, store_url: str) -> None:
+    """Load, warm up, and serve until SIGTERM or SIGINT; requests under way are finished.
+
+    Raises:
+        RecsysError: the store, the release or the port cannot be used.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    app, releases = load_app(config, path, store_url)  # a broken engine stops us here, before the port is taken
     settings = uvicorn.Config(
-        create_app(config, releases, store, cache),
+        app,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first

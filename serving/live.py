@@ -6,65 +6,27 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Final
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
 
 from recsys.assignment import assign
 from recsys.contracts import artifact
-from recsys.contracts.config import Config
 from recsys.contracts.errors import ArtifactError, ConfigError
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
+from serving.arms import ARMS_DOCUMENT, Arms
 from serving.rules import RULES_DOCUMENT, Catalogue, CompiledRules, Rules
 from serving.sessions import SessionCache, Sessions
 
 logger = logging.getLogger(__name__)
 
-ARMS_DOCUMENT: Final = "arms"
 ACTIVATIONS_DOCUMENT: Final = "activations"
 NUM_NEIGHBOURS: Final = 100
 _NEIGHBOUR_LISTS: Final = 20_000
 _PREPARE_S: Final = 5.0
 """Longest that sessions are encoded under a new release before it is switched to."""
-ReleaseName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-
-
-class Arm(Config):
-    """Users that one release answers."""
-
-    name: ArmName
-    release: ReleaseName | None = None
-    """None: the current one."""
-    weight: float = Field(default=1.0, ge=0, le=1e6)
-
-
-class Arms(Config):
-    """Who is answered by which release."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"arms": [{"name": "control"}, {"name": "new", "release": "2026-11-25"}], "shadow": "2026-11-26"}
-            ]
-        }
-    )
-    arms: list[Arm] = Field(default=[Arm(name="all")], min_length=1, max_length=20)
-    salt: str = Field(default="recsys", max_length=64)
-    shadow: ReleaseName | None = None
-    """Also answers, for users of the store; its answers are counted and not shown."""
-
-    @model_validator(mode="after")
-    def _someone_is_answered(self) -> Self:
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) != len(names) or "shadow" in names:
-            raise ValueError("arms need names of their own, and `shadow` is taken")
-        if not any(arm.weight for arm in self.arms):
-            raise ValueError("one arm needs a weight above 0")
-        return self
 
 
 class LiveRelease:
@@ -231,7 +193,7 @@ class Releases:
         if not names:
             raise ConfigError("no release was activated before this one")
         self.activate(names[-1])
-        self._store.write_document(ACTIVATIONS_DOCUMENT, lambda kept: kept[:-2])
+        self._store.write_document(ACTIVATIONS_DOCUMENT, lambda _: names[:-1])
         return str(names[-1])
 
     def set_arms(self, arms: Arms) -> None:
@@ -282,7 +244,6 @@ class Releases:
                 live = LiveRelease(self._load(self._folder / name), self._store, self._cache)
                 live.check()
                 self._live = {**self._live, name: live}
-                logger.info("release loaded name=%s", name)
             return live
 
     def _switch(self, live: LiveRelease) -> None:
@@ -294,4 +255,13 @@ class Releases:
                 break
             live.sessions.state(user_id, self._store.glance(user_id))
         self.current = live
+        self._unload_all_but({live.name, before.name} | self._wanted(self._arms))
         logger.info("release switched from=%s to=%s", before.name, live.name)
+
+    def _unload_all_but(self, names: set[str]) -> None:
+        """Requests under way keep what they hold; nothing new is answered by the others."""
+        with self._changing:
+            gone = set(self._live) - names
+            self._live = {name: live for name, live in self._live.items() if name in names}
+        for name in gone:
+            self._cache.drop(release=name)

@@ -87,13 +87,9 @@ def test_the_serving_process_has_no_torch_and_answers(shop: Path) -> None:
         import json, socket, sys, threading, urllib.request
         from pathlib import Path
         import uvicorn
-        from recsys.runtime.recommender import Recommender
-        from recsys.store import EventStore
-        from serving.app import create_app
+        from serving.app import load_app
         from serving.config import ServeConfig
-        app = create_app(
-            ServeConfig(deadline_ms=10000), Recommender.load(Path(sys.argv[1])), EventStore.open(sys.argv[2])
-        )
+        app, _ = load_app(ServeConfig(deadline_ms=10000), Path(sys.argv[1]), sys.argv[2])
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         listening = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

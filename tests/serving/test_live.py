@@ -14,8 +14,9 @@ from recsys.contracts.errors import ArtifactError, ConfigError
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
 from serving.app import create_app
+from serving.arms import Arm, Arms
 from serving.config import ServeConfig
-from serving.live import Arm, Arms, Releases
+from serving.live import Releases
 from serving.sessions import SessionCache
 from tests.serving.conftest import FakeEngine, fake_release, running
 
@@ -28,12 +29,12 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "releases"
-        for name in ("a", "b", "broken"):
+        for name in ("a", "b", "c", "broken"):
             (self.folder / name).mkdir(parents=True)
             (self.folder / name / artifact.MANIFEST_NAME).write_text("{}")
         artifact.set_current(self.folder, "a")
         self.store = EventStore.open(f"sqlite:///{folder / 'store.db'}")
-        self.engines = {"a": FakeEngine(), "b": FakeEngine()}
+        self.engines = {name: FakeEngine() for name in "abc"}
 
     def load(self, path: Path) -> Recommender:
         if path.name == "broken":
@@ -111,7 +112,7 @@ def test_a_broken_release_is_refused_and_the_old_one_goes_on(client: httpx.Clien
     assert client.get("/v1/admin/releases").json() == {
         "current": "a",
         "loaded": ["a"],
-        "releases": ["a", "b", "broken"],
+        "releases": ["a", "b", "broken", "c"],
     }
     assert ask(client, events=[{"item_id": "sku-1"}])["release"] == "a"
 
@@ -126,6 +127,19 @@ def test_a_worker_follows_the_pointer_that_another_process_moved(site: Site) -> 
         releases.refresh()
     releases.refresh()  # it is not tried again every second
     assert releases.current.name == "b"
+
+
+def test_night_after_night_only_the_last_two_releases_stay_in_memory(site: Site) -> None:
+    releases = site.releases()
+    for name in ("b", "c", "a", "b"):
+        releases.activate(name)
+        assert len(releases.loaded) == 2
+    assert releases.loaded == ["a", "b"]
+    assert releases.roll_back() == "a"
+    assert releases.roll_back() == "c"
+    releases.set_arms(Arms(arms=[Arm(name="x", release="b")]))
+    releases.activate("a")
+    assert releases.loaded == ["a", "b", "c"]  # an arm still answers by b
 
 
 def test_arms_share_users_and_change_weights_while_running(client: httpx.Client) -> None:
