@@ -40,8 +40,9 @@ def training_windows(histories: Histories, config: WindowConfig) -> list[Trainin
     for user, length in enumerate(histories.lengths):
         base = int(histories.offsets[user])
         for window in cut(int(length), config):
-            if window.first_target < window.stop:
-                windows.append(TrainingWindow(base + window.start, base + window.stop, base + window.first_target))
+            first_target = max(window.first_target, window.start + 1)  # without overlap, the first event has no context
+            if first_target < window.stop:
+                windows.append(TrainingWindow(base + window.start, base + window.stop, base + first_target))
     return windows
 
 

@@ -45,6 +45,13 @@ def test_a_target_follows_its_input_and_overlap_is_context_only() -> None:
     }
 
 
+def test_without_overlap_the_first_event_of_a_window_is_an_input_only() -> None:
+    fit = dataset.Histories(["u"], np.array([0, 6]), np.arange(1, 7, dtype=np.int32), np.arange(6))
+    windows = batches.training_windows(fit, WindowConfig(size=3, overlap_share=0.0))
+    (batch,) = batches.epoch(fit.tokens, windows, 64, np.random.default_rng(0))
+    assert sorted(batch.targets_BL.tolist()) == [[2, 3], [5, 6]]
+
+
 def test_a_batch_stays_within_its_size(ring_features: Path) -> None:
     fit = dataset.load(ring_features, Protocol.FINAL).fit
     for batch in batches.epoch(fit.tokens, batches.training_windows(fit, WINDOW), 40, np.random.default_rng(0)):
