@@ -1,8 +1,7 @@
 """Item vectors to start from: a truncated SVD of how often items stand near one another.
 
 Training from random vectors spends its first epochs on finding out which items go together; the counts say so
-at once. On validation (Beauty, 12,101 items) a start from here reached in 23 s what a random start did not
-reach in 100 s.
+at once (`docs/model.md` compares; `spectral_start = false` in a recipe starts from random vectors).
 Source: Levy, Goldberg, NIPS 2014 (word2vec as factorisation of pointwise mutual information).
 """
 

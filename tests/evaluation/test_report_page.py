@@ -1,6 +1,4 @@
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from recsys.evaluation.protocols import MODEL, RankerResult, Report
 from recsys.evaluation.report_page import page
 from recsys.evaluation.segments import Segment
 from recsys.evaluation.summary import Evaluation, Origin, interval
+from tests.conftest import service_program
 
 NAMES = [f"{name}@{k}" for k in (10, 100) for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 
@@ -106,9 +105,7 @@ def test_interval_by_hand() -> None:
 
 @pytest.mark.service
 def test_a_browser_draws_the_figures(tmp_path: Path) -> None:
-    chromium = os.environ.get("RECSYS_TEST_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium, and RECSYS_TEST_CHROMIUM is not set")
+    chromium = str(service_program("chromium", "chromium"))
     (tmp_path / "page.html").write_text(page(evaluation()), encoding="utf-8")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

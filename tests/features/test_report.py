@@ -1,7 +1,6 @@
 """report.html: it has its figures, needs nothing from elsewhere, and a real browser draws it."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from features.build import FeaturesConfig, run
 from features.bulk import BulkConfig
 from features.bulk import run as simulate
+from tests.conftest import service_program
 
 SECTIONS = ("days", "lengths", "pruning", "windows", "items", "quarantine", "steps", "against")
 
@@ -43,11 +43,17 @@ def test_the_page_has_its_figures_and_stands_alone(page: Path) -> None:
 
 
 @pytest.mark.service
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_real_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
     quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking")
     quiet += ("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--window-size=1280,1700"]
+    command = [
+        str(service_program("chromium", "chromium")),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet,
+        "--window-size=1280,1700",
+    ]
     target = f"file://{page}"
     dom = subprocess.run(
         [*command, "--dump-dom", target], capture_output=True, text=True, timeout=120, check=True
