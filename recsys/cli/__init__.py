@@ -1,0 +1,36 @@
+"""The command line. Each verb imports its stage when it is called, calls its `run`, and prints a short summary."""
+
+import sys
+
+import typer
+
+from recsys.cli.benchmark import benchmark_app
+from recsys.cli.data import features_app, store_app
+from recsys.cli.verbs import verbs_app
+from recsys.contracts.errors import RecsysError
+
+app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(verbs_app)
+app.add_typer(features_app, name="features")
+app.add_typer(store_app, name="store")
+app.add_typer(benchmark_app, name="benchmark")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and its exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except RecsysError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Abort:
+        _fail("interrupted", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
+    except typer.TyperException as error:
+        _fail(f"{error.format_message()} (see --help)", 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"recsys: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(status)

@@ -1,0 +1,142 @@
+"""`recsys benchmark …`: figures, measured by one command each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import (
+    ConfigOption,
+    FormatOption,
+    JsonOption,
+    MapOption,
+    MinutesOption,
+    RecipeOption,
+    SeedOption,
+    Sources,
+    TimestampFormatOption,
+    emit,
+    features_config,
+    load_recipe,
+    optimize_config,
+)
+from recsys.dataset import Protocol
+
+benchmark_app = typer.Typer(no_args_is_help=True, help="Figures, measured by one command each.")
+
+
+@benchmark_app.command("accuracy")
+def benchmark_accuracy(
+    sources: Sources,
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    protocol: Annotated[Protocol, typer.Option(help="time or last-out.")] = Protocol.TIME,
+    recipe: RecipeOption = "default",
+    seed: SeedOption = None,
+    max_minutes: MinutesOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """From a raw file to figures: the whole road in a scratch folder."""
+    import tempfile
+
+    from recsys.pipeline import road, tables
+
+    with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
+        result = road.run(
+            features_config(format_name, columns, timestamp_format, None, config),
+            load_recipe(recipe, seed, max_minutes),
+            optimize_config(config),
+            sources,
+            Path(folder),
+            protocol,
+        )
+    values = {**result.report.to_json(), "seconds": result.seconds}
+    emit(as_json, values, tables.accuracy_table(values))
+
+
+@benchmark_app.command("features")
+def benchmark_features(
+    events: Annotated[int, typer.Option(min=10_000, help="Events of the simulated log.")] = 100_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory and speed of the feature job on a simulated log, beside plain polars and RecTools."""
+    from recsys.pipeline import features_benchmark, tables
+
+    values = features_benchmark.run(events)
+    emit(as_json, values, tables.features_cost_table(values))
+
+
+@benchmark_app.command("case")
+def benchmark_case(
+    features: Annotated[Path | None, typer.Option("--features", help="Features artifact; else the sample's.")] = None,
+    recipe: RecipeOption = "default",
+    max_minutes: MinutesOption = 2.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 1,
+    rounds: Annotated[int, typer.Option(min=8, help="Timed answers a step.")] = 40,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 2,
+    picture: Annotated[Path | None, typer.Option(help="Where a .png of the latencies goes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on past the gate.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Unoptimised against optimised: latency, memory, disk and accuracy, split by cause."""
+    from recsys.pipeline import case_benchmark, case_report, tables
+
+    values = case_benchmark.run(
+        features,
+        load_recipe(recipe, None, max_minutes),
+        optimize_config(config, num_threads=threads),
+        num_seeds=seeds,
+        num_rounds=rounds,
+        force=force,
+    )
+    if picture is not None:
+        case_report.picture(values, picture)
+    emit(as_json, values, tables.case_summary(values))
+
+
+@benchmark_app.command("engine")
+def benchmark_engine(
+    releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a row.")] = 30,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Latency and throughput of opening and continuing windows, by length and batch, and the cost of a session."""
+    from recsys.pipeline import engine_benchmark, tables
+
+    values = engine_benchmark.run(releases, rounds, threads)
+    emit(as_json, values, tables.engine_table(values))
+
+
+@benchmark_app.command("windows")
+def benchmark_windows(
+    context: Annotated[int, typer.Option(min=2, help="Events of a history.")] = 2048,
+    recipe: RecipeOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """FLOPs of the window settings beside full attention."""
+    from dataclasses import asdict
+
+    from recsys.model.flops import compare_windows
+    from recsys.pipeline import tables
+
+    costs = compare_windows(context, load_recipe(recipe, None, None).model)
+    rows = [{**asdict(cost), "window": cost.window.model_dump()} for cost in costs]
+    emit(as_json, {"context": context, "settings": rows}, tables.windows_table(context, costs))
+
+
+@benchmark_app.command("serve")
+def benchmark_serve(
+    releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    requests: Annotated[int, typer.Option(min=10, max=100_000, help="Of the mixed load.")] = 2_000,
+    events: Annotated[int, typer.Option(min=1, max=20_000, help="Of each simulated user.")] = 2_048,
+    as_json: JsonOption = False,
+) -> None:
+    """A real server under an open-loop load: late and degraded answers, percentiles, capacity, overload, memory."""
+    from recsys.pipeline import serve_benchmark, tables
+
+    values = serve_benchmark.run(releases, requests, events)
+    emit(as_json, values, tables.serving_table(values))

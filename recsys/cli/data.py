@@ -1,0 +1,125 @@
+"""Verbs on logs: `recsys features …` and `recsys store …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import (
+    ConfigOption,
+    FormatOption,
+    JsonOption,
+    MapOption,
+    SeedOption,
+    Sources,
+    TimestampFormatOption,
+    emit,
+    features_config,
+    given,
+)
+
+features_app = typer.Typer(no_args_is_help=True, help="The nightly feature batch.")
+store_app = typer.Typer(no_args_is_help=True, help="The event store that the endpoint reads and writes.")
+
+
+@features_app.command("build")
+def features_build(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="Where the features artifact goes.")],
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    min_count: Annotated[int | None, typer.Option(help="Prune items with fewer events.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all files again; items keep their numbers.")] = False,
+    renumber: Annotated[bool, typer.Option("--renumber", help="Read all again and number items anew.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read what is new in the event logs, set bad rows aside, and publish histories, items and split."""
+    from features import build
+    from recsys.pipeline import tables
+
+    settings = features_config(format_name, columns, timestamp_format, min_count, config)
+    manifest = build.run(settings, sources, out, full=full, renumber=renumber)
+    emit(as_json, manifest.model_dump(), tables.features_summary(manifest, out))
+
+
+@features_app.command("forget")
+def features_forget(
+    folders: Annotated[list[Path], typer.Argument(help="Features artifacts, or folders that hold some.")],
+    user_file: Annotated[Path, typer.Option(help="A file with one user_id a line.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove users from all features artifacts below some folders, now and for every later night."""
+    from features import forget
+
+    removed = forget.run(folders, user_file)
+    emit(as_json, removed, "\n".join(f"{place}: {count:,} events removed" for place, count in removed.items()))
+
+
+@features_app.command("simulate")
+def features_simulate(
+    out: Annotated[Path, typer.Option(help="A .csv.gz file; or .csv, .parquet or a folder for volume.")],
+    users: Annotated[int | None, typer.Option()] = None,
+    items: Annotated[int | None, typer.Option()] = None,
+    events: Annotated[int | None, typer.Option()] = None,
+    seed: SeedOption = None,
+) -> None:
+    """Write the event log of a simulated shop; without options, the bundled sample.
+
+    A .csv.gz file holds a small shop with structure to learn. A .csv or .parquet file, or a folder with a
+    Parquet file a day, holds a plain log of any size: Zipf items, some histories over 10,000 events.
+    """
+    from features import bulk, simulate
+
+    if not out.name.endswith(".csv.gz"):
+        num_events = events or 1_000_000
+        bulk_config = bulk.BulkConfig.from_mapping(
+            {
+                "num_users": users or max(10, num_events // 100),
+                "num_items": items or max(100, num_events // 1000),
+                "num_events": num_events,
+                **given({"seed": seed}),
+            },
+            "features simulate",
+        )
+        print(bulk.run(bulk_config, out))  # noqa: T201
+        return
+    sizes = {"num_users": users, "num_items": items, "num_events": events, "seed": seed}
+    settings = simulate.SimulateConfig.from_mapping(given(sizes), "features simulate")
+    print(simulate.run(settings, out))  # noqa: T201
+
+
+@store_app.command("import")
+def store_import(
+    sources: Sources,
+    store: Annotated[str, typer.Option(help="URL, sqlite:///path or postgresql://…")],
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the events of a log into the event store; running it again stores nothing twice."""
+    from recsys.pipeline import store_import as importer
+
+    settings = features_config(format_name, columns, timestamp_format, None, config)
+    result = importer.run(settings, sources, store)
+    emit(as_json, result, f"{result['stored']:,} events stored, {result['duplicates']:,} were there already")
+
+
+@store_app.command("prune")
+def store_prune(
+    store: Annotated[str, typer.Option(help="URL, sqlite:///path or postgresql://…")],
+    keep_days: Annotated[float, typer.Option(min=0, help="Age of the oldest events and answers to keep.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete events and answers older than some days, and give the room back. Counts of past hours stay."""
+    import time
+
+    from recsys.store import EventStore
+
+    opened = EventStore.open(store)
+    deleted = opened.prune(int((time.time() - keep_days * 86_400) * 1000))
+    opened.close()
+    emit(as_json, {"deleted": deleted}, f"{deleted:,} events deleted")

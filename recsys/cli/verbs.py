@@ -1,0 +1,183 @@
+"""Verbs from features to answers: train, optimize, evaluate, recommend, serve, nightly, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import (
+    ConfigOption,
+    FeaturesOption,
+    FormatOption,
+    JsonOption,
+    MapOption,
+    MinutesOption,
+    RecipeOption,
+    SeedOption,
+    Sources,
+    TimestampFormatOption,
+    emit,
+    features_config,
+    given,
+    load_recipe,
+    optimize_config,
+    section,
+)
+from recsys.dataset import Protocol
+
+verbs_app = typer.Typer()
+
+
+@verbs_app.command("train")
+def train_command(
+    features: Annotated[Path, typer.Argument(help="Features artifact.")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
+    recipe: RecipeOption = "default",
+    protocol: Annotated[Protocol, typer.Option(help="What may be fitted.")] = Protocol.TIME,
+    final: Annotated[bool, typer.Option("--final", help="Fit everything: same as --protocol final.")] = False,
+    refit: Annotated[
+        Path | None, typer.Option(help="A checkpoint of these features: as many epochs, no validation.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    max_minutes: MinutesOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a decoder on windows of histories and write a checkpoint with its loss curve."""
+    from recsys.pipeline import tables
+    from recsys.training import train
+
+    protocol = Protocol.FINAL if final else protocol
+    settings = load_recipe(recipe, seed, max_minutes)
+    manifest = train.run(settings, features, out, protocol=protocol, refit=refit, resume=resume)
+    emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
+
+
+@verbs_app.command("optimize")
+def optimize_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint.")],
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="Folder of releases.")],
+    engine: Annotated[str, typer.Option(help="Engine to build: cpu.")] = "cpu",
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, 4, or 32 for float.")] = 8,
+    plan: Annotated[str | None, typer.Option(help="A TensorRT plan beside the engine: bf16 or fp16.")] = None,
+    activate: Annotated[bool, typer.Option(help="Point `current` at the new release.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Round the weights, build engine and index, compare with float32, and publish a release."""
+    from optimize import build
+    from recsys.pipeline import tables
+
+    tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
+    settings = optimize_config(config, engine=engine, bits=bits, **tensorrt)
+    name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force)
+    emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))
+
+
+@verbs_app.command("evaluate")
+def evaluate_command(
+    release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    features: FeaturesOption,
+    protocol: Annotated[Protocol | None, typer.Option(help="Default: the release's own.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another release, or popularity, last_item, cooccurrence.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What the verdict is about. Default: ndcg@10.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, max=0.5, help="Loss that counts as none, as a share. Default: 0.003.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with figures here, an .html file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the full catalogue for held-out users, beside popularity, last item and co-occurrence."""
+    from recsys.pipeline import evaluation, tables
+
+    choices = given({"metric": metric, "margin": margin})
+    found = evaluation.run(release, features, protocol, against=against, **choices)
+    if report is not None:
+        evaluation.write_page(found, report)
+    emit(as_json, found.to_json(), tables.evaluation_summary(found.to_json()))
+
+
+@verbs_app.command("recommend")
+def recommend_command(
+    release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    user: Annotated[str | None, typer.Option(help="A user of the features.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Features artifact, for --user.")] = None,
+    history: Annotated[Path | None, typer.Option(help="A file with one item_id a line, oldest first.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend for one user or one history."""
+    from dataclasses import asdict
+
+    from recsys.pipeline import recommend, tables
+
+    items = recommend.run(release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen)
+    emit(as_json, {"items": [asdict(item) for item in items]}, tables.items_table(items))
+
+
+@verbs_app.command("serve")
+def serve_command(
+    releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    store: Annotated[str, typer.Option(help="URL of the event store.")] = "sqlite:///recsys-events.db",
+    host: Annotated[str | None, typer.Option()] = None,
+    port: Annotated[int | None, typer.Option()] = None,
+    deadline_ms: Annotated[float | None, typer.Option(help="Longest an answer may take.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Answer `POST /v1/recommendations` until told to stop."""
+    from serving.app import run
+    from serving.config import ServeConfig
+
+    values = {**section(config, "serve"), **given({"host": host, "port": port, "deadline_ms": deadline_ms})}
+    run(ServeConfig.from_mapping(values, str(config or "recsys serve")), releases, store)
+
+
+@verbs_app.command("nightly")
+def nightly_command(
+    sources: Sources,
+    state: Annotated[Path, typer.Option(help="Folder of the job: features, checkpoints, releases.")],
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    recipe: RecipeOption = "default",
+    activate: Annotated[bool, typer.Option("--activate", help="Point `current` at tonight's release.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
+    seed: SeedOption = None,
+    max_minutes: MinutesOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Features → train → gate → refit on all data → publish, as one job."""
+    from recsys.pipeline import nightly, tables
+
+    name, report = nightly.run(
+        features_config(format_name, columns, timestamp_format, None, config),
+        load_recipe(recipe, seed, max_minutes),
+        optimize_config(config),
+        sources,
+        state,
+        activate=activate,
+        force=force,
+    )
+    emit(
+        as_json, {"release": name, **report}, f"{tables.accuracy_table(report)}\npublished {state / 'releases' / name}"
+    )
+
+
+@verbs_app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the release afterwards.")] = False,
+) -> None:
+    """The whole road on the bundled sample, then a table."""
+    from recsys.pipeline import demo, tables
+
+    result = demo.run(out)
+    print(tables.road_summary(result, out))  # noqa: T201
+    if serve:
+        serve_command(out / "releases", store=f"sqlite:///{out / 'store.db'}")
