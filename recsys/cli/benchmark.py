@@ -68,6 +68,25 @@ def benchmark_features(
     emit(as_json, values, tables.features_cost_table(values))
 
 
+@benchmark_app.command("train")
+def benchmark_train(
+    sources: Annotated[list[Path] | None, typer.Argument(help="Event logs; without any, a simulated shop.")] = None,
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Timed training of a contender in a round.")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every contender.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Real tokens a second and peak memory of training at width 128, beside RePlay and RecTools where installed."""
+    from recsys.pipeline import tables, train_benchmark
+
+    settings = features_config(format_name, columns, timestamp_format, None, None) if sources else None
+    values = train_benchmark.run(settings, sources or [], seconds, rounds, threads)
+    emit(as_json, values, tables.figures_table(values))
+
+
 @benchmark_app.command("case")
 def benchmark_case(
     features: Annotated[Path | None, typer.Option("--features", help="Features artifact; else the sample's.")] = None,
@@ -139,4 +158,4 @@ def benchmark_serve(
     from recsys.pipeline import serve_benchmark, tables
 
     values = serve_benchmark.run(releases, requests, events)
-    emit(as_json, values, tables.serving_table(values))
+    emit(as_json, values, tables.figures_table(values))
