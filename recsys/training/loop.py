@@ -102,9 +102,9 @@ class Trainer:
         self._num_steps = 0
 
     @property
-    def samples_negatives(self) -> bool:
-        """Whether targets are held against a sample of the items, not all."""
-        return self._sampler is not None
+    def num_negatives(self) -> int:
+        """Items that a target is held against; 0: all."""
+        return 0 if self._sampler is None else self._config.num_negatives
 
     def train(
         self,

@@ -33,9 +33,9 @@ class MemoryNeed:
     optimizer: int
     """Gradients and two moments of each weight."""
     activations: int
-    """What a batch of the recipe's size keeps for the backward pass, logits of the negatives included."""
+    """What a batch of the recipe's size keeps for the backward pass."""
     scratch: int
-    """Gradients under way (a quarter of the activations, as measured), libraries, copies that validation makes."""
+    """Logits, gradients under way (a quarter of the activations, as measured), libraries, copies of validation."""
 
     @property
     def total(self) -> int:
@@ -58,7 +58,7 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
     kept, largest = _kept_for_backward(trainer, stream.longest_batch)
     data = histories.tokens.nbytes + histories.timestamps_ms.nbytes + histories.offsets.nbytes
     resident = psutil.Process().memory_info().rss
-    backward = kept // 4 + 2 * largest + _chunk_bytes(trainer, stream.longest_batch)
+    backward = kept // 4 + 2 * largest + _logit_bytes(trainer, stream.longest_batch)
     # a gather of item vectors gives a gradient as large as all of them; validation copies weights and items
     scratch = _LATER_BYTES + 2 * items + max(backward, weights + items)
     return MemoryNeed(
@@ -102,9 +102,9 @@ def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
     return int(scale * sum(sizes.values())), int(scale * max(sizes.values()))
 
 
-def _chunk_bytes(trainer: Trainer, batch_tokens: int) -> int:
-    """Logits of the full softmax and their copies; 0 where negatives are sampled."""
-    if trainer.samples_negatives:
-        return 0
+def _logit_bytes(trainer: Trainer, batch_tokens: int) -> int:
+    """Logits and their copies, which the loss holds for a moment."""
+    if trainer.num_negatives:
+        return _FLOAT_BYTES * batch_tokens * trainer.num_negatives
     num_items = trainer.model.embedding.num_embeddings - 1
     return 2 * _FLOAT_BYTES * min(CHUNK_ELEMENTS, batch_tokens * num_items)
