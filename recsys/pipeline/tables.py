@@ -161,8 +161,8 @@ def windows_table(context: int, costs: Sequence["EncodeCost"]) -> str:
     return _text(table)
 
 
-def serving_table(values: dict[str, Any]) -> str:
-    """The figures of `benchmark serve`, one a line."""
+def figures_table(values: dict[str, Any]) -> str:
+    """Figures by name, one a line."""
     table = _table("", "figure", "value")
     for name, value in values.items():
         table.add_row(name, json.dumps(value))
