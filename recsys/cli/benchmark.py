@@ -35,24 +35,27 @@ def benchmark_accuracy(
     recipe: RecipeOption = "default",
     seed: SeedOption = None,
     max_minutes: MinutesOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings; mean and spread over them are printed.")] = 1,
+    peers: Annotated[bool, typer.Option("--peers", help="RecTools' models on the same split (make peers).")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """From a raw file to figures: the whole road in a scratch folder."""
     import tempfile
 
-    from recsys.pipeline import road, tables
+    from recsys.pipeline import accuracy_benchmark, tables
 
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
-        result = road.run(
+        values = accuracy_benchmark.run(
             features_config(format_name, columns, timestamp_format, None, config),
             load_recipe(recipe, seed, max_minutes),
             optimize_config(config),
             sources,
             Path(folder),
             protocol,
+            num_seeds=seeds,
+            with_peers=peers,
         )
-    values = {**result.report.to_json(), "seconds": result.seconds}
     emit(as_json, values, tables.accuracy_table(values))
 
 

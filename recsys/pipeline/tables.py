@@ -119,6 +119,13 @@ def road_summary(result: "RoadResult", out: Path) -> str:
     )
 
 
+def batch_summary(values: dict[str, Any]) -> str:
+    """How many users and rows went where."""
+    unknown = values["num_users_without_known_items"]
+    without = f"; {unknown:,} users without an item that the release knows have none" if unknown else ""
+    return f"{values['out']}: {values['num_rows']:,} rows of {values['num_users']:,} users{without}"
+
+
 def items_table(items: Sequence["ScoredItem"]) -> str:
     """A ranked list."""
     table = _table("", "item_id", "score", "title")
