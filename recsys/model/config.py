@@ -31,6 +31,9 @@ class ModelConfig(Config):
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Applied to item embeddings on the way in and to hidden states on the way out, in training only."""
     init_std: float = Field(default=0.02, gt=0)
+    pretrained: str | None = None
+    """A folder with config.json and safetensors of a decoder of this architecture, width and depth: its weights are
+    the start of training. Its token embedding is left out; item vectors are ours."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     """Base of the rotary position embedding."""
     norm_eps: float = Field(default=1e-6, gt=0)

@@ -77,8 +77,8 @@ def feed_forward(block: Any, normed_BLD: Tensor) -> Tensor:
     chosen = (scores_BLE + router.e_score_correction_bias).topk(router.top_k, dim=-1)[1]
     weights_BLE = torch.zeros_like(scores_BLE).scatter(-1, chosen, scores_BLE.gather(-1, chosen))
     weights_BLE = weights_BLE / (weights_BLE.sum(dim=-1, keepdim=True) + 1e-20)
-    inner_BLEF = linear(normed_BLD, experts.gate_up_proj.flatten(0, 1)).unflatten(-1, (experts.num_experts, -1))
-    gate_BLEF, up_BLEF = inner_BLEF.chunk(2, dim=-1)
+    inner_BLX = linear(normed_BLD, experts.gate_up_proj.flatten(0, 1))
+    gate_BLEF, up_BLEF = inner_BLX.view(*normed_BLD.shape[:2], experts.num_experts, -1).chunk(2, dim=-1)
     weighted_BLX = (silu(gate_BLEF) * up_BLEF * weights_BLE[..., None]).flatten(2)
     mixed_BLD = linear(weighted_BLX, experts.down_proj.transpose(0, 1).flatten(1))
     return mixed_BLD + block.shared_experts(normed_BLD)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
 from recsys.dataset import Dataset, Protocol
+from recsys.model import pretrained
 from recsys.model.checkpoint import save_weights
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
@@ -53,6 +54,9 @@ def run(
     journal = Journal(out, recipe.training.tensorboard)
     torch.manual_seed(recipe.training.seed)
     model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
+    parents = {"features": data.manifest.digest}
+    if recipe.model.pretrained is not None:
+        parents["pretrained"] = pretrained.load_into(model, Path(recipe.model.pretrained))
     fitted = fit(model, data, recipe, known, saved, journal, resume=resume)
     with artifact.writing(out, "checkpoint") as writer:
         save_weights(model.state_dict(), writer.folder)
@@ -60,7 +64,7 @@ def run(
         curve.save(fitted.log, writer.folder)
         journal.move_into(writer.folder)
         manifest = writer.commit(
-            parents={"features": data.manifest.digest},
+            parents=parents,
             config={
                 **recipe.model_dump(mode="json"),
                 "protocol": protocol.value,
