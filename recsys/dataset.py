@@ -297,22 +297,6 @@ def _token_of_index(features: Path, vocabulary: Vocabulary, items: pl.DataFrame)
     return token_of_index
 
 
-def user_item_ids(features: Path, user_id: str) -> list[str] | None:
-    """The whole unpruned history of one user as item_ids, or None if the artifact has no such user."""
-    manifest = artifact.verify(features, "features")
-    users = pl.read_parquet(features / USERS_FILE)
-    found = users.filter(pl.col("user_id") == user_id)
-    if found.is_empty():
-        return None
-    layout = generations(features)
-    num_partitions = max(generation.num_partitions for generation in layout)
-    partition = int(found["bucket"][0]) % num_partitions
-    frame = _partition(features, manifest, layout, users, partition, num_partitions)
-    items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "item_id"])
-    rows = frame.filter(pl.col("user_index") == found["user_index"][0])
-    return rows.join(items, on="item_index", how="left", maintain_order="left")["item_id"].to_list()
-
-
 def _split_ms(manifest: artifact.Manifest) -> int | None:
     split = manifest.metrics.get("split_ms")
     return None if split is None else int(split)
@@ -365,23 +349,27 @@ def _read_events(features: Path, manifest: artifact.Manifest, protocol: Protocol
     user = place[frame["user_index"].to_numpy()]
     order = np.argsort(user, kind="stable")
     kinds = frame["event_type"].to_numpy()[order]
-    in_history, is_target = _chosen_types(manifest, kinds)
-    seen = in_history | is_target
+    in_past, is_target = in_history(manifest, kinds), _is_of_types(manifest, "target_types", kinds)
+    seen = in_past | is_target
     order, kinds = order[seen], kinds[seen]
     user, time = user[order], frame["timestamp_ms"].to_numpy()[order]
     item_index = frame["item_index"].to_numpy()[order].astype(np.int64)
     is_fit, held_out = _cut(protocol, _split_ms(manifest), user, time, is_target[seen])
-    return _Events(users["user_id"].to_list(), user, item_index, time, kinds, is_fit & in_history[seen], held_out)
+    return _Events(users["user_id"].to_list(), user, item_index, time, kinds, is_fit & in_past[seen], held_out)
 
 
-def _chosen_types(
-    manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Whether each event is of a type that makes the history, and of one that is a target."""
+def in_history(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Whether each event is of a type that makes the history."""
+    return _is_of_types(manifest, "history_types", event_types)
+
+
+def _is_of_types(
+    manifest: artifact.Manifest, setting: str, event_types: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.bool_]:
     names = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
-    chosen = [manifest.config.get(setting) or names for setting in ("history_types", "target_types")]
-    in_history, is_target = (np.array([name in types for name in names])[event_types] for types in chosen)
-    return in_history, is_target
+    chosen = manifest.config.get(setting) or names
+    is_chosen: npt.NDArray[np.bool_] = np.array([name in chosen for name in names])[event_types]
+    return is_chosen
 
 
 def _cut(

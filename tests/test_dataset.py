@@ -6,6 +6,7 @@ import pytest
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.dataset import Protocol
+from recsys.whole_histories import WholeHistories
 from tests.conftest import write_features
 
 # items 1 … 5; min_count 2. The event at position i is at i ms; T = 3.
@@ -109,5 +110,5 @@ def test_a_folder_that_is_no_artifact_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_user_is_found_unpruned(features: Path) -> None:
-    assert dataset.user_item_ids(features, "bob") == ["sku-2", "sku-2", "sku-5"]
-    assert dataset.user_item_ids(features, "dan") is None
+    assert WholeHistories(features).of("bob") == ["sku-2", "sku-2", "sku-5"]
+    assert WholeHistories(features).of("dan") is None

@@ -35,24 +35,27 @@ def benchmark_accuracy(
     recipe: RecipeOption = "default",
     seed: SeedOption = None,
     max_minutes: MinutesOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings; mean and spread over them are printed.")] = 1,
+    peers: Annotated[bool, typer.Option("--peers", help="RecTools' models on the same split (make peers).")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """From a raw file to figures: the whole road in a scratch folder."""
     import tempfile
 
-    from recsys.pipeline import road, tables
+    from recsys.pipeline import accuracy_benchmark, tables
 
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
-        result = road.run(
+        values = accuracy_benchmark.run(
             features_config(format_name, columns, timestamp_format, None, config),
             load_recipe(recipe, seed, max_minutes),
             optimize_config(config),
             sources,
             Path(folder),
             protocol,
+            num_seeds=seeds,
+            with_peers=peers,
         )
-    values = {**result.report.to_json(), "seconds": result.seconds}
     emit(as_json, values, tables.accuracy_table(values))
 
 
@@ -66,6 +69,25 @@ def benchmark_features(
 
     values = features_benchmark.run(events)
     emit(as_json, values, tables.features_cost_table(values))
+
+
+@benchmark_app.command("train")
+def benchmark_train(
+    sources: Annotated[list[Path] | None, typer.Argument(help="Event logs; without any, a simulated shop.")] = None,
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Timed training of a contender in a round.")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every contender.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Real tokens a second and peak memory of training at width 128, beside RePlay and RecTools where installed."""
+    from recsys.pipeline import tables, train_benchmark
+
+    settings = features_config(format_name, columns, timestamp_format, None, None) if sources else None
+    values = train_benchmark.run(settings, sources or [], seconds, rounds, threads)
+    emit(as_json, values, tables.figures_table(values))
 
 
 @benchmark_app.command("case")
@@ -139,4 +161,4 @@ def benchmark_serve(
     from recsys.pipeline import serve_benchmark, tables
 
     values = serve_benchmark.run(releases, requests, events)
-    emit(as_json, values, tables.serving_table(values))
+    emit(as_json, values, tables.figures_table(values))

@@ -105,19 +105,32 @@ def evaluate_command(
 def recommend_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     user: Annotated[str | None, typer.Option(help="A user of the features.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Features artifact, for --user.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Features artifact, where users' histories are.")] = None,
     history: Annotated[Path | None, typer.Option(help="A file with one item_id a line, oldest first.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="All users of the features, into --out.")] = False,
+    users: Annotated[Path | None, typer.Option(help="A file with one user_id a line: these users, into --out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .parquet file for --all or --users.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Recommend for one user or one history."""
+    """Recommend for one user or one history, or for many users into a Parquet file."""
     from dataclasses import asdict
 
-    from recsys.pipeline import recommend, tables
+    from recsys.contracts.errors import ConfigError
+    from recsys.pipeline import recommend, recommend_all, tables
 
-    items = recommend.run(release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen)
-    emit(as_json, {"items": [asdict(item) for item in items]}, tables.items_table(items))
+    ways = {"--user": user, "--history": history, "--all": everyone or None, "--users": users}
+    if len(given(ways)) != 1:
+        raise ConfigError("give one of --user with --features, --history FILE, or --all or --users FILE with --out")
+    if user is not None or history is not None:
+        items = recommend.run(release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen)
+        emit(as_json, {"items": [asdict(item) for item in items]}, tables.items_table(items))
+        return
+    if features is None or out is None:
+        raise ConfigError("--all and --users need --features DIR, where the histories are, and --out FILE.parquet")
+    values = recommend_all.run(release, features, out, users=users, k=k, exclude_seen=exclude_seen)
+    emit(as_json, values, tables.batch_summary(values))
 
 
 @verbs_app.command("serve")

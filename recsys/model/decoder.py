@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from recsys.contracts.ids import PAD
 from recsys.model.config import Architecture, ModelConfig
+from recsys.model.dropout import Dropout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,7 +25,7 @@ class SequenceModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=config.init_std)
         with torch.no_grad():
             self.embedding.weight[PAD].zero_()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.decoder = _decoder(config, max_length)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:

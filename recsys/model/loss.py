@@ -66,6 +66,38 @@ class NegativeSampler:
         return items_S, self._log_expected_V[items_S]
 
 
+class _SampledSoftmax(torch.autograd.Function):
+    """Computes the gradients in the forward pass, in place: one matrix of logits is held, and none is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor, drawn_S: Tensor, log_expected_S: Tensor
+    ) -> Tensor:
+        num_targets = len(targets_N)
+        sample_SD, target_ND = items_VD[drawn_S], items_VD[targets_N]
+        logits_NS = torch.addmm(-log_expected_S, hidden_ND, sample_SD.T)
+        logits_NS.masked_fill_(targets_N[:, None] == drawn_S, -torch.inf)
+        target_N1 = torch.linalg.vecdot(hidden_ND, target_ND)[:, None]
+        highest_N1 = torch.maximum(logits_NS.amax(dim=1, keepdim=True), target_N1)
+        others_NS = logits_NS.sub_(highest_N1).exp_()
+        target_share_N1 = (target_N1 - highest_N1).exp_()
+        total_N1 = others_NS.sum(dim=1, keepdim=True) + target_share_N1
+        loss: Tensor = (torch.log(total_N1) + highest_N1 - target_N1).mean()
+        grad_NS = others_NS.mul_(1 / (total_N1 * num_targets))
+        grad_target_N1 = (target_share_N1 / total_N1 - 1) / num_targets
+        grad_hidden_ND = torch.addmm(target_ND.mul_(grad_target_N1), grad_NS, sample_SD)
+        grad_items_VD = torch.zeros_like(items_VD)
+        grad_items_VD.index_add_(0, drawn_S, grad_NS.T @ hidden_ND)
+        grad_items_VD.index_add_(0, targets_N, hidden_ND * grad_target_N1)
+        ctx.save_for_backward(grad_hidden_ND, grad_items_VD)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden_ND, grad_items_VD = ctx.saved_tensors
+        return grad_hidden_ND * grad_outputs[0], grad_items_VD * grad_outputs[0], None, None, None
+
+
 def sampled_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor, sampler: NegativeSampler) -> Tensor:
     """Mean of −log softmax(h · e)[target], the sum over the other items estimated from one sample for all positions.
 
@@ -73,8 +105,5 @@ def sampled_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor,
     exact, and left out where it is drawn.
     Source: Bengio, Senécal, IEEE TNN 19(4), 2008 (importance sampling); Yi et al., RecSys 2019 (logQ correction).
     """
-    drawn_S, log_expected_S = sampler.draw()
-    logits_NS = hidden_ND @ items_VD[drawn_S].T - log_expected_S
-    logits_NS = logits_NS.masked_fill(targets_N[:, None] == drawn_S, -torch.inf)
-    target_N1 = (hidden_ND * items_VD[targets_N]).sum(dim=1, keepdim=True)
-    return (torch.logsumexp(torch.cat([target_N1, logits_NS], dim=1), dim=1) - target_N1[:, 0]).mean()
+    loss: Tensor = _SampledSoftmax.apply(hidden_ND, items_VD, targets_N, *sampler.draw())  # type: ignore[no-untyped-call]
+    return loss

@@ -1,5 +1,6 @@
 """Evaluate a release as it serves, beside the baselines, on the features it was made from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,9 @@ _BASELINE_NAMES = [baseline.name for baseline in BASELINES]
 _COMPARED = [f"{name}@{KS[0]}" for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 _METRICS = [f"{name}@{k}" for k in KS for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 
+Rivals = Callable[[Dataset, int], dict[str, Ranker]]
+"""From the data and the length of lists to more rankers, by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opponent:
@@ -51,12 +55,13 @@ def run(
     metric: str = DEFAULT_METRIC,
     margin: float = DEFAULT_MARGIN,
     num_threads: int = 2,
+    rivals: Rivals | None = None,
 ) -> Evaluation:
     """Rank the whole catalogue for every held-out user by the release's own engine and index.
 
     `against` is a baseline by name, another release of the same features, or one of older features that was
     fitted before the cut of these: last night's. The look at the test set is written to `evaluations.jsonl`
-    in the folder of releases before anything is returned.
+    in the folder of releases before anything is returned. `rivals` are ranked among the baselines.
 
     Raises:
         ArtifactError: a release was made from other features, or fitted on what would be its test.
@@ -73,7 +78,7 @@ def run(
     looks.read(log)
     test = data.test_set()
     with bar("evaluate") as advance:
-        rankers = _rankers(recommender, opponent, data)
+        rankers = _rankers(recommender, opponent, data) | (rivals(data, max(KS)) if rivals else {})
         report = evaluate(rankers, test, len(data.vocabulary), fitted, ks=KS, progress=advance)
     facts = ListFacts.of(data.fit, len(data.vocabulary))
     seen = distinct_pairs([test.contexts[row] for row in report.rows])

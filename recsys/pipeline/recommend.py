@@ -2,28 +2,27 @@
 
 from pathlib import Path
 
-from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
 from recsys.runtime.recommender import Recommender, ScoredItem
+from recsys.whole_histories import WholeHistories
 
 
 def run(
     release: Path, *, user_id: str | None, features: Path | None, history: Path | None, k: int, exclude_seen: bool
 ) -> list[ScoredItem]:
-    """The k best items for one history.
+    """The k best items for one history: that of a user of the features, or that in a file.
 
     Raises:
         UnknownUserError: the features have no such user.
         UnknownItemError: no item of the history is in the release.
     """
-    if (user_id is None) == (history is None):
-        raise ConfigError("give either --user with --features, or --history FILE with one item_id a line")
     if history is not None:
         items = _read_history(history)
     else:
-        if features is None or user_id is None:
+        assert user_id is not None
+        if features is None:
             raise ConfigError("--user needs --features DIR: that is where the history is")
-        found = dataset.user_item_ids(features, user_id)
+        found = WholeHistories(features).of(user_id)
         if found is None:
             raise UnknownUserError(f"{features}: no user {user_id!r}; check the id, or give --history")
         items = found

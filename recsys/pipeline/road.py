@@ -34,14 +34,18 @@ def run(
     sources: list[Path],
     folder: Path,
     protocol: Protocol,
+    *,
+    force: bool = False,
 ) -> RoadResult:
-    """Walk the road inside `folder`: features/, checkpoint/, releases/."""
+    """Walk the road inside `folder`: features/, checkpoint/, releases/. `force`: past the gate, marked."""
     marks = [time.monotonic()]
     features = features_build.run(features_config, sources, folder / "features")
     marks.append(time.monotonic())
     checkpoint = train.run(recipe, folder / "features", folder / "checkpoint", protocol=protocol)
     marks.append(time.monotonic())
-    _, release = optimize_build.run(optimize_config, folder / "checkpoint", folder / "features", folder / "releases")
+    _, release = optimize_build.run(
+        optimize_config, folder / "checkpoint", folder / "features", folder / "releases", force=force
+    )
     marks.append(time.monotonic())
     report = evaluation.run(folder / "releases", folder / "features", num_threads=optimize_config.num_threads)
     marks.append(time.monotonic())

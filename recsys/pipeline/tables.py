@@ -119,6 +119,13 @@ def road_summary(result: "RoadResult", out: Path) -> str:
     )
 
 
+def batch_summary(values: dict[str, Any]) -> str:
+    """How many users and rows went where."""
+    unknown = values["num_users_without_known_items"]
+    without = f"; {unknown:,} users without an item that the release knows have none" if unknown else ""
+    return f"{values['out']}: {values['num_rows']:,} rows of {values['num_users']:,} users{without}"
+
+
 def items_table(items: Sequence["ScoredItem"]) -> str:
     """A ranked list."""
     table = _table("", "item_id", "score", "title")
@@ -154,8 +161,8 @@ def windows_table(context: int, costs: Sequence["EncodeCost"]) -> str:
     return _text(table)
 
 
-def serving_table(values: dict[str, Any]) -> str:
-    """The figures of `benchmark serve`, one a line."""
+def figures_table(values: dict[str, Any]) -> str:
+    """Figures by name, one a line."""
     table = _table("", "figure", "value")
     for name, value in values.items():
         table.add_row(name, json.dumps(value))

@@ -77,10 +77,11 @@ def evidence(history: Tokens, transitions: TransitionTable) -> Evidence:
 def search(
     index: ItemIndex, vector_1D: Floats, known: Evidence, k: int, without: Tokens, fusion: Fusion
 ) -> tuple[Tokens, Floats]:
-    """The k best items by the fused score, best first, shape [k] each; PAD where fewer exist."""
+    """The k best items by the fused score, best first, ties by token, shape [k] each; PAD where fewer exist."""
     if fusion.is_off:
         tokens_1K, scores_1K = index.search(vector_1D, k, [without])
-        return tokens_1K[0], scores_1K[0]
+        found = tokens_1K[0] != PAD
+        return best(tokens_1K[0][found], scores_1K[0][found], k)
     tokens_1K, scores_1K = index.search(vector_1D, k, [np.union1d(known.tokens, without)])
     others = tokens_1K[0] != PAD
     allowed = ~np.isin(known.tokens, without)

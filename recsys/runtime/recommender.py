@@ -1,16 +1,21 @@
 """From a history to a ranked list, without HTTP: what Python users, the endpoint and evaluation share."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recsys.contracts.errors import UnknownItemError
-from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.contracts.errors import UnknownItemError, UnknownUserError
+from recsys.contracts.ids import PAD, Floats, Item, Tokens
 from recsys.runtime.fusion import Evidence, evidence, search
 from recsys.runtime.release import Release
 from recsys.windows import open_window, reachable
+
+if TYPE_CHECKING:
+    from recsys.whole_histories import WholeHistories
 
 _NOTHING = np.empty(0, dtype=np.int32)
 ENCODE_BATCH = 1024
@@ -24,6 +29,17 @@ class ScoredItem:
     item_id: str
     score: float
     title: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserBatch:
+    """Lists of some users, best first; PAD where fewer items exist."""
+
+    user_ids: list[str]
+    tokens_BK: Tokens
+    scores_BK: Floats
+    num_unknown: int
+    """Users of the batch without a known item; they are not in `user_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +84,18 @@ class Recommender:
         self.rank([np.ones(1, dtype=np.int32)], k=10)
 
     def recommend(
-        self, history: Sequence[str], k: int = 10, *, exclude: Collection[str] = (), exclude_seen: bool = False
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude: Collection[str] = (),
+        exclude_seen: bool = False,
+        keep: Callable[[Item], bool] | None = None,
     ) -> list[ScoredItem]:
         """The k items most likely next after a history of item_ids, oldest first; unknown ones are skipped.
+
+        `exclude` are item_ids to leave out; `keep` says of an item whether it may be shown. Both are exact: the
+        list holds the best k of what remains.
 
         Raises:
             UnknownItemError: no item of the history is in the vocabulary.
@@ -82,40 +107,108 @@ class Recommender:
                 f"none of the {len(history)} items of the history is in release {self.release.name}; "
                 "send at least one item of the catalogue"
             )
-        without = np.unique(np.concatenate([self._known(exclude), tokens if exclude_seen else tokens[:0]]))
-        found, scores = self._search([tokens], k, [without])[0]
-        return [self._scored(token, score) for token, score in zip(found, scores, strict=True) if token != PAD]
+        hidden = self._hidden(exclude, keep)
+        found, scores = self.ranked([tokens], k, [_without(hidden, tokens, exclude_seen)])
+        return self._list(found[0], scores[0])
+
+    def recommend_users(
+        self,
+        features: Path | str,
+        user_ids: Sequence[str],
+        k: int = 10,
+        *,
+        exclude: Collection[str] = (),
+        exclude_seen: bool = False,
+        keep: Callable[[Item], bool] | None = None,
+    ) -> dict[str, list[ScoredItem]]:
+        """The same for users of a features artifact; a user without a known item has an empty list.
+
+        Raises:
+            UnknownUserError: the features have no such user.
+        """
+        from recsys.whole_histories import WholeHistories  # polars, which the endpoint does without
+
+        stored = WholeHistories(features)
+        unknown = stored.unknown(user_ids)
+        if unknown:
+            raise UnknownUserError(
+                f"{features}: {len(unknown)} of {len(user_ids)} users are not in it, the first is {unknown[0]!r}"
+            )
+        hidden = self._hidden(exclude, keep)
+        answers: dict[str, list[ScoredItem]] = {user_id: [] for user_id in user_ids}
+        for batch in self.batches(stored, k, user_ids, hidden, exclude_seen=exclude_seen):
+            for user_id, found, scores in zip(batch.user_ids, batch.tokens_BK, batch.scores_BK, strict=True):
+                answers[user_id] = self._list(found, scores)
+        return answers
+
+    def batches(
+        self,
+        stored: "WholeHistories",
+        k: int,
+        user_ids: Collection[str] | None = None,
+        hidden: Tokens = _NOTHING,
+        *,
+        exclude_seen: bool = False,
+    ) -> "Iterator[UserBatch]":
+        """Lists of all stored users or of these, `ENCODE_BATCH` at a time; users without a known item are counted."""
+        token_of_index = np.concatenate([[PAD], self.release.vocabulary.tokens(stored.item_ids())]).astype(np.int32)
+        histories = stored.each(user_ids)
+        while batch := list(islice(histories, ENCODE_BATCH)):
+            known = [(user_id, _known(token_of_index[history])) for user_id, history in batch]
+            known = [(user_id, tokens) for user_id, tokens in known if len(tokens)]
+            without = [_without(hidden, tokens, exclude_seen) for _, tokens in known]
+            found_BK, scores_BK = self.ranked([tokens for _, tokens in known], k, without)
+            yield UserBatch([user_id for user_id, _ in known], found_BK, scores_BK, len(batch) - len(known))
 
     def popular(self, k: int, *, exclude: Collection[str] = ()) -> list[ScoredItem]:
         """The k items with most events: the answer when nothing is known of a user. Scores are counts."""
-        chosen = self._popular[~np.isin(self._popular, self._known(exclude))][:k]
+        chosen = self._popular[~np.isin(self._popular, self._hidden(exclude, None))][:k]
         return [self._scored(token, self.release.vocabulary.num_events[token]) for token in chosen]
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """Ranked tokens of many kept histories, none empty, shape [B, k], PAD where fewer exist."""
-        ranked = np.empty((len(histories), k), dtype=np.int32)
-        for start in range(0, len(histories), ENCODE_BATCH):
-            rows = slice(start, start + ENCODE_BATCH)
-            nothing = [_NOTHING] * len(histories[rows])
-            found = self._search(histories[rows], k, nothing if exclude is None else exclude[rows])
-            ranked[rows] = [tokens for tokens, _ in found]
-        return ranked
+        return self.ranked(histories, k, exclude)[0]
 
-    def _search(self, histories: Sequence[Tokens], k: int, without: Sequence[Tokens]) -> list[tuple[Tokens, Floats]]:
-        """(tokens, scores) of each kept history, none empty; the one way from a history to a list."""
-        vectors_BD = self.release.engine.encode([open_window(history, self.release.window) for history in histories])
-        return [self.query(vectors_BD[i], history).best(k, without[i]) for i, history in enumerate(histories)]
+    def ranked(
+        self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None
+    ) -> tuple[Tokens, Floats]:
+        """What `rank` returns, and the scores; the one way from histories to lists."""
+        tokens_BK = np.full((len(histories), k), PAD, dtype=np.int32)
+        scores_BK = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        window = self.release.window
+        for start in range(0, len(histories), ENCODE_BATCH):
+            rows = range(start, min(start + ENCODE_BATCH, len(histories)))
+            vectors_BD = self.release.engine.encode([open_window(histories[row], window) for row in rows])
+            for vector_D, row in zip(vectors_BD, rows, strict=True):
+                without = _NOTHING if exclude is None else exclude[row]
+                tokens_BK[row], scores_BK[row] = self.query(vector_D, histories[row]).best(k, without)
+        return tokens_BK, scores_BK
 
     def query(self, vector_D: Floats, history: Tokens) -> Query:
         """A kept history, and the vector of its open window, ready to be ranked."""
         known = evidence(reachable(history, self.release.window), self.release.transitions)
         return Query(self.release, vector_D.reshape(1, -1), known)
 
-    def _known(self, item_ids: Collection[str]) -> Tokens:
-        tokens = self.release.vocabulary.tokens(item_ids)
-        known: Tokens = tokens[tokens != PAD]
-        return known
+    def _hidden(self, exclude: Collection[str], keep: Callable[[Item], bool] | None) -> Tokens:
+        """Tokens that may not be shown."""
+        hidden = _known(self.release.vocabulary.tokens(exclude))
+        if keep is None:
+            return hidden
+        refused = [token for token, item in enumerate(self.release.vocabulary.items, start=1) if not keep(item)]
+        return np.union1d(hidden, np.array(refused, dtype=np.int32))
+
+    def _list(self, found: Tokens, scores: Floats) -> list[ScoredItem]:
+        return [self._scored(token, score) for token, score in zip(found, scores, strict=True) if token != PAD]
 
     def _scored(self, token: int, score: float) -> ScoredItem:
         item = self.release.vocabulary.item(int(token))
         return ScoredItem(item.item_id, float(score), item.title)
+
+
+def _known(tokens: Tokens) -> Tokens:
+    known: Tokens = tokens[tokens != PAD]
+    return known
+
+
+def _without(hidden: Tokens, history: Tokens, exclude_seen: bool) -> Tokens:
+    return np.union1d(hidden, history) if exclude_seen else hidden

@@ -1,5 +1,6 @@
 """Training's settings, and the recipe: one TOML file that sets model, window and training."""
 
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,16 @@ from recsys.contracts.config import Config, read_toml
 from recsys.contracts.errors import ConfigError
 from recsys.model.config import ModelConfig
 from recsys.windows import WindowConfig
+
+
+class Precision(StrEnum):
+    """What matrix products are computed in. Weights, optimizer, average and loss are float32 in all of them."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    """Half the bits, the range of float32."""
+    FP16 = "fp16"
+    """More digits than bf16 and a small range: the loss is scaled up so that small gradients do not vanish."""
 
 
 class TrainingConfig(Config):
@@ -35,6 +46,10 @@ class TrainingConfig(Config):
     """Stop after this long, absorbing included; the best weights so far are kept."""
     num_validation_users: int = Field(default=4000, ge=1)
     gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Precision = Precision.FP32
+    """bf16 and fp16 pay off on processors that multiply in them; elsewhere they are slower."""
+    tensorboard: bool | None = None
+    """Write events for TensorBoard. Without it: if tensorboardX is installed."""
     num_threads: int | None = Field(default=None, ge=1)
     """Without it, all cores or one, whichever the first steps show to be faster: where other work keeps a core
     busy, a second thread slows training down several times."""

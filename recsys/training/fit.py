@@ -15,8 +15,10 @@ from recsys import transitions
 from recsys.dataset import Dataset, Histories
 from recsys.model import spectral
 from recsys.model.decoder import SequenceModel
+from recsys.training import memory
 from recsys.training.config import Recipe
 from recsys.training.fitted import Fitted, RoundResult
+from recsys.training.journal import Journal
 from recsys.training.loop import Stretch, Trainer, WindowStream
 from recsys.training.resume import SavedRun
 from recsys.training.validation import Judge
@@ -28,7 +30,14 @@ _ABSORB_TIME_SHARE = 0.2
 
 
 def fit(
-    model: SequenceModel, data: Dataset, recipe: Recipe, known: Fitted | None, saved: SavedRun, *, resume: bool
+    model: SequenceModel,
+    data: Dataset,
+    recipe: Recipe,
+    known: Fitted | None,
+    saved: SavedRun,
+    journal: Journal,
+    *,
+    resume: bool,
 ) -> Fitted:
     """Train `model` in place; with `known`, for as long as was found before, on everything from the start."""
     config = recipe.training
@@ -41,25 +50,37 @@ def fit(
     stream = WindowStream(histories, recipe, generator)
     num_events_V = torch.from_numpy(np.bincount(histories.tokens, minlength=num_items + 1)[1:])
     trainer = Trainer(model, recipe, num_events_V, horizon=min(stream.epoch_steps, config.max_round_steps))
+    need = memory.estimate(trainer, stream, histories)
+    Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
     if config.num_threads is None and not resume:
         trainer.choose_threads(stream)
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
-        fitted = _until_no_better(trainer, stream, judge, recipe, saved, resume=resume)
+        fitted = _until_no_better(trainer, stream, judge, recipe, saved, journal, resume=resume)
     else:
         fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
+        journal.add(fitted.log[0])
     trainer.use(fitted.weights)
     _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * fitted.epochs)
-    return fitted
+    return replace(fitted, memory_bytes=need.total)
 
 
 def _until_no_better(
-    trainer: Trainer, stream: WindowStream, judge: Judge, recipe: Recipe, saved: SavedRun, *, resume: bool
+    trainer: Trainer,
+    stream: WindowStream,
+    judge: Judge,
+    recipe: Recipe,
+    saved: SavedRun,
+    journal: Journal,
+    *,
+    resume: bool,
 ) -> Fitted:
     """Rounds of training and validation; the averaged weights of the best round."""
     config = recipe.training
     best, spent = saved.load(trainer, stream) if resume else (Fitted(ndcg=-math.inf), 0.0)
     judge.fusion = best.last_fusion
+    for row in best.log:
+        journal.add(row)
     started = time.monotonic() - spent
     deadline = started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
     round_steps = min(stream.epoch_steps, config.max_round_steps)
@@ -75,6 +96,7 @@ def _until_no_better(
             weights = [weight.clone() for weight in trainer.averaged]
             best = replace(best, epochs=row.epochs, ndcg=ndcg, fusion=judge.fusion, weights=weights, round=number)
         best = replace(best, log=[*best.log, row], last_fusion=judge.fusion)
+        journal.add(row)
         saved.save(trainer, stream, best, time.monotonic() - started)
     return best
 

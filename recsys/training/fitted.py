@@ -39,3 +39,5 @@ class Fitted:
     """All rounds, also those after the best."""
     last_fusion: Fusion = field(default_factory=Fusion)
     """Found at the last round: where the next search begins."""
+    memory_bytes: int = 0
+    """The peak that was expected before the first step."""

@@ -19,6 +19,7 @@ from recsys.model.loss import NegativeSampler, full_softmax_loss, sampled_softma
 from recsys.training import batches
 from recsys.training.batches import Batch
 from recsys.training.config import Recipe
+from recsys.training.precision import MixedPrecision
 
 _BATCHES_PER_EPOCH = 200
 _LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS = 512, 4096
@@ -47,6 +48,8 @@ class WindowStream:
         self._batch_tokens = recipe.training.batch_tokens or _suitable_batch(len(histories.tokens))
         self.epoch_steps = len(batches.plan(self._windows, self._batch_tokens, np.random.default_rng(0)))
         """Batches of an epoch; varies a little with the shuffle."""
+        self.longest_batch = max(self._batch_tokens, max(w.stop - w.start for w in self._windows))
+        """Padded events of the largest batch there can be."""
         self._begin()
 
     def _begin(self) -> None:
@@ -92,10 +95,16 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
         )
+        self._mixed = MixedPrecision(self._config.precision)
         self._weights = [parameter.data for parameter in model.parameters()]
         self.averaged = [weight.clone() for weight in self._weights]
         self._horizon = horizon
         self._num_steps = 0
+
+    @property
+    def num_negatives(self) -> int:
+        """Items that a target is held against; 0: all."""
+        return 0 if self._sampler is None else self._config.num_negatives
 
     def train(
         self,
@@ -137,21 +146,32 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * warmup * rate
         self._optimizer.zero_grad()
-        wanted_BL = batch.targets_BL != PAD
-        hidden_ND = self.model(batch.tokens_BL)[wanted_BL]
-        loss = self._loss(hidden_ND, batch.targets_BL[wanted_BL] - 1)
+        loss, count = self.loss(batch)
         value = loss.item()
         if not math.isfinite(value):
-            raise DataError(
-                f"loss became {value} at step {self._num_steps}, in a batch of {len(batch.tokens_BL)} windows whose "
-                f"first begins with tokens {batch.tokens_BL[0, :5].tolist()}; lower learning_rate"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
-        self._optimizer.step()
+            raise self._stop(batch, f"loss became {value}; lower learning_rate")
+        self._mixed.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._mixed.scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
+        if problem := self._mixed.problem(norm.item()):
+            raise self._stop(batch, problem)
+        self._mixed.scaler.step(self._optimizer)
+        self._mixed.scaler.update()
         memory = min(1 - 1 / self._horizon, self._num_steps / (self._num_steps + 10))
         torch._foreach_lerp_(self.averaged, self._weights, 1 - memory)
-        return value, len(hidden_ND)
+        return value, count
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        """(mean loss, number of targets) of a batch, in the precision of the recipe."""
+        wanted_BL = batch.targets_BL != PAD
+        with self._mixed.autocast():
+            hidden_ND = self.model(batch.tokens_BL)[wanted_BL].float()
+        return self._loss(hidden_ND, batch.targets_BL[wanted_BL] - 1), len(hidden_ND)
+
+    def _stop(self, batch: Batch, problem: str) -> DataError:
+        first = batch.tokens_BL[0, :5].tolist()
+        where = f"step {self._num_steps}, {len(batch.tokens_BL)} windows, the first begins with tokens {first}"
+        return DataError(f"{where}: {problem}")
 
     def _loss(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         if self._sampler is None:
@@ -178,7 +198,7 @@ class Trainer:
             tensors |= {f"weight.{i}": weight, f"averaged.{i}": averaged}
         for i, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
-        return tensors
+        return tensors | self._mixed.state()
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -191,4 +211,5 @@ class Trainer:
             if name.startswith("optimizer."):
                 _, i, moment = name.split(".")
                 moments.setdefault(int(i), {})[moment] = value
+        self._mixed.restore(tensors)
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})

@@ -17,10 +17,11 @@ from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import save_weights
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
-from recsys.training import curve
+from recsys.training import curve, memory
 from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
+from recsys.training.journal import Journal
 from recsys.training.resume import SavedRun
 
 
@@ -49,13 +50,15 @@ def run(
         raise DataError(f"{features}: no user has two events on kept items, so there is nothing to predict")
     known = None if refit is None else _found_before(refit, data)
     saved = SavedRun(out, recipe, protocol.value, data.manifest.digest)
+    journal = Journal(out, recipe.training.tensorboard)
     torch.manual_seed(recipe.training.seed)
     model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
-    fitted = fit(model, data, recipe, known, saved, resume=resume)
+    fitted = fit(model, data, recipe, known, saved, journal, resume=resume)
     with artifact.writing(out, "checkpoint") as writer:
         save_weights(model.state_dict(), writer.folder)
         data.vocabulary.save(writer.folder)
         curve.save(fitted.log, writer.folder)
+        journal.move_into(writer.folder)
         manifest = writer.commit(
             parents={"features": data.manifest.digest},
             config={
@@ -71,6 +74,8 @@ def run(
                 "num_items": len(data.vocabulary),
                 "num_threads": torch.get_num_threads(),
                 "num_parameters": sum(p.numel() for p in model.parameters()),
+                "expected_memory_bytes": fitted.memory_bytes,
+                "peak_memory_bytes": memory.peak_bytes(),
                 "seconds": round(time.monotonic() - started, 2),
                 "log": [asdict(row) for row in fitted.log],
             },

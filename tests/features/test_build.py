@@ -10,6 +10,7 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.artifact import Manifest
 from recsys.dataset import Protocol
+from recsys.whole_histories import WholeHistories
 
 S = 1_600_000_000
 MS = S * 1000
@@ -165,4 +166,4 @@ def test_the_dataset_reads_what_was_built(tmp_path: Path) -> None:
     assert [item.item_id for item in data.vocabulary.items] == ["b", "a", "c"]
     fitted = {user: data.fit[n].tolist() for n, user in enumerate(data.fit.user_ids)}
     assert fitted == {"u1": [1, 2], "u2": [3]}  # before T = S + 20
-    assert dataset.user_item_ids(tmp_path / "out", "u1") == ["b", "a", "c", "b"]
+    assert WholeHistories(tmp_path / "out").of("u1") == ["b", "a", "c", "b"]

@@ -8,6 +8,7 @@ from recsys.contracts.errors import ArtifactError
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.config import Architecture, ModelConfig
 from recsys.model.decoder import SequenceModel, UserEncoder
+from recsys.model.dropout import Dropout
 from recsys.model.flops import compare_windows, encode_flops
 from recsys.model.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
 
@@ -80,6 +81,37 @@ def test_many_negatives_bring_the_sampled_loss_to_the_full_one() -> None:
     targets = torch.randint(0, 30, (50,))
     sampled = sampled_softmax_loss(hidden, items, targets, NegativeSampler(torch.ones(30), 50_000))
     torch.testing.assert_close(sampled, full_softmax_loss(hidden, items, targets), rtol=0.01, atol=0)
+
+
+def test_the_sampled_loss_has_the_gradients_of_its_formula() -> None:
+    torch.manual_seed(0)
+    hidden, items = torch.randn((9, 6), requires_grad=True), torch.randn((30, 6), requires_grad=True)
+    targets = torch.randint(0, 30, (9,))
+    drawn, log_expected = torch.randint(0, 30, (12,)), torch.randn(12)  # some items twice, some of them targets
+    logits = (hidden @ items[drawn].T - log_expected).masked_fill(targets[:, None] == drawn, -torch.inf)
+    target = (hidden * items[targets]).sum(dim=1, keepdim=True)
+    plain = torch.nn.functional.cross_entropy(torch.cat([target, logits], dim=1), torch.zeros(9, dtype=torch.long))
+
+    class Drawn(NegativeSampler):
+        def __init__(self) -> None: ...
+        def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return drawn, log_expected
+
+    ours = sampled_softmax_loss(hidden, items, targets, Drawn())
+    torch.testing.assert_close(ours, plain)
+    for found, expected in zip(
+        torch.autograd.grad(3 * ours, (hidden, items)), torch.autograd.grad(3 * plain, (hidden, items)), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    dropout = Dropout(0.25)
+    dropped = dropout(torch.ones(401, 301))  # an odd number of elements: the last eight bytes are not all used
+    assert dropped.unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert dropout.eval()(dropped) is dropped
 
 
 def test_flops_of_one_layer_by_hand() -> None:

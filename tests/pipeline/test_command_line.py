@@ -64,6 +64,10 @@ def test_recommend_by_user_and_by_history(shop: Path) -> None:
     assert len(items) == 5
     by_user = recsys("recommend", shop / "releases", "--features", shop / "features", "--user", user_of(shop), "-k", 5)
     assert by_user.stdout.count("sku-") == 5
+    out = shop / "all.parquet"
+    everyone = ("--features", shop / "features", "--all", "--out", out, "--json")
+    assert json.loads(recsys("recommend", shop / "releases", *everyone).stdout)["num_users"] == 60
+    assert out.exists()
 
 
 def user_of(shop: Path) -> str:
@@ -140,6 +144,8 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(shop: Path, tmp_path: Pat
     assert "no user 'nobody'" in refused("recommend", releases, "--features", features, "--user", "nobody")
     assert "no release here" in refused("evaluate", tmp_path, "--features", features)
     assert "--user with --features" in refused("recommend", releases)
+    assert "give one of --user" in refused("recommend", releases, "--user", "u", "--all")
+    assert "need --features DIR" in refused("recommend", releases, "--all")
     assert "no such config file" in refused("serve", releases, "--config", tmp_path / "x.toml")
     assert "create it first" in refused("serve", releases, "--store", "sqlite:////no/such/x.db")
     assert "fitted under protocol time" in refused(

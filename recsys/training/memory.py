@@ -1,0 +1,110 @@
+"""What training will need of memory, said before it starts: most of it counted on a small batch, not guessed."""
+
+import resource
+import sys
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from recsys.dataset import Histories
+from recsys.model.loss import CHUNK_ELEMENTS
+from recsys.training.batches import Batch
+from recsys.training.loop import Trainer, WindowStream
+
+_PROBE_TOKENS = 512
+_FLOAT_BYTES = 4
+_LATER_BYTES = 64_000_000
+"""Libraries that are loaded on the way (search, pictures) and pools of the first steps, as measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """Bytes by what they are for."""
+
+    program: int
+    """Python, torch and what loading left behind: measured."""
+    data: int
+    """Histories that are trained on."""
+    weights: int
+    """The model's own, their average, and the best so far."""
+    optimizer: int
+    """Gradients and two moments of each weight."""
+    activations: int
+    """What a batch of the recipe's size keeps for the backward pass."""
+    scratch: int
+    """Logits, gradients under way (a quarter of the activations, as measured), libraries, copies of validation."""
+
+    @property
+    def total(self) -> int:
+        """The expected peak of the process."""
+        return sum(asdict(self).values())
+
+    def line(self) -> str:
+        """The whole and its parts in one line, with a warning where the machine has less."""
+        parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in asdict(self).items())
+        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        short = "" if self.total < free else f"; only {free / 1e6:,.0f} MB are free: lower batch_tokens or width"
+        return f"needs about {self.total / 1e6:,.0f} MB of memory ({parts}){short}"
+
+
+def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> MemoryNeed:
+    """The peak to expect of training with these batches. The trainer's state and generators stay as they are."""
+    parameters = list(trainer.model.parameters())
+    weights = sum(weight.nbytes for weight in parameters)
+    items = trainer.model.embedding.weight.nbytes
+    kept, largest = _kept_for_backward(trainer, stream.longest_batch)
+    data = histories.tokens.nbytes + histories.timestamps_ms.nbytes + histories.offsets.nbytes
+    resident = psutil.Process().memory_info().rss
+    backward = kept // 4 + 2 * largest + _logit_bytes(trainer, stream.longest_batch)
+    # a gather of item vectors gives a gradient as large as all of them; validation copies weights and items
+    scratch = _LATER_BYTES + 2 * items + max(backward, weights + items)
+    return MemoryNeed(
+        program=max(0, resident - data - 2 * weights),
+        data=data,
+        weights=3 * weights,
+        optimizer=3 * weights,
+        activations=kept,
+        scratch=scratch,
+    )
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
+    """Bytes that autograd keeps of a batch of so many tokens, and of the largest single tensor among them.
+
+    Counted on a small batch: all of it grows with the number of events (fused attention keeps no matrix of scores).
+    """
+    sizes: dict[int, int] = {}
+    known = {weight.untyped_storage().data_ptr() for weight in trainer.model.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    length = min(batch_tokens, _PROBE_TOKENS)
+    num_items = trainer.model.embedding.num_embeddings - 1
+    tokens_1L = torch.from_numpy(1 + np.arange(length, dtype=np.int64) % num_items)[None]
+    trainer.model.train()
+    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss, _ = trainer.loss(Batch(tokens_1L, tokens_1L))
+        del loss  # only now are all sizes known, and nothing is kept
+    scale = batch_tokens / length
+    return int(scale * sum(sizes.values())), int(scale * max(sizes.values()))
+
+
+def _logit_bytes(trainer: Trainer, batch_tokens: int) -> int:
+    """Logits and their copies, which the loss holds for a moment."""
+    if trainer.num_negatives:
+        return _FLOAT_BYTES * batch_tokens * trainer.num_negatives
+    num_items = trainer.model.embedding.num_embeddings - 1
+    return 2 * _FLOAT_BYTES * min(CHUNK_ELEMENTS, batch_tokens * num_items)

@@ -1,0 +1,104 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
+from recsys.pipeline import recommend_all
+from recsys.runtime import recommender as recommender_module
+from recsys.runtime.recommender import Recommender
+from recsys.whole_histories import WholeHistories
+from tests.conftest import NUM_ITEMS, write_features
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+@pytest.fixture(scope="module")
+def recommender(ring_releases: Path) -> Recommender:
+    return Recommender.load(ring_releases, num_threads=1)
+
+
+def run(release: Path, features: Path, out: Path, users: Path | None = None, **options: object) -> dict[str, object]:
+    settings = {"k": 3, "exclude_seen": False} | options
+    return recommend_all.run(release, features, out, users=users, **settings)  # type: ignore[arg-type]
+
+
+def test_the_rows_of_a_user_are_the_one_off_answer(
+    ring_releases: Path, ring_features: Path, recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommender_module, "ENCODE_BATCH", 7)  # many batches, the last one not full
+    counts = run(ring_releases, ring_features, tmp_path / "all.parquet", exclude_seen=True)
+    rows = pl.read_parquet(tmp_path / "all.parquet")
+    assert rows.columns == ["user_id", "item_id", "score", "rank"]
+    assert (counts["num_users"], counts["num_rows"]) == (120, 360)
+    stored = WholeHistories(ring_features)
+    for user_id in rows["user_id"].unique().sort()[::10]:
+        alone = recommender.recommend(stored.of(user_id) or [], k=3, exclude_seen=True)
+        mine = rows.filter(pl.col("user_id") == user_id)
+        assert mine["rank"].to_list() == [1, 2, 3]
+        assert mine["item_id"].to_list() == [item.item_id for item in alone]
+        np.testing.assert_allclose(mine["score"], [item.score for item in alone], rtol=1e-5)
+
+
+def test_the_same_input_gives_the_same_bytes_and_nothing_is_left_beside(
+    ring_releases: Path, ring_features: Path, tmp_path: Path
+) -> None:
+    for name in "ab":
+        run(ring_releases, ring_features, tmp_path / f"{name}.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+
+
+def test_users_of_a_file_are_answered_once_and_unknown_ones_refused(
+    ring_releases: Path, ring_features: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "users.txt").write_text("u007\nu003\nu007\n\n")
+    run(ring_releases, ring_features, tmp_path / "some.parquet", tmp_path / "users.txt")
+    assert sorted(pl.read_parquet(tmp_path / "some.parquet")["user_id"]) == ["u003"] * 3 + ["u007"] * 3
+    (tmp_path / "users.txt").write_text("u007\nnobody\n")
+    with pytest.raises(UnknownUserError, match=r"1 of 2 users are not in .*, the first is 'nobody'"):
+        run(ring_releases, ring_features, tmp_path / "none.parquet", tmp_path / "users.txt")
+    (tmp_path / "users.txt").write_text("\n")
+    with pytest.raises(DataError, match="no user in it"):
+        run(ring_releases, ring_features, tmp_path / "none.parquet", tmp_path / "users.txt")
+    with pytest.raises(ConfigError, match="expected a file that ends in"):
+        run(ring_releases, ring_features, tmp_path / "none.csv")
+    assert not (tmp_path / "none.parquet").exists()
+
+
+def test_users_without_a_known_item_are_counted_and_have_no_rows(ring_releases: Path, tmp_path: Path) -> None:
+    write_features(tmp_path / "f", {"known": [4, 5, 6], "new": [NUM_ITEMS + 1, NUM_ITEMS + 1]}, NUM_ITEMS + 1, 10)
+    counts = run(ring_releases, tmp_path / "f", tmp_path / "all.parquet")
+    assert (counts["num_users"], counts["num_users_without_known_items"]) == (1, 1)
+    rows = pl.read_parquet(tmp_path / "all.parquet")
+    assert rows["item_id"].to_list()[0] == "sku-7"
+    assert set(rows["user_id"]) == {"known"}
+
+
+def test_filters_of_one_and_of_many_users_agree(ring_features: Path, recommender: Recommender) -> None:
+    stored = WholeHistories(ring_features)
+    together = recommender.recommend_users(
+        ring_features, ["u001", "u002"], k=40, exclude=["sku-1"], keep=lambda item: item.item_index % 2 == 1
+    )
+    for user_id, items in together.items():
+        alone = recommender.recommend(
+            stored.of(user_id) or [], k=40, exclude=["sku-1"], keep=lambda item: item.item_index % 2 == 1
+        )
+        assert [item.item_id for item in items] == [item.item_id for item in alone]
+        assert {item.item_id for item in items} == {f"sku-{i}" for i in range(3, NUM_ITEMS + 1, 2)}
+
+
+def test_the_page_on_python_runs(
+    ring_releases: Path, ring_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = tmp_path / "runs" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "releases").symlink_to(ring_releases)
+    (demo / "features").symlink_to(ring_features)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    exec("\n".join(blocks), {})
+    assert pl.read_parquet(demo / "all.parquet").height == 1200

@@ -1,0 +1,86 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recsys.contracts.errors import DataError
+from recsys.dataset import Protocol
+from recsys.training import train
+from recsys.training.config import Precision, Recipe
+from recsys.training.loop import Trainer
+from recsys.training.precision import LEAST_SCALE, MixedPrecision
+
+
+def changed(recipe: Recipe, **training: Any) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_sixteen_bits_learn_the_ring_and_say_so(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, precision: Precision
+) -> None:
+    recipe = changed(tiny_recipe, precision=precision)
+    manifest = train.run(recipe, ring_features, tmp_path / "c", protocol=Protocol.TIME)
+    assert manifest.config["training"]["precision"] == precision
+    losses = [row["loss"] for row in manifest.metrics["log"]]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_decoder_computes_in_the_precision_of_the_recipe() -> None:
+    matrix = torch.ones(2, 2)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for precision in Precision:
+        with MixedPrecision(precision).autocast():
+            assert (matrix @ matrix).dtype == dtypes[precision]
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+def test_a_resumed_fp16_run_has_the_scaler_as_it_was(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, scales = changed(tiny_recipe, precision=Precision.FP16, max_epochs=3), {}
+    take_step, taken, deadly = Trainer._step, 0, 0
+
+    def step_or_die(self: Trainer, *arguments: Any) -> tuple[float, int]:
+        nonlocal taken
+        taken += 1
+        if taken == deadly:
+            raise KilledError
+        self._mixed.scaler.set_growth_interval(4)  # so that the scale moves within a test
+        result = take_step(self, *arguments)
+        scales[self._num_steps] = self._mixed.state()["scaler.scale"].item()
+        return result
+
+    monkeypatch.setattr(Trainer, "_step", step_or_die)
+    whole = train.run(recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
+    uninterrupted, taken, deadly = dict(scales), 0, 9
+    with pytest.raises(KilledError):
+        train.run(recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME)
+    again = train.run(recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=True)
+    assert len(set(uninterrupted.values())) > 2
+    assert scales == uninterrupted
+    assert again.files["model.safetensors"] == whole.files["model.safetensors"]
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = changed(tiny_recipe, learning_rate=1e30, warmup_steps=1)
+    with pytest.raises(DataError, match=r"step \d+, \d+ windows, the first begins with tokens \[\d+, .*: .* became"):
+        train.run(recipe, ring_features, tmp_path / "c", protocol=Protocol.TIME)
+    assert not (tmp_path / "c").exists()
+
+
+def test_fp16_gives_up_only_when_no_scale_of_the_loss_helps() -> None:
+    mixed = MixedPrecision(Precision.FP16)
+    mixed.scaler.scale(torch.ones(()))
+    assert mixed.problem(math.inf) is None
+    mixed.scaler.update(LEAST_SCALE / 2)
+    assert "at any scale" in str(mixed.problem(math.inf))
+    assert mixed.problem(1.0) is None
+    assert "gradients became inf" in str(MixedPrecision(Precision.BF16).problem(math.inf))
