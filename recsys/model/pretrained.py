@@ -104,4 +104,4 @@ def _for_all_heads(found: Tensor, own: Tensor, name: str, head_dim: int) -> Tens
     if not name.endswith(("k_proj.weight", "v_proj.weight")) or own.shape[0] % found.shape[0]:
         return found
     times = own.shape[0] // found.shape[0]
-    return found.unflatten(0, (-1, head_dim)).repeat_interleave(times, dim=0).flatten(0, 1)
+    return found.view(-1, head_dim, found.shape[1]).repeat_interleave(times, dim=0).flatten(0, 1)
