@@ -10,7 +10,7 @@ from optimize.config import OptimizeConfig
 from optimize.export import build_engine
 from optimize.tensorrt import build_plan
 from recsys import dataset
-from recsys.contracts import artifact
+from recsys.contracts import artifact, packing
 from recsys.contracts.ids import Vocabulary
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
@@ -77,12 +77,12 @@ def run(
 def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> None:
     """Everything that an answer is computed from."""
     rounded = quantize.rounded(checkpoint, data, config)
-    build_engine(rounded, folder, checkpoint.window.size, config.cache)
+    build_engine(rounded, folder, checkpoint.window.size, config.cache, packed=config.packed)
     if config.tensorrt is not None:
         build_plan(rounded, checkpoint.window.size, config.tensorrt, folder)
     ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(folder)
-    checkpoint.vocabulary.save(folder)
-    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder)
+    checkpoint.vocabulary.save(folder, packed=config.packed)
+    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder, packed=config.packed)
 
 
 def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> report.FidelityReport:
@@ -111,7 +111,7 @@ def _parents(checkpoint: Checkpoint, data: Dataset, folder: Path) -> dict[str, s
     return {
         "checkpoint": checkpoint.manifest.digest,
         "features": data.manifest.digest,
-        VOCABULARY_PARENT: artifact.sha256_of(folder / Vocabulary.FILE_NAME),
+        VOCABULARY_PARENT: artifact.sha256_of(packing.found(folder / Vocabulary.FILE_NAME)),
     }
 
 

@@ -45,6 +45,8 @@ class OptimizeConfig(Config):
     num_threads: int = Field(default=2, ge=1)
     num_check_users: int = Field(default=2000, ge=1)
     """Most users whose answers are compared with the reference."""
+    packed: bool = True
+    """Graphs, item list and transition counts packed by gzip, without loss; off to look into them."""
     tensorrt: TensorRtConfig | None = None
     """A TensorRT plan that goes into the release beside the engine; needs the extra `tensorrt`."""
     gate: GateConfig = GateConfig()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optimize.rounding import RoundedLinear
+from recsys.contracts import packing
 from recsys.contracts.precision import CacheFormat
 from recsys.model.decoder import SequenceModel
 from recsys.model.incremental import AppendEvents, OpenWindow
@@ -18,7 +19,7 @@ from recsys.runtime.openvino import APPEND_GRAPH, OPEN_GRAPH, WEIGHTS
 _ALIGNMENT = 64
 
 
-def build_engine(model: SequenceModel, folder: Path, window_size: int, cache: CacheFormat) -> None:
+def build_engine(model: SequenceModel, folder: Path, window_size: int, cache: CacheFormat, *, packed: bool) -> None:
     """Write the CPU engine into `folder`: `open.xml`, `append.xml` and the weights of both."""
     import openvino
 
@@ -28,7 +29,7 @@ def build_engine(model: SequenceModel, folder: Path, window_size: int, cache: Ca
     ):
         _check_codes(graph, model)
         openvino.save_model(graph, folder / name, compress_to_fp16=False)
-    _share_weights(folder)
+    _share_weights(folder, packed)
 
 
 def open_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
@@ -100,7 +101,7 @@ def _check_codes(graph: Any, model: nn.Module) -> None:
     assert found == expected, f"{found} matrices of codes in the graph, {expected} in the model"
 
 
-def _share_weights(folder: Path) -> None:
+def _share_weights(folder: Path, packed: bool) -> None:
     """Both graphs read one file of weights: equal constants are stored once."""
     place_of: dict[bytes, int] = {}
     with (folder / WEIGHTS).open("wb") as shared:
@@ -117,5 +118,6 @@ def _share_weights(folder: Path) -> None:
                     place_of[key] = shared.tell()
                     shared.write(content)
                 data.set("offset", str(place_of[key]))
-            tree.write(folder / name)
             own.unlink()
+            (folder / name).unlink()
+            packing.write(folder / name, ElementTree.tostring(tree.getroot()), packed)

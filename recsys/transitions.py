@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
+from recsys.contracts import packing
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Floats, Tokens
 
@@ -56,8 +57,10 @@ class TransitionTable:
 
     FILE_NAME = "transitions.safetensors"
 
-    def __init__(self, offsets: npt.NDArray[np.int64], successors: Tokens, probabilities: npt.NDArray[Any]) -> None:
-        """Successors of token t are entries [offsets[t], offsets[t + 1]), tokens ascending."""
+    def __init__(
+        self, offsets: npt.NDArray[np.int64], successors: npt.NDArray[Any], probabilities: npt.NDArray[Any]
+    ) -> None:
+        """Successors of token t are entries [offsets[t], offsets[t + 1]), tokens ascending, of any integer type."""
         self._offsets = offsets
         self._successors = successors
         self._probabilities = probabilities
@@ -93,16 +96,42 @@ class TransitionTable:
         sums = np.bincount(position, weights=np.concatenate(weights), minlength=len(tokens))
         return tokens.astype(np.int32), sums.astype(np.float32)
 
-    def save(self, folder: Path) -> None:
-        """Write `transitions.safetensors`."""
+    def save(self, folder: Path, *, packed: bool = False) -> None:
+        """Write `transitions.safetensors`; packed, successors are the distances between them."""
         arrays = {"offsets": self._offsets, "successors": self._successors, "probabilities": self._probabilities}
-        safetensors.numpy.save_file(arrays, folder / self.FILE_NAME)
+        if packed:
+            small = self._successors.astype(_token_type(self.num_items))
+            arrays = {
+                "num_successors": np.diff(self._offsets).astype(np.uint32),
+                "distances": _bytes_apart(np.diff(small, prepend=small.dtype.type(0))),
+                "probabilities": _bytes_apart(self._probabilities),
+            }
+        packing.write(folder / self.FILE_NAME, safetensors.numpy.save(arrays), packed)
 
     @classmethod
     def load(cls, folder: Path) -> "TransitionTable":
         """Read what `save` wrote."""
+        path = folder / cls.FILE_NAME
         try:
-            arrays = safetensors.numpy.load_file(folder / cls.FILE_NAME)
-            return cls(arrays["offsets"], arrays["successors"], arrays["probabilities"])
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise ArtifactError(f"{folder / cls.FILE_NAME}: not a transition table: {error}") from None
+            arrays = safetensors.numpy.load(packing.read(path))
+            if "distances" not in arrays:
+                return cls(arrays["offsets"], arrays["successors"], arrays["probabilities"])
+            offsets = np.concatenate([[0], np.cumsum(arrays["num_successors"], dtype=np.int64)])
+            successors = _bytes_together(arrays["distances"], _token_type(len(offsets) - 2))
+            np.cumsum(successors, dtype=successors.dtype, out=successors)  # wraps round, as the distances did
+            return cls(offsets, successors, _bytes_together(arrays["probabilities"], np.dtype(np.float16)))
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{path}: not a transition table: {error}; run `recsys optimize` again") from None
+
+
+def _token_type(num_items: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if num_items < 2**16 else np.int32)
+
+
+def _bytes_apart(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """All first bytes, then all second ones: equal things side by side pack better."""
+    return np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, numbers.itemsize).T)
+
+
+def _bytes_together(apart: npt.NDArray[np.uint8], kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(apart.T).view(kind).ravel()

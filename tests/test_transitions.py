@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from recsys import transitions
+from recsys.contracts import packing
 from recsys.contracts.errors import ArtifactError
 from recsys.dataset import Histories
 from recsys.transitions import SMOOTHING, TransitionTable
@@ -46,9 +47,10 @@ def test_nothing_follows_an_empty_history_or_an_item_without_counts() -> None:
         assert table.likely_next(np.array(history, dtype=np.int32))[0].tolist() == []
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_table_is_read_as_it_was_written(tmp_path, packed: bool) -> None:
     table = TransitionTable.fit(FIT, 3)
-    table.save(tmp_path)
+    table.save(tmp_path, packed=packed)
     again = TransitionTable.load(tmp_path)
     assert again.num_items == 3
     for history in ([1], [2, 1], [3, 2, 1]):
@@ -56,7 +58,28 @@ def test_a_table_is_read_as_it_was_written(tmp_path) -> None:
         np.testing.assert_array_equal(table.likely_next(tokens), again.likely_next(tokens))
 
 
+@pytest.mark.parametrize("num_items", [2**16 - 2, 2**16 + 2])
+def test_a_packed_table_of_many_items_loses_nothing_and_is_a_third_as_large(tmp_path, num_items: int) -> None:
+    generator = np.random.default_rng(0)
+    successors = [np.sort(generator.choice(num_items, 8, replace=False) + 1) for _ in range(2000)]
+    offsets = np.minimum(np.arange(num_items + 2), 2000) * 8
+    probabilities = generator.choice([0.1, 0.05, 0.01], 16_000).astype(np.float16)
+    table = TransitionTable(offsets, np.concatenate(successors).astype(np.int32), probabilities)
+    for packed in (True, False):
+        (tmp_path / str(packed)).mkdir()
+        table.save(tmp_path / str(packed), packed=packed)
+    again = TransitionTable.load(tmp_path / "True")
+    for token in (0, 1, 1999, num_items):
+        history = np.array([token], dtype=np.int32)
+        np.testing.assert_array_equal(table.likely_next(history), again.likely_next(history))
+    sizes = [packing.found(tmp_path / str(p) / TransitionTable.FILE_NAME).stat().st_size for p in (True, False)]
+    assert sizes[0] < sizes[1] / 3
+
+
 def test_a_damaged_table_is_refused(tmp_path) -> None:
     (tmp_path / TransitionTable.FILE_NAME).write_bytes(b"nonsense")
     with pytest.raises(ArtifactError, match="not a transition table"):
+        TransitionTable.load(tmp_path)
+    packing.place(tmp_path / TransitionTable.FILE_NAME, packed=True).write_bytes(b"nonsense")
+    with pytest.raises(ArtifactError, match=r"safetensors.gz: damaged"):
         TransitionTable.load(tmp_path)

@@ -49,11 +49,23 @@ def train_command(
     """Train a decoder on windows of histories and write a checkpoint with its loss curve."""
     from recsys.pipeline import tables
     from recsys.training import train
+    from recsys.training.processes import joined
 
     protocol = Protocol.FINAL if final else protocol
     settings = load_recipe(recipe, seed, max_minutes)
-    manifest = train.run(settings, features, out, protocol=protocol, refit=refit, resume=resume, start=start)
-    emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
+    with joined() as processes:
+        manifest = train.run(
+            settings,
+            features,
+            out,
+            protocol=protocol,
+            refit=refit,
+            resume=resume,
+            start=start,
+            processes=processes,
+        )
+    if processes.is_first:
+        emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
 
 
 @verbs_app.command("search")

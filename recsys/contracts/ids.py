@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from recsys.contracts import packing
 from recsys.contracts.errors import ArtifactError
 
 PAD = 0
@@ -70,14 +71,13 @@ class Vocabulary:
         order = np.argsort(-self.num_events[1:], kind="stable") + 1
         return order.astype(np.int32)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, packed: bool = False) -> None:
         """Write `items.jsonl`, one item a line, in token order."""
-        with (folder / self.FILE_NAME).open("w", encoding="utf-8") as file:
-            for item in self.items:
-                file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
+        lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in self.items]
+        packing.write(folder / self.FILE_NAME, "".join(lines).encode(), packed)
 
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
         """Read what `save` wrote."""
-        with (folder / cls.FILE_NAME).open(encoding="utf-8") as file:
-            return cls([Item(**json.loads(line)) for line in file])
+        content = packing.read(folder / cls.FILE_NAME)
+        return cls([Item(**json.loads(line)) for line in content.splitlines()])

@@ -122,7 +122,7 @@ def _with_all_items(features: Path, place: Path) -> Path:
 
 
 def _float(config: OptimizeConfig) -> OptimizeConfig:
-    return config.model_copy(update={"bits": 32, "items": ItemFormat.FLOAT32})
+    return config.model_copy(update={"bits": 32, "items": ItemFormat.FLOAT32, "packed": False})
 
 
 def _release(checkpoint: Path, features: Path, config: OptimizeConfig, out: Path, *, force: bool) -> Path:

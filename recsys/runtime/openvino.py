@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys.contracts import packing
 from recsys.contracts.ids import Floats, Tokens
 from recsys.contracts.precision import CacheFormat
 from recsys.runtime.cache import BLOCK, EventRows, stacked
@@ -45,9 +46,12 @@ class OpenVinoEngine:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         core = openvino.Core()
+        weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
         self._graphs = [
             core.compile_model(
-                core.read_model(folder / name, folder / WEIGHTS), "CPU", {**settings, "INFERENCE_NUM_THREADS": threads}
+                core.read_model(packing.read(folder / name).decode(), weights),
+                "CPU",
+                {**settings, "INFERENCE_NUM_THREADS": threads},
             )
             # A few events are too little work to share: with a busy core, two threads took ten times as long.
             for name, threads in ((OPEN_GRAPH, num_threads), (APPEND_GRAPH, 1))

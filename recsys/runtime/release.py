@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys.contracts import artifact
+from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.precision import CacheFormat
@@ -40,7 +40,7 @@ class Release:
         """
         folder = artifact.resolve_release(path)
         manifest = artifact.verify(folder, "release")
-        found = manifest.files[Vocabulary.FILE_NAME].sha256
+        found = manifest.files[packing.found(folder / Vocabulary.FILE_NAME).name].sha256
         expected = manifest.parents[VOCABULARY_PARENT]
         if found != expected:
             raise ArtifactError(

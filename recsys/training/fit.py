@@ -15,10 +15,12 @@ from recsys import transitions
 from recsys.dataset import Dataset, Histories
 from recsys.model import spectral
 from recsys.model.decoder import SequenceModel
+from recsys.runtime.fusion import Fusion
 from recsys.training import memory
 from recsys.training.config import Recipe
 from recsys.training.fitted import Fitted, RoundListener, RoundResult
 from recsys.training.loop import Stretch, Trainer, WindowStream
+from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
 from recsys.training.start import Start
 from recsys.training.validation import Judge
@@ -36,6 +38,7 @@ def fit(
     known: Fitted | None,
     saved: SavedRun,
     listener: RoundListener,
+    processes: Processes,
     start: Start | None = None,
     *,
     resume: bool,
@@ -53,9 +56,11 @@ def fit(
     generator = np.random.default_rng(config.seed)
     stream = WindowStream(histories, recipe, generator)
     num_events_V = torch.from_numpy(np.bincount(histories.tokens, minlength=num_items + 1)[1:])
-    trainer = Trainer(model, recipe, num_events_V, horizon=min(stream.epoch_steps, config.max_round_steps))
+    horizon = min(stream.epoch_steps, config.max_round_steps)
+    trainer = Trainer(model, recipe, num_events_V, horizon, processes)
     need = memory.estimate(trainer, stream, histories)
-    Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
+    if processes.is_first:
+        Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
     if config.num_threads is None and not resume:
         trainer.choose_threads(stream)
     if validation is not None and validation.targets:
@@ -77,8 +82,7 @@ def _first_look(trainer: Trainer, judge: Judge, start: Start | None) -> Fitted:
     if start is None:
         return Fitted(ndcg=-math.inf)
     judge.fusion = start.fusion
-    with trainer.averaged_in_place() as averaged:
-        ndcg = judge.ndcg_at_10(averaged)
+    ndcg = _validated(trainer, judge)
     weights = [weight.clone() for weight in trainer.averaged]
     return Fitted(ndcg=ndcg, fusion=judge.fusion, weights=weights, last_fusion=judge.fusion)
 
@@ -104,12 +108,11 @@ def _until_no_better(
     started = time.monotonic() - spent
     deadline = started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
     round_steps = min(stream.epoch_steps, config.max_round_steps)
-    while not _is_over(best, config.max_epochs, patience) and time.monotonic() < deadline:
+    while not _is_over(best, config.max_epochs, patience) and trainer.is_before(deadline):
         number, round_started = len(best.log) + 1, time.monotonic()
-        with _bar(f"train {number}", round_steps, best.ndcg) as advance:
+        with _bar(trainer, f"train {number}", round_steps, best.ndcg) as advance:
             stretch = trainer.train(stream, round_steps, deadline=deadline, advance=advance)
-        with trainer.averaged_in_place() as averaged:
-            ndcg = judge.ndcg_at_10(averaged)
+        ndcg = _validated(trainer, judge)
         seen = best.log[-1].epochs if best.log else 0.0
         row = _row(number, seen + stretch.steps / stream.epoch_steps, stretch, ndcg, time.monotonic() - round_started)
         if best.ndcg is None or ndcg > best.ndcg:
@@ -117,8 +120,21 @@ def _until_no_better(
             best = replace(best, epochs=row.epochs, ndcg=ndcg, fusion=judge.fusion, weights=weights, round=number)
         best = replace(best, log=[*best.log, row], last_fusion=judge.fusion)
         listener.add(row)
-        saved.save(trainer, stream, best, time.monotonic() - started)
+        if trainer.processes.is_first:
+            saved.save(trainer, stream, best, time.monotonic() - started)
     return best
+
+
+def _validated(trainer: Trainer, judge: Judge) -> float:
+    """NDCG@10 of the averaged weights by the first process; all learn it, and the fusion it was found with."""
+    ndcg = 0.0
+    if trainer.processes.is_first:
+        with trainer.averaged_in_place() as averaged:
+            ndcg = judge.ndcg_at_10(averaged)
+    names = list(Fusion.model_fields)
+    ndcg, *weights = trainer.processes.agreed(ndcg, *(getattr(judge.fusion, name) for name in names))
+    judge.fusion = Fusion(**dict(zip(names, weights, strict=True)))
+    return ndcg
 
 
 def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
@@ -128,7 +144,7 @@ def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
 def _for_so_long(trainer: Trainer, stream: WindowStream, known: Fitted) -> Fitted:
     """A number of epochs that is known beforehand."""
     num_steps = max(1, math.ceil(known.epochs * stream.epoch_steps))
-    with _bar("train", num_steps) as advance:
+    with _bar(trainer, "train", num_steps) as advance:
         stretch = trainer.train(stream, num_steps, advance=advance)
     row = _row(1, stretch.steps / stream.epoch_steps, stretch, None, stretch.seconds)
     weights = [weight.clone() for weight in trainer.averaged]
@@ -139,7 +155,7 @@ def _absorb(trainer: Trainer, stream: WindowStream, epochs: float) -> None:
     """Go on with the held-out events included, the learning rate falling to zero."""
     num_steps = math.ceil(epochs * stream.epoch_steps)
     if num_steps:
-        with _bar("absorb", num_steps) as advance:
+        with _bar(trainer, "absorb", num_steps) as advance:
             trainer.train(stream, num_steps, rate=lambda share: 1 - share, advance=advance)
 
 
@@ -163,7 +179,9 @@ def _start_from_counts(model: SequenceModel, histories: Histories, recipe: Recip
 
 
 @contextmanager
-def _bar(title: str, num_steps: int, ndcg: float | None = None) -> Iterator[Callable[[float, int], None]]:
+def _bar(
+    trainer: Trainer, title: str, num_steps: int, ndcg: float | None = None
+) -> Iterator[Callable[[float, int], None]]:
     """A bar on standard error, none where that is not a terminal; it is advanced with loss and events so far."""
     console = Console(stderr=True)
     best = "" if ndcg is None or ndcg == -math.inf else f"  best NDCG@10 {ndcg:.4f}"
@@ -175,7 +193,9 @@ def _bar(title: str, num_steps: int, ndcg: float | None = None) -> Iterator[Call
         TimeRemainingColumn(),
     )
     started = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, disable=not (console.is_terminal and trainer.processes.is_first)
+    ) as progress:
         task = progress.add_task(title, total=num_steps, loss=math.nan, speed=0.0)
 
         def advance(loss: float, tokens: int) -> None:

@@ -20,6 +20,7 @@ from recsys.model.decoder import SequenceModel
 from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import RoundResult
+from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
 
 STUDY_FILE = "study.db"
@@ -147,7 +148,7 @@ def _objective(trial: Any, data: Dataset, base: Recipe, trial_minutes: float) ->
     model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
         saved = SavedRun(Path(folder) / "trial", recipe, data.protocol.value, {})
-        fitted = fit(model, data, recipe, None, saved, _Reports(trial), resume=False)
+        fitted = fit(model, data, recipe, None, saved, _Reports(trial), Processes(), resume=False)
     assert fitted.ndcg is not None
     trial.set_user_attr("epochs", fitted.epochs)
     return fitted.ndcg

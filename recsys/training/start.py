@@ -89,7 +89,7 @@ def mismatch(manifest: artifact.Manifest, recipe: Recipe) -> str | None:
     """Why a checkpoint cannot be started from with this recipe; None where it can."""
     if START_FILE not in manifest.files or manifest.metrics.get("trained_before_ms") is None:
         return "does not hold the weights and the moment that a later training starts from"
-    model = recipe.model.model_dump(mode="json")
+    model = recipe.model.model_dump(mode="json", exclude={"pretrained"})
     changed = sorted(name for name in model if manifest.config["model"].get(name) != model[name])
     if changed:
         name = changed[0]

@@ -12,6 +12,7 @@ from features.config import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys import dataset
+from recsys.contracts import packing
 from recsys.dataset import Dataset, Histories, Protocol, TestSet
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity
 from recsys.evaluation.protocols import evaluate
@@ -110,7 +111,7 @@ def test_what_training_found_and_the_table_of_a_release_do_not_see_the_future(
     for features, checkpoint in zip(both, checkpoints, strict=True):
         releases = features.parent / "releases"
         name, manifest = optimize_build.run(OptimizeConfig(bits=32), checkpoint, features, releases, force=True)
-        found.append((manifest.config["fusion"], (releases / name / TransitionTable.FILE_NAME).read_bytes()))
+        found.append((manifest.config["fusion"], packing.read(releases / name / TransitionTable.FILE_NAME)))
     assert found[0] == found[1]
 
 

@@ -33,7 +33,7 @@ def build_model(architecture: Architecture = Architecture.QWEN3) -> SequenceMode
 
 
 def build(model: SequenceModel, folder: Path, cache: CacheFormat) -> OpenVinoEngine:
-    build_engine(model, folder, WINDOW, cache)
+    build_engine(model, folder, WINDOW, cache, packed=True)
     items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
     return OpenVinoEngine(folder, items, num_threads=1, precision="test", window_size=WINDOW, cache=cache)
 

@@ -9,7 +9,7 @@ import pytest
 import recsys
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, UnknownItemError
-from recsys.contracts.ids import PAD
+from recsys.contracts.ids import PAD, Vocabulary
 from recsys.contracts.precision import ItemFormat
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
@@ -105,8 +105,7 @@ def test_a_release_bound_to_another_vocabulary_is_refused(ring_releases: Path, t
     with artifact.writing(tmp_path / "r", "release") as writer:
         for name in manifest.files:
             shutil.copy(source / name, writer.folder / name)
-        lines = (source / "items.jsonl").read_text().splitlines()
-        (writer.folder / "items.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+        Vocabulary(Vocabulary.load(source).items[::-1]).save(writer.folder, packed=True)
         writer.commit(parents=manifest.parents, config=manifest.config, metrics={})
     with pytest.raises(ArtifactError, match="engine and index made for"):
         Recommender.load(tmp_path / "r")
