@@ -4,7 +4,6 @@ Accuracy is that of models trained here, alike in all but how far back they read
 set is looked at. Costs are in `histories_cost`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +23,12 @@ from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.long_range import BandedModel, SummaryModel
 from recsys.model.reference import encode
-from recsys.pipeline import histories_cost
+from recsys.pipeline import histories_cost, progress
 from recsys.pipeline.planted_shop import NUM_ITEMS, PlantedShop
 from recsys.runtime.fusion import Fusion, evidence
 from recsys.runtime.index import ItemIndex
 from recsys.training import fusion
+from recsys.training.batches import training_windows
 from recsys.training.config import Recipe
 from recsys.training.loop import Trainer, WindowStream
 from recsys.transitions import TransitionTable
@@ -37,7 +37,9 @@ from recsys.windows import WindowConfig, open_window, reachable
 REFERENCE = "last window"
 SUMMARY_TOKENS = 4
 _MODEL = ModelConfig(width=64, head_dim=32, dropout=0.2, init_std=0.04)
-_TARGETS_A_BATCH = 1024
+_TRAINING = {"learning_rate": 2e-3, "warmup_steps": 50}
+_TARGETS_A_BATCH = 512
+"""About as many in all of them, so that an epoch has as many steps; rows differ in how much of them is context."""
 _ROW_WINDOWS = 8
 """Windows of a row that summaries are trained on."""
 
@@ -99,10 +101,14 @@ def run(
     else:
         split, num_items, masks = _long_users(features, window_size, num_users)
     torch.set_num_threads(1)
-    runs = {
-        name: [_accuracy(rival, window, split, num_items, epochs, seed, masks=masks) for seed in range(num_seeds)]
-        for name, rival in chosen.items()
-    }
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with progress.bar("histories") as advance:
+        for name, rival in chosen.items():
+            runs[name] = []
+            for seed in range(num_seeds):
+                found = _accuracy(rival, window, split, num_items, epochs, seed, masks=masks)
+                runs[name].append(found)
+                advance(name, seed + 1, num_seeds)
     return {
         "data": "simulated shop" if features is None else str(features),
         "num_users": len(split.contexts),
@@ -136,8 +142,9 @@ def _accuracy(
     rival: _Rival, window: WindowConfig, split: ValidationSet, num_items: int, epochs: float, seed: int, *, masks: bool
 ) -> dict[str, Any]:
     """One training, and what it ranks: NDCG@10 and recall@10 of each user by the decoder, and the fused NDCG@10."""
-    size, share = rival.rows.size, rival.rows.stride / rival.rows.size
-    training = {"batch_tokens": max(2 * size, round(_TARGETS_A_BATCH / share)), "seed": seed, "warmup_steps": 50}
+    rows = training_windows(split.train, rival.rows)
+    events_a_target = sum(row.stop - row.start for row in rows) / sum(row.stop - row.first_target for row in rows)
+    training = {**_TRAINING, "batch_tokens": round(_TARGETS_A_BATCH * events_a_target), "seed": seed}
     recipe = Recipe.from_mapping({"model": _MODEL, "window": rival.rows, "training": training}, "histories")
     torch.manual_seed(seed)
     model = rival.build(_MODEL, num_items)
@@ -149,7 +156,6 @@ def _accuracy(
     num_events_V = torch.from_numpy(np.bincount(split.train.tokens, minlength=num_items + 1)[1:])
     trainer = Trainer(model, recipe, num_events_V, horizon=stream.epoch_steps)
     stretch = trainer.train(stream, max(1, round(epochs * stream.epoch_steps)), rate=lambda taken: 1 - taken**2)
-    started = time.monotonic()
     with trainer.averaged_in_place() as averaged:
         vectors_UD = encode(averaged.eval(), [rival.context(context) for context in split.contexts])
         index = ItemIndex.build(averaged.items_VD.detach().numpy().copy())
@@ -163,8 +169,8 @@ def _accuracy(
         **{name: values for name, values in per_user_metrics(ranked, targets, [10]).items() if "@10" in name},
         "fused": fused,
         "loss": stretch.loss,
+        "steps": stretch.steps,
         "training_s": stretch.seconds,
-        "encoding_s": time.monotonic() - started,
     }
 
 
@@ -179,5 +185,6 @@ def _row(found: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[s
         "fused_ndcg@10": float(np.mean([one["fused"] for one in found])),
         "difference": None if found is reference else asdict(paired_difference(ndcg, against, seed=0)),
         "loss": float(np.mean([one["loss"] for one in found])),
+        "steps": found[0]["steps"],
         "training_s": float(np.mean([one["training_s"] for one in found])),
     }
