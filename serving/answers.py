@@ -15,13 +15,14 @@ from serving import fallback
 from serving.config import ServeConfig
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
+from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.metrics import Metrics
 from serving.ranking import Ranking, Wish, rank
 from serving.rules import Mask
-from serving.schemas import Because, Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
+from serving.schemas import Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class _Work:
     ranking: Ranking | None = None
     listed: Listed | None = None
     because: list[int] = field(default_factory=list)
+    items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -70,10 +72,11 @@ class AnswerService:
         self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
         self.lag = LoopLag()
+        self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a `time.monotonic` moment), at the latest."""
-        request_id = f"{random.getrandbits(128):032x}"
+        request_id = new_id()
         arm, live = self._releases.route(request.user_id or request_id)
         work = _Work(request, live, arm)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
@@ -146,9 +149,8 @@ class AnswerService:
         work.because = ranking.reasons(ranked.tokens_K)
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
-            items = _items(live, work.listed, work.because)
-            work.listed = Listed("model", ranked.tokens_K, ranked.scores_K, items)
-            self.last_answers.keep(live.name, request.user_id, work.listed)
+            work.items = items_of(live, work.listed, work.because)
+            self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
 
     def _allowed(self, work: _Work) -> Mask:
         """Tokens that this answer may show."""
@@ -177,7 +179,7 @@ class AnswerService:
         timings_ms = {**work.timings_ms, "total": (time.monotonic() - arrived) * 1000}  # a late worker may still write
         answer = RecommendationAnswer(
             request_id=request_id,
-            items=list(listed.items) or _items(work.live, listed, because),
+            items=work.items if listed is work.listed and work.items else items_of(work.live, listed, because),
             release=work.live.name,
             arm=work.arm,
             source=listed.source,
@@ -245,7 +247,7 @@ class AnswerService:
         work = _Work(request, shadow, SHADOW_ARM)
         self._rank(work)
         if work.listed is not None:
-            items = [item.item_id for item in _items(shadow, work.listed, [])]
+            items = [item.item_id for item in items_of(shadow, work.listed, [])]
             self._impressions.offer(
                 Impression(
                     request_id=request_id,
@@ -273,16 +275,3 @@ class AnswerService:
         self.cold_pool.close()
         self._background.close()
         self._impressions.close(wait_s=5)
-
-
-def _items(live: LiveRelease, listed: Listed, because: list[int]) -> list[RecommendedItem]:
-    vocabulary = live.recommender.release.vocabulary
-    items = []
-    for place, (token, score) in enumerate(zip(listed.tokens.tolist(), listed.scores.tolist(), strict=True)):
-        item = vocabulary.item(token)
-        reason = None
-        if place < len(because) and because[place] != PAD:
-            cause = vocabulary.item(because[place])
-            reason = Because(cause.item_id, cause.title)
-        items.append(RecommendedItem(item_id=item.item_id, score=score, title=item.title, reason=reason))
-    return items

@@ -4,13 +4,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from recsys.contracts.errors import RecsysError
 from recsys.store import EventStore
 from serving.answers import AnswerService
 from serving.config import ServeConfig
+from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
+from serving.schemas import PATH
 from serving.sessions import SessionCache
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ class Endpoint:
         self.cache = cache
         self.metrics = metrics = Metrics()
         self.service = AnswerService(config, releases, store, metrics)
+        self.access = Access(config)
         self.warmed = threading.Event()
         self._closing = threading.Event()
         metrics.show_release(releases.current.name)
@@ -36,6 +40,20 @@ class Endpoint:
             "recsys_loop_lag_seconds", "How late timers of the event loop are", lambda: self.service.lag.seconds
         )
         metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.pool.taken)
+
+    @property
+    def is_behind(self) -> bool:
+        """See `Shedder`."""
+        return self.service.lag.is_behind
+
+    def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
+        """See `Shedder`."""
+        scope = {"method": "POST", "path": PATH, "client": client, "headers": headers}
+        return self.access.refusal(scope) is None
+
+    def shed(self, user_id: str, k: int) -> bytes:
+        """See `Shedder`."""
+        return self.service.handy.answer(user_id, k)
 
     def start(self) -> None:
         """Warm up, then keep up with releases and recall, in threads beside the event loop."""

@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
 from serving.rules import Mask
-from serving.schemas import RecommendedItem, Source
+from serving.schemas import Source
 
 _MAX_USERS: Final = 20_000
 
@@ -24,8 +24,8 @@ class Listed:
     source: Source
     tokens: Tokens
     scores: Floats
-    items: Sequence[RecommendedItem] = ()
-    """As they were shown, where they have been."""
+    encoded: bytes = b""
+    """The items as they were shown, in JSON; empty if they were not."""
 
 
 class LastAnswers:
@@ -73,8 +73,6 @@ def best_at_hand(
 
     The first of them with an allowed item names the source; the others fill the list up to k.
     """
-    if last_answer is not None and len(last_answer.items) == k and allowed[last_answer.tokens].all():
-        return replace(last_answer, source="last_answer")  # under load this is the usual case, and the cheapest
     left, source, num = allowed, None, 0
     parts: list[tuple[Tokens, Floats]] = []
     for name, tokens, scores in _rungs(live, last_answer, nearest, last_token):

@@ -20,6 +20,7 @@ Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popu
 Degraded = Literal["deadline", "overload", "engine_error", "store_error"]
 Missing = Literal["unknown_user", "no_known_items", "no_items_match"]
 
+PATH = "/v1/recommendations"
 IMPRESSION = "impression"
 MAX_REQUESTS = 100
 MAX_REQUEST_EVENTS = 5_000
