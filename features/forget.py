@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from features.build import Night
 from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
 from features.formats import resolve
-from features.ledger import Plan
+from features.ledger import Plan, renewed
 from features.lock import locked, scratch_of
 from features.state import State
 from features.totals import Totals
@@ -41,7 +42,7 @@ def run(folders: list[Path], user_file: Path) -> dict[str, int]:
         if not found:
             raise DataError(f"{folder}: no features artifact here or below; check the path")
         for place in found:
-            removed[str(place)] = _forget(place, user_ids)
+            removed[str(place)] = from_artifact(place, user_ids)
     return removed
 
 
@@ -67,7 +68,12 @@ def _artifacts(folder: Path) -> list[Path]:
     return [place for place in places if read_manifest(place).kind == "features"]
 
 
-def _forget(place: Path, user_ids: list[str]) -> int:
+def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = ()) -> int:
+    """Remove the users from one artifact; returns the events removed.
+
+    `rewritten` are files that were read before and have lost these users since: they are known by their new
+    content from now on, so that they are not read again.
+    """
     scratch = scratch_of(place)
     with locked(place):
         state = State.load(place)
@@ -78,7 +84,7 @@ def _forget(place: Path, user_ids: list[str]) -> int:
                 f"{place}: features of format version {manifest.format_version}; delete it, or build it again"
             )
         config = FeaturesConfig(**manifest.config)
-        todo = Plan([], manifest.metrics["source_files"], None, place, [])
+        todo = Plan([], renewed(manifest.metrics["source_files"], rewritten), None, place, [])
         scratch.mkdir()
         try:
             with artifact.writing(place, "features") as writer:

@@ -128,10 +128,10 @@ class _Run:
         }
 
     def _warm_capacity(self) -> None:
-        self.figures["capacity_warm_per_s"] = self._capacity(lambda: self._warm_user(), 50.0)
+        self.figures["capacity_warm_per_s"] = self._capacity(lambda: self._warm_user(), 100.0)
 
     def _cold_capacity(self) -> None:
-        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 2.0)
+        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 4.0)
 
     def _overload(self) -> None:
         rate = _OVERLOAD * max(1.0, self.figures["capacity_warm_per_s"])

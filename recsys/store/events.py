@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -34,6 +34,7 @@ ones the nightly job cuts.
 """
 
 
+_FIELDS: Final = tuple(field.name for field in fields(Event))
 # Built once: to build a statement takes longer than to run it.
 _NEWEST: Final = (
     sa.select(events.c.item_id, events.c.seq, events.c.timestamp_ms)
@@ -82,6 +83,11 @@ class EventStore:
         self._clock = clock
         self.attribution = Attribution(engine, clock)
 
+    @property
+    def engine(self) -> sa.Engine:
+        """The database, for what reads other rows of it."""
+        return self._engine
+
     @classmethod
     def open(cls, url: str, clock: Callable[[], float] = time.time) -> "EventStore":
         """Connect, and create the tables where they are missing.
@@ -100,7 +106,11 @@ class EventStore:
         if not batch:
             return AppendResult(0, 0)
         now_ms = self._now_ms()
-        rows = [{**asdict(e), "event_id": e.event_id or uuid.uuid4().hex, "received_ms": now_ms} for e in batch]
+        rows = [
+            {name: getattr(event, name) for name in _FIELDS}
+            | {"event_id": event.event_id or uuid.uuid4().hex, "received_ms": now_ms}
+            for event in batch
+        ]
         statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
         with trouble("events not stored"), self._engine.begin() as connection:
             # What this statement wrote. A look afterwards would find what others wrote, too.
