@@ -14,6 +14,7 @@ from recsys.store import users
 from recsys.store.impressions import Impression, record
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
+    answer_counts,
     displays,
     documents,
     events,
@@ -297,6 +298,8 @@ class EventStore:
             shortened = users.lock(connection, sa.select(events.c.user_id).where(old))
             deleted = connection.execute(sa.delete(events).where(old)).rowcount
             users.recount(connection, shortened)
+            shown = sa.select(impressions.c.request_id).where(impressions.c.served_ms < before_ms)
+            connection.execute(sa.delete(answer_counts).where(answer_counts.c.request_id.in_(shown)))
             connection.execute(sa.delete(impressions).where(impressions.c.served_ms < before_ms))
             connection.execute(sa.delete(displays).where(displays.c.displayed_ms < before_ms))
         with trouble("store not vacuumed"), self._engine.connect() as connection:

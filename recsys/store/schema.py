@@ -61,6 +61,19 @@ displays = sa.Table(
     sa.PrimaryKeyConstraint("request_id", "item_id"),
     sa.Index("displays_by_arrival", "received_ms"),
 )
+answer_counts = sa.Table(
+    "answer_counts",
+    _metadata,
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("num_targets", sa.Integer, nullable=False),
+    sa.Column("num_hits", sa.Integer, nullable=False),
+    sa.Column("displayed", sa.Integer, nullable=False),
+    sa.Column("clicked", sa.Integer, nullable=False),
+    sa.Column("converted", sa.Integer, nullable=False),
+    sa.Column("revenue", sa.Float, nullable=False),
+    sa.PrimaryKeyConstraint("request_id", "arm"),
+)
 recall_hours = sa.Table(
     "recall_hours",
     _metadata,
