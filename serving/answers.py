@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +40,7 @@ class _Work:
     request: RecommendationRequest
     live: LiveRelease
     arm: str
+    clock: Callable[[], float]
     tokens_L: Tokens | None = None
     """The kept history, once it is known."""
     purchased: set[str] = field(default_factory=set)
@@ -52,7 +54,7 @@ class _Work:
 
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
-        now = time.monotonic()
+        now = self.clock()
         self.timings_ms[stage] = (now - started) * 1000
         return now
 
@@ -60,7 +62,16 @@ class _Work:
 class AnswerService:
     """Answers inside the deadline, whatever the engine, the index or the store do."""
 
-    def __init__(self, config: ServeConfig, releases: Releases, store: EventStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        releases: Releases,
+        store: EventStore,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` is the event loop's: what `arrived` is told by, and what timers go by."""
+        self._clock = clock
         self._config = config
         self._releases = releases
         self._store = store
@@ -75,13 +86,13 @@ class AnswerService:
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
-        """The best answer at hand `deadline_ms` after `arrived` (a `time.monotonic` moment), at the latest."""
+        """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
         request_id = new_id()
         arm, live = self._releases.route(request.user_id or request_id)
-        work = _Work(request, live, arm)
+        work = _Work(request, live, arm, self._clock)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
         reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
-        left_s = deadline_ms / 1000 - reserve_s - (time.monotonic() - arrived)
+        left_s = deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
         degraded: Degraded | None = None
         try:
             await self._lane(work).run(lambda: self._rank(work), left_s)
@@ -104,7 +115,7 @@ class AnswerService:
     def _rank(self, work: _Work) -> None:
         """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
         request, live = work.request, work.live
-        started = time.monotonic()
+        started = self._clock()
         if request.user_id is not None:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
@@ -176,7 +187,7 @@ class AnswerService:
         reason = None if degraded else work.reason
         if not len(listed.tokens) and not self._allowed(work).any():
             reason = "no_items_match"
-        timings_ms = {**work.timings_ms, "total": (time.monotonic() - arrived) * 1000}  # a late worker may still write
+        timings_ms = {**work.timings_ms, "total": (self._clock() - arrived) * 1000}  # a late worker may still write
         answer = RecommendationAnswer(
             request_id=request_id,
             items=work.items if listed is work.listed and work.items else items_of(work.live, listed, because),
@@ -244,7 +255,7 @@ class AnswerService:
             self._background.offer(lambda: self._check_index(ranking))
 
     def _answer_unseen(self, shadow: LiveRelease, request: RecommendationRequest, request_id: str) -> None:
-        work = _Work(request, shadow, SHADOW_ARM)
+        work = _Work(request, shadow, SHADOW_ARM, self._clock)
         self._rank(work)
         if work.listed is not None:
             items = [item.item_id for item in items_of(shadow, work.listed, [])]
