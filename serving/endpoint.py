@@ -19,6 +19,10 @@ from serving.sessions import SessionCache
 logger = logging.getLogger(__name__)
 
 
+_BEHIND_SHARE = 0.2
+"""Of the deadline that requests may wait to be seen, before plain ones are answered unread."""
+
+
 class Endpoint:
     """Everything that routes share. `start` begins the work beside the requests, `close` ends it all."""
 
@@ -44,7 +48,7 @@ class Endpoint:
     @property
     def is_behind(self) -> bool:
         """See `Shedder`."""
-        return self.service.lag.is_behind
+        return self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
 
     def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
         """See `Shedder`."""

@@ -7,7 +7,6 @@ from typing import Final
 
 _EVERY_S: Final = 0.005
 _HALVED_AFTER_S: Final = 0.05
-_BEHIND_S: Final = 0.02
 
 
 class LoopLag:
@@ -27,11 +26,6 @@ class LoopLag:
         """The longest that a request which is seen now can have waited, less the usual distance of beats."""
         beats = self._beats
         return 0.0 if beats is None else max(0.0, self._clock() - beats[0] - 2 * _EVERY_S)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the loop takes long to come round, so that requests wait to be seen."""
-        return self.seconds > _BEHIND_S
 
     @property
     def recent_s(self) -> float:

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from recsys.contracts.ids import Vocabulary
+from serving.endpoint import Endpoint
 from serving.lag import LoopLag
 from serving.rules import Rules
 from serving.shedding import plain_request
@@ -35,7 +36,7 @@ def behind(shop, monkeypatch):
     """A shop whose event loop is behind. Its engine answered once before."""
     shop.tell("sku-3", "sku-5")
     shop.known = shop.ask(user_id="ann", k=4)
-    monkeypatch.setattr(LoopLag, "is_behind", True)
+    monkeypatch.setattr(Endpoint, "is_behind", True)
     return shop
 
 
@@ -111,9 +112,16 @@ def test_a_message_that_comes_in_pieces_goes_the_usual_way(behind) -> None:
         assert b"HTTP/1.1 200" in connection.recv(65_536)
 
 
+def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open_shop, monkeypatch) -> None:
+    endpoint = open_shop(deadline_ms=100).endpoint
+    for waited_s, is_behind in ((0.019, False), (0.021, True)):
+        monkeypatch.setattr(LoopLag, "seconds", waited_s)
+        assert endpoint.is_behind == is_behind
+
+
 def test_who_may_not_ask_is_refused_also_while_the_loop_is_behind(open_shop, monkeypatch) -> None:
     shop = open_shop(tokens=[{"name": "web", "sha256": "0" * 64, "scopes": ["read"]}])
-    monkeypatch.setattr(LoopLag, "is_behind", True)
+    monkeypatch.setattr(Endpoint, "is_behind", True)
     (refused,) = in_one_piece(shop, message('{"user_id": "ann"}'))
     assert "Authorization" in refused["detail"][0]["msg"]
 
