@@ -2,16 +2,18 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
 from serving.rules import Mask
+from serving.schemas import RecommendedItem, Source
 
-Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popular"]
 _MAX_USERS: Final = 20_000
 
 
@@ -22,24 +24,26 @@ class Listed:
     source: Source
     tokens: Tokens
     scores: Floats
+    items: Sequence[RecommendedItem] = ()
+    """As they were shown, where they have been."""
 
 
 class LastAnswers:
     """The model's last answer to each of the latest users. Thread-safe."""
 
     def __init__(self) -> None:
-        self._answers: OrderedDict[tuple[str, str], tuple[Tokens, Floats]] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], Listed] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, release: str, user_id: str, tokens: Tokens, scores: Floats) -> None:
+    def keep(self, release: str, user_id: str, answer: Listed) -> None:
         """Remember an answer."""
         with self._lock:
-            self._answers[release, user_id] = tokens, scores
+            self._answers[release, user_id] = answer
             self._answers.move_to_end((release, user_id))
             while len(self._answers) > _MAX_USERS:
                 self._answers.popitem(last=False)
 
-    def get(self, release: str, user_id: str) -> tuple[Tokens, Floats] | None:
+    def get(self, release: str, user_id: str) -> Listed | None:
         """The last answer, if it is remembered."""
         return self._answers.get((release, user_id))
 
@@ -52,7 +56,7 @@ class LastAnswers:
 
 def popular(live: LiveRelease, k: int, allowed: Mask) -> Listed:
     """The k allowed items with most events; scores are counts."""
-    tokens = live.popular[allowed[live.popular]][:k]
+    tokens = live.popular[_first(allowed, live.popular, k)]
     return Listed("popular", tokens, _counts(live, tokens))
 
 
@@ -61,7 +65,7 @@ def best_at_hand(
     k: int,
     allowed: Mask,
     *,
-    last_answer: tuple[Tokens, Floats] | None,
+    last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
     last_token: int,
 ) -> Listed:
@@ -69,26 +73,48 @@ def best_at_hand(
 
     The first of them with an allowed item names the source; the others fill the list up to k.
     """
-    rungs: list[tuple[Source, tuple[Tokens, Floats]]] = []
-    if last_answer is not None:
-        rungs.append(("last_answer", last_answer))
-    if nearest is not None:
-        rungs.append(("nearest", nearest))
-    if last_token != PAD:
-        alike = live.popular[live.catalogue.same_category(last_token)[live.popular]]
-        rungs.append(("popular_in_category", (alike, _counts(live, alike))))
-    rungs.append(("popular", (live.popular, _counts(live, live.popular))))
-    left, source = allowed.copy(), None
+    if last_answer is not None and len(last_answer.items) == k and allowed[last_answer.tokens].all():
+        return replace(last_answer, source="last_answer")  # under load this is the usual case, and the cheapest
+    left, source, num = allowed, None, 0
     parts: list[tuple[Tokens, Floats]] = []
-    for name, (tokens, scores) in rungs:
-        kept = np.flatnonzero(left[tokens])[: k - sum(len(part) for part, _ in parts)]
+    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token):
+        kept = _first(left, tokens, k - num)
         if len(kept):
-            source = source or name
-            parts.append((tokens[kept], scores[kept].astype(np.float32)))
-            left[tokens[kept]] = False
+            source, num = source or name, num + len(kept)
+            parts.append((tokens[kept], (_counts(live, tokens[kept]) if scores is None else scores[kept])))
+        if num == k:
+            break
+        left = left.copy()
+        left[tokens[kept]] = False
     if source is None:
         return Listed("popular", np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
     return Listed(source, np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts]))
+
+
+def _rungs(
+    live: LiveRelease,
+    last_answer: Listed | None,
+    nearest: tuple[Tokens, Floats] | None,
+    last_token: int,
+) -> Iterator[tuple[Source, Tokens, Floats | None]]:
+    """(source, tokens, scores or None where those are counts), the next one only made when it is needed."""
+    if last_answer is not None:
+        yield "last_answer", last_answer.tokens, last_answer.scores
+    if nearest is not None:
+        yield "nearest", *nearest
+    if last_token != PAD:
+        yield "popular_in_category", live.popular[live.catalogue.same_category(last_token)[live.popular]], None
+    yield "popular", live.popular, None
+
+
+def _first(allowed: Mask, tokens: Tokens, num: int) -> npt.NDArray[np.intp]:
+    """Positions of the first `num` allowed tokens; in a long list usually the first few are enough to look at."""
+    look = 4 * num
+    while True:
+        kept = np.flatnonzero(allowed[tokens[:look]])[:num]
+        if len(kept) == num or look >= len(tokens):
+            return kept
+        look *= 8
 
 
 def _counts(live: LiveRelease, tokens: Tokens) -> Floats:
