@@ -335,10 +335,10 @@ def _scores(
 
 
 def _token_of_index(features: Path, vocabulary: Vocabulary, items: pl.DataFrame) -> Tokens:
-    """Token by item_index; every item of the vocabulary must have kept its number."""
+    """Token by item_index; every kept item of the vocabulary must have kept its number. New ones are in no history."""
     token_of_index = np.full(items.height + 1, PAD, dtype=np.int32)
     item_ids = items["item_id"]
-    for token, item in enumerate(vocabulary.items, start=1):
+    for token, item in enumerate(vocabulary.items[: vocabulary.num_kept], start=1):
         if item.item_index > items.height or item_ids[item.item_index - 1] != item.item_id:
             raise ArtifactError(
                 f"{features}: item {item.item_index} is not {item.item_id!r} as in the vocabulary given; "
