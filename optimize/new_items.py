@@ -3,7 +3,7 @@
 import numpy as np
 
 from recsys.contracts.ids import Floats, Item
-from recsys.dataset import Dataset, Protocol
+from recsys.dataset import VALIDATION_QUANTILE, Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.content import DEFAULT_RIDGE, place, terms
 from recsys.model.reference import encode
@@ -17,7 +17,7 @@ from recsys.windows import open_window, reachable
 
 DEPTH = 10
 NUM_USERS = 1000
-"""A seeded sample of users whose lists the shift is measured on."""
+"""A seeded sample of active users, on whose lists the shift is measured: validation, too, is on those who came back."""
 
 
 def place_new(checkpoint: Checkpoint, data: Dataset) -> tuple[list[Item], Floats]:
@@ -47,7 +47,9 @@ def settings(checkpoint: Checkpoint, data: Dataset, vectors_ND: Floats, share: f
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     index = ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
     table = TransitionTable.fit(data.fit, len(checkpoint.vocabulary))
-    users = np.sort(np.random.default_rng(seed).permutation(len(data.fit))[:NUM_USERS])
+    last_ms_U = data.fit.timestamps_ms[data.fit.offsets[1:] - 1]
+    active = np.flatnonzero(last_ms_U >= np.quantile(data.fit.timestamps_ms, VALIDATION_QUANTILE))
+    users = np.sort(np.random.default_rng(seed).permutation(active)[:NUM_USERS])
     contexts = [data.fit[user] for user in users]
     vectors_UD = encode(checkpoint.model, [open_window(context, checkpoint.window) for context in contexts])
     last_U = np.empty(len(users), dtype=np.float32)
