@@ -254,3 +254,22 @@ def engine_table(values: dict[str, Any]) -> str:
         cells = f"{row['events']:,}", f"{row['batch']}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
         rows.add_row(row["call"], *cells, f"{row['windows_per_s']:.0f}")
     return f"{_text(rows)}\na session of a full window keeps {values['session_bytes']:,} bytes"
+
+
+def histories_table(values: dict[str, Any]) -> str:
+    """Accuracy of each way to read a long history, and what it costs at the size that is served."""
+    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
+    columns = ["", "NDCG@10", "recall@10", "fused NDCG@10", "against the last window", "training s"]
+    accuracy = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {values['num_seeds']} seeds", *columns)
+    for name, row in values["rivals"].items():
+        gap = row["difference"]
+        against = "" if gap is None else f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
+        figures = (f"{row[key]:.4f}" for key in ("ndcg@10", "recall@10", "fused_ndcg@10"))
+        accuracy.add_row(name, *figures, against, f"{row['training_s']:.0f}")
+    costs = values["costs"]
+    columns = ["", "cold ms", "cold, kept ms", "one more event ms", "cold MFLOP", "one more MFLOP", "session kB"]
+    title = f"a history of {costs['events']:,} events, windows of {costs['window']:,}, default recipe, one thread"
+    cost = _table(title, *columns)
+    for name, row in costs["rows"].items():
+        cost.add_row(name, *(f"{value:,.1f}" for value in row.values()))
+    return f"{_text(accuracy)}\n\n{_text(cost)}"
