@@ -96,8 +96,8 @@ class ValidationSet:
     contexts: list[Tokens]
     targets: list[Tokens]
     """Per context the events after it, at least one."""
-    user_ids: list[str]
-    """Whose contexts they are."""
+    user_ids: list[str] = field(default_factory=list)
+    """Whose contexts they are; empty where nobody knows."""
     from_ms: int | None = None
     """`train` holds all fitted events before this moment and none after it; None where users lose their last event."""
 

@@ -62,7 +62,7 @@ def choose(model: SequenceModel, data: Dataset, validation: ValidationSet, recip
 
     With `new_items_max_loss`, the share that finds the most new targets among those that lose no more than that share.
     """
-    if validation.from_ms is None or not validation.contexts:
+    if validation.from_ms is None or not validation.user_ids:
         return Choice()
     lists = _Lists.of(model, data, validation, recipe, fusion)
     if lists is None or lists.num_targets < LEAST_TARGETS:
