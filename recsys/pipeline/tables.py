@@ -150,9 +150,12 @@ def nights_table(values: dict[str, Any]) -> str:
 
 def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
     """A row a trial, the best first, and where the best recipe is."""
-    table = _table("validation only", *trials[0])
+    short = {"num_layers": "layers", "learning_rate": "rate", "weight_decay": "decay", "num_negatives": "negatives"}
+    columns = [name for name in trials[0] if name != "seconds"]
+    table = _table("validation only", *(short.get(name, name) for name in columns))
     for row in trials:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
+        values = (row[name] for name in columns)
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v) for v in values))
     return f"{_text(table)}\nbest recipe: {place}"
 
 
