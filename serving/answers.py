@@ -14,6 +14,7 @@ from recsys.store import EventStore, Impression
 from recsys.store.recall import SHADOW_ARM
 from serving import fallback
 from serving.config import ServeConfig
+from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
 from serving.handy import HandyAnswers, encoded, items_of, new_id
@@ -82,6 +83,7 @@ class AnswerService:
         self._background = BoundedPool(1, 16)
         self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
+        self.contexts = ContextLists()
         self.lag = LoopLag()
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
@@ -181,9 +183,7 @@ class AnswerService:
         listed = None if degraded else work.listed
         because = work.because if listed else []
         if listed is None:
-            listed = (
-                self._fallback(work) if degraded else fallback.popular(work.live, work.request.k, self._allowed(work))
-            )
+            listed = self._fallback(work) if degraded else self._of_nobody(work)
         reason = None if degraded else work.reason
         if not len(listed.tokens) and not self._allowed(work).any():
             reason = "no_items_match"
@@ -202,6 +202,14 @@ class AnswerService:
         self._keep(work, answer)
         return answer
 
+    def _of_nobody(self, work: _Work) -> Listed:
+        """For somebody of whom nothing is known: what is popular in the context, or everywhere."""
+        in_context = self.contexts.best(work.live, work.request.context)
+        allowed = self._allowed(work)
+        return fallback.best_at_hand(
+            work.live, work.request.k, allowed, last_answer=None, nearest=None, last_token=PAD, in_context=in_context
+        )
+
     def _fallback(self, work: _Work) -> Listed:
         request, live = work.request, work.live
         last_answer = self.last_answers.get(live.name, request.user_id) if request.user_id else None
@@ -219,6 +227,7 @@ class AnswerService:
             last_answer=last_answer,
             nearest=work.nearest,
             last_token=last_token,
+            in_context=self.contexts.best(live, request.context),
         )
 
     def _count(self, answer: RecommendationAnswer) -> None:

@@ -4,12 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from recsys.contracts.errors import RecsysError
+from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from serving.answers import AnswerService
 from serving.config import ServeConfig
+from serving.context import MIN_EVENTS, NUM_ITEMS
 from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
@@ -74,6 +76,14 @@ class Endpoint:
         since_ms = int((time.time() - self.config.recall_days * 86_400) * 1000)
         self.metrics.show_recall(self.store.attribution.totals(since_ms))
 
+    def learn_contexts(self) -> None:
+        """Take over what is popular by context.
+
+        Raises:
+            StoreError: what was known stays.
+        """
+        self.service.contexts.show(self.store.popular_by_context(MIN_EVENTS, NUM_ITEMS))
+
     def close(self) -> None:
         """Stop; impressions that wait are written first."""
         self._closing.set()
@@ -86,6 +96,8 @@ class Endpoint:
         except Exception:
             logger.exception("warm-up failed; not ready")
         else:
+            with suppress(StoreError):  # it is tried again, every now and then
+                self.learn_contexts()
             self.warmed.set()
 
     def _keep_up(self) -> None:
@@ -96,7 +108,11 @@ class Endpoint:
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
 
     def _count_recall(self) -> None:
-        self._repeat(self.count_recall, self.config.recall_s, lambda: None)
+        def count() -> None:
+            self.count_recall()
+            self.learn_contexts()
+
+        self._repeat(count, self.config.recall_s, lambda: None)
 
     def _repeat(self, work: Callable[[], None], every_s: float, failed: Callable[[], object]) -> None:
         while not self._closing.wait(every_s):

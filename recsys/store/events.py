@@ -3,14 +3,14 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import users
+from recsys.store import contexts, users
 from recsys.store.impressions import Impression, record
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
@@ -98,8 +98,12 @@ class EventStore:
         """
         return cls(open_engine(url), clock)
 
-    def append(self, batch: Sequence[Event]) -> AppendResult:
+    def append(
+        self, batch: Sequence[Event], context_of: Mapping[int, Sequence[contexts.ContextValue]] | None = None
+    ) -> AppendResult:
         """Store events in one transaction; they are durable when this returns. An event_id is stored once.
+
+        `context_of` holds the context of some events by their place in the batch: it is counted, not kept.
 
         Raises:
             StoreError: nothing was stored.
@@ -115,9 +119,18 @@ class EventStore:
         statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
         with trouble("events not stored"), self._engine.begin() as connection:
             # What this statement wrote. A look afterwards would find what others wrote, too.
-            written = connection.execute(statement.returning(events.c.user_id, events.c.seq), rows).all()
-            users.add(self._engine, connection, written)
-        return AppendResult(len(written), len(batch) - len(written))
+            found = connection.execute(
+                statement.returning(events.c.user_id, events.c.seq, events.c.event_id), rows
+            ).all()
+            users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
+            if context_of:
+                written = {row.event_id for row in found}
+                told = {
+                    rows[place]["event_id"]: (values, rows[place]["item_id"]) for place, values in context_of.items()
+                }
+                counted = [(v, item) for id_, (values, item) in told.items() if id_ in written for v in values]
+                contexts.add(self._engine, connection, counted)
+        return AppendResult(len(found), len(batch) - len(found))
 
     def import_events(self, batches: Iterable[Sequence[Event]]) -> AppendResult:
         """Append many batches; safe to run again, as every event carries an id made from its place."""
@@ -324,6 +337,16 @@ class EventStore:
         most_first = sa.select(counts.c.user_id).order_by(counts.c.num_events.desc(), counts.c.user_id).limit(limit)
         with trouble("users not read"), self._engine.connect() as connection:
             return list(connection.scalars(most_first))
+
+    def popular_by_context(
+        self, min_events: int, num_items: int
+    ) -> dict[contexts.ContextValue, contexts.ContextPopularity]:
+        """The most frequent items of each context value that has at least so many events.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return contexts.popular(self._engine, min_events, num_items)
 
     def close(self) -> None:
         """Give connections back."""

@@ -74,6 +74,15 @@ answer_counts = sa.Table(
     sa.Column("revenue", sa.Float, nullable=False),
     sa.PrimaryKeyConstraint("request_id", "arm"),
 )
+context_counts = sa.Table(
+    "context_counts",
+    _metadata,
+    sa.Column("field", sa.String(16), nullable=False),
+    sa.Column("value", sa.String(64), nullable=False),
+    sa.Column("item_id", sa.String(256), nullable=False),
+    sa.Column("num_events", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("field", "value", "item_id"),
+)
 recall_hours = sa.Table(
     "recall_hours",
     _metadata,
