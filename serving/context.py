@@ -33,7 +33,7 @@ class ContextLists:
         self._known, self._tokens = known, {}
 
     def best(self, live: LiveRelease, context: Context | None) -> Listed | None:
-        """The items of the first value that is known, most events first; None if none is. Scores fall with the place."""
+        """The items of the first value that is known, most events first, scores by place; None if none is known."""
         for value in context.values() if context is not None else ():
             if value in self._known:
                 tokens = self._tokens_of(live, value)

@@ -1,7 +1,7 @@
 """What is popular where: events counted by the context they came in, and by item. Nobody's name is in it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -22,14 +22,22 @@ class ContextPopularity:
     """Most events first."""
 
 
-def add(engine: sa.Engine, connection: sa.Connection, counted: Iterable[tuple[ContextValue, str]]) -> None:
-    """Count events, each given as ((field, value), item_id), within the caller's transaction.
+def add(
+    engine: sa.Engine,
+    connection: sa.Connection,
+    told: Mapping[str, tuple[Sequence[ContextValue], str]],
+    written: Container[str],
+) -> None:
+    """Count those events (context and item by event_id) that were written, within the caller's transaction.
 
-    They are written in order, so that two transactions never wait for each other.
+    Counts are written in order, so that two transactions never wait for each other.
     """
+    counted = Counter(
+        (value, item_id) for event_id, (values, item_id) in told.items() if event_id in written for value in values
+    )
     rows = [
         {"field": field, "value": value, "item_id": item_id, "num_events": num}
-        for ((field, value), item_id), num in sorted(Counter(counted).items())
+        for ((field, value), item_id), num in sorted(counted.items())
     ]
     if rows:
         new = insert(engine, context_counts)

@@ -124,12 +124,8 @@ class EventStore:
             ).all()
             users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
             if context_of:
-                written = {row.event_id for row in found}
-                told = {
-                    rows[place]["event_id"]: (values, rows[place]["item_id"]) for place, values in context_of.items()
-                }
-                counted = [(v, item) for id_, (values, item) in told.items() if id_ in written for v in values]
-                contexts.add(self._engine, connection, counted)
+                told = {rows[place]["event_id"]: (values, batch[place].item_id) for place, values in context_of.items()}
+                contexts.add(self._engine, connection, told, {row.event_id for row in found})
         return AppendResult(len(found), len(batch) - len(found))
 
     def import_events(self, batches: Iterable[Sequence[Event]]) -> AppendResult:
