@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from recsys.contracts.events import Event
 from recsys.store.impressions import Impression, record
+from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
 from recsys.store.schema import displays, documents, events, impressions, insert, open_engine, tombstones, trouble
 
@@ -61,6 +62,7 @@ class EventStore:
         self._engine = engine
         self._clock = clock
         self.attribution = Attribution(engine, clock)
+        self.outcomes = Outcomes(engine)
 
     @classmethod
     def open(cls, url: str, clock: Callable[[], float] = time.time) -> "EventStore":

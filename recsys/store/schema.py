@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
 from recsys.contracts.errors import StoreError
 
@@ -46,6 +46,8 @@ impressions = sa.Table(
     sa.Column("source", sa.String(32), nullable=False),
     sa.Column("items", sa.Text, nullable=False),
     sa.Column("served_ms", sa.BigInteger, nullable=False),
+    sa.Column("degraded", sa.String(32)),
+    sa.Column("late", sa.Boolean),
     sa.PrimaryKeyConstraint("request_id", "arm"),  # a shadow answers the same request under an arm of its own
     sa.Index("impressions_by_time", "served_ms"),
     sa.Index("impressions_by_user", "user_id", "served_ms"),
@@ -154,9 +156,26 @@ def _create_tables(engine: sa.Engine) -> None:
         _metadata.create_all(engine)
     except SQLAlchemyError:
         _metadata.create_all(engine)  # another process created one between our look and our creation
+    _add_columns(engine)
     with engine.connect() as connection:
         for table in _metadata.sorted_tables:
             connection.execute(sa.select(table).limit(0))
+
+
+def _add_columns(engine: sa.Engine) -> None:
+    """Give a database that an older version made the columns that came later, which may be null in its rows."""
+    for table in _metadata.sorted_tables:
+        there = {column["name"] for column in sa.inspect(engine).get_columns(table.name)}
+        missing = [column for column in table.columns if column.name not in there]
+        if not all(column.nullable for column in missing):
+            continue  # no table of ours: the look at its columns that follows says so
+        for column in missing:
+            kind = column.type.compile(engine.dialect)
+            with (
+                suppress(OperationalError, ProgrammingError),
+                engine.begin() as connection,
+            ):  # another process was first
+                connection.exec_driver_sql(f"alter table {table.name} add column {column.name} {kind}")
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
