@@ -71,6 +71,13 @@ recall_hours = sa.Table(
     sa.Column("counts", sa.Text, nullable=False),
     sa.PrimaryKeyConstraint("hour", "release", "arm"),
 )
+users = sa.Table(
+    "users",
+    _metadata,
+    sa.Column("user_id", sa.String(256), primary_key=True),
+    sa.Column("num_events", sa.BigInteger, nullable=False),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+)
 tombstones = sa.Table(
     "tombstones",
     _metadata,
@@ -152,14 +159,25 @@ def _checked_url(url: str, shown: str) -> sa.URL:
 
 def _create_tables(engine: sa.Engine) -> None:
     """Create the tables where they are missing; they have our columns when this returns."""
-    try:
+    for _ in _metadata.tables:
+        with suppress(SQLAlchemyError):  # another process created one between our look and our creation
+            _metadata.create_all(engine)
+            break
+    else:
         _metadata.create_all(engine)
-    except SQLAlchemyError:
-        _metadata.create_all(engine)  # another process created one between our look and our creation
     _add_columns(engine)
-    with engine.connect() as connection:
+    with engine.begin() as connection:
         for table in _metadata.sorted_tables:
             connection.execute(sa.select(table).limit(0))
+        if connection.scalar(sa.select(users.c.user_id).limit(1)) is None:
+            _count_users(engine, connection)
+
+
+def _count_users(engine: sa.Engine, connection: sa.Connection) -> None:
+    """Fill `users` for a database that was made before it had that table."""
+    counted = sa.select(events.c.user_id, sa.func.count(), sa.func.max(events.c.seq)).group_by(events.c.user_id)
+    statement = insert(engine, users).from_select(["user_id", "num_events", "last_seq"], counted.where(sa.true()))
+    connection.execute(statement.on_conflict_do_nothing())
 
 
 def _add_columns(engine: sa.Engine) -> None:
@@ -171,10 +189,8 @@ def _add_columns(engine: sa.Engine) -> None:
             continue  # no table of ours: the look at its columns that follows says so
         for column in missing:
             kind = column.type.compile(engine.dialect)
-            with (
-                suppress(OperationalError, ProgrammingError),
-                engine.begin() as connection,
-            ):  # another process was first
+            # Another process may be first.
+            with suppress(OperationalError, ProgrammingError), engine.begin() as connection:
                 connection.exec_driver_sql(f"alter table {table.name} add column {column.name} {kind}")
 
 

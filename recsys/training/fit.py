@@ -18,11 +18,11 @@ from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
 from recsys.training import memory
 from recsys.training.config import Recipe
-from recsys.training.fitted import Fitted, RoundResult
-from recsys.training.journal import Journal
+from recsys.training.fitted import Fitted, RoundListener, RoundResult
 from recsys.training.loop import Stretch, Trainer, WindowStream
 from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
+from recsys.training.start import Start
 from recsys.training.validation import Judge
 
 UNVALIDATED_EPOCHS = 10.0
@@ -37,17 +37,21 @@ def fit(
     recipe: Recipe,
     known: Fitted | None,
     saved: SavedRun,
-    journal: Journal,
+    listener: RoundListener,
     processes: Processes,
+    start: Start | None = None,
     *,
     resume: bool,
 ) -> Fitted:
-    """Train `model` in place; with `known`, for as long as was found before, on everything from the start."""
+    """Train `model` in place, from `start` if given; with `known`, on everything for as long as was found before."""
     config = recipe.training
     num_items = len(data.vocabulary)
     validation = None if known else data.validation(config.num_validation_users, config.seed)
     histories = validation.train if validation and validation.targets else data.fit
-    if config.spectral_start:
+    if start is not None:
+        start.check_unseen(validation.from_ms if validation else data.fit_end_ms)
+        start.put_into(model, histories, data.vocabulary)
+    elif config.spectral_start:
         _start_from_counts(model, histories, recipe)
     generator = np.random.default_rng(config.seed)
     stream = WindowStream(histories, recipe, generator)
@@ -61,13 +65,26 @@ def fit(
         trainer.choose_threads(stream)
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
-        fitted = _until_no_better(trainer, stream, judge, recipe, saved, journal, resume=resume)
+        first = _first_look(trainer, judge, start)
+        fitted = _until_no_better(trainer, stream, judge, recipe, saved, listener, first, resume=resume)
     else:
         fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
-        journal.add(fitted.log[0])
+        listener.add(fitted.log[0])
     trainer.use(fitted.weights)
-    _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * fitted.epochs)
-    return replace(fitted, memory_bytes=need.total)
+    epochs = fitted.epochs if start is None else max(1.0, fitted.epochs)
+    _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * epochs)
+    seen_ms = data.fit_end_ms if validation is None else validation.from_ms
+    return replace(fitted, memory_bytes=need.total, trained_before_ms=seen_ms)
+
+
+def _first_look(trainer: Trainer, judge: Judge, start: Start | None) -> Fitted:
+    """What the rounds have to beat: nothing, or what the run started from."""
+    if start is None:
+        return Fitted(ndcg=-math.inf)
+    judge.fusion = start.fusion
+    ndcg = _validated(trainer, judge)
+    weights = [weight.clone() for weight in trainer.averaged]
+    return Fitted(ndcg=ndcg, fusion=judge.fusion, weights=weights, last_fusion=judge.fusion)
 
 
 def _until_no_better(
@@ -76,20 +93,22 @@ def _until_no_better(
     judge: Judge,
     recipe: Recipe,
     saved: SavedRun,
-    journal: Journal,
+    listener: RoundListener,
+    first: Fitted,
     *,
     resume: bool,
 ) -> Fitted:
-    """Rounds of training and validation; the averaged weights of the best round."""
+    """Rounds of training and validation; the averaged weights of the best round, or `first` where none is better."""
     config = recipe.training
-    best, spent = saved.load(trainer, stream) if resume else (Fitted(ndcg=-math.inf), 0.0)
+    best, spent = saved.load(trainer, stream) if resume else (first, 0.0)
+    patience = config.start_patience if first.weights else config.patience
     judge.fusion = best.last_fusion
     for row in best.log:
-        journal.add(row)
+        listener.add(row)
     started = time.monotonic() - spent
     deadline = started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
     round_steps = min(stream.epoch_steps, config.max_round_steps)
-    while not _is_over(best, config.max_epochs, config.patience) and trainer.is_before(deadline):
+    while not _is_over(best, config.max_epochs, patience) and trainer.is_before(deadline):
         number, round_started = len(best.log) + 1, time.monotonic()
         with _bar(trainer, f"train {number}", round_steps, best.ndcg) as advance:
             stretch = trainer.train(stream, round_steps, deadline=deadline, advance=advance)
@@ -100,7 +119,7 @@ def _until_no_better(
             weights = [weight.clone() for weight in trainer.averaged]
             best = replace(best, epochs=row.epochs, ndcg=ndcg, fusion=judge.fusion, weights=weights, round=number)
         best = replace(best, log=[*best.log, row], last_fusion=judge.fusion)
-        journal.add(row)
+        listener.add(row)
         if trainer.processes.is_first:
             saved.save(trainer, stream, best, time.monotonic() - started)
     return best
@@ -124,11 +143,12 @@ def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
 
 def _for_so_long(trainer: Trainer, stream: WindowStream, known: Fitted) -> Fitted:
     """A number of epochs that is known beforehand."""
-    num_steps = math.ceil(known.epochs * stream.epoch_steps)
+    num_steps = max(1, math.ceil(known.epochs * stream.epoch_steps))
     with _bar(trainer, "train", num_steps) as advance:
         stretch = trainer.train(stream, num_steps, advance=advance)
     row = _row(1, stretch.steps / stream.epoch_steps, stretch, None, stretch.seconds)
-    return Fitted(epochs=known.epochs, fusion=known.fusion, weights=trainer.averaged, log=[row])
+    weights = [weight.clone() for weight in trainer.averaged]
+    return Fitted(epochs=known.epochs, fusion=known.fusion, weights=weights, log=[row])
 
 
 def _absorb(trainer: Trainer, stream: WindowStream, epochs: float) -> None:
