@@ -3,7 +3,6 @@
 import logging
 import random
 import time
-import uuid
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +73,7 @@ class AnswerService:
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a `time.monotonic` moment), at the latest."""
-        request_id = uuid.uuid4().hex
+        request_id = f"{random.getrandbits(128):032x}"
         arm, live = self._releases.route(request.user_id or request_id)
         work = _Work(request, live, arm)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
@@ -147,7 +146,9 @@ class AnswerService:
         work.because = ranking.reasons(ranked.tokens_K)
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
-            self.last_answers.keep(live.name, request.user_id, ranked.tokens_K, ranked.scores_K)
+            items = _items(live, work.listed, work.because)
+            work.listed = Listed("model", ranked.tokens_K, ranked.scores_K, items)
+            self.last_answers.keep(live.name, request.user_id, work.listed)
 
     def _allowed(self, work: _Work) -> Mask:
         """Tokens that this answer may show."""
@@ -176,7 +177,7 @@ class AnswerService:
         timings_ms = {**work.timings_ms, "total": (time.monotonic() - arrived) * 1000}  # a late worker may still write
         answer = RecommendationAnswer(
             request_id=request_id,
-            items=_items(work.live, listed, because),
+            items=list(listed.items) or _items(work.live, listed, because),
             release=work.live.name,
             arm=work.arm,
             source=listed.source,
@@ -208,11 +209,7 @@ class AnswerService:
         )
 
     def _count(self, answer: RecommendationAnswer) -> None:
-        self._metrics.answers.labels(answer.source, answer.release, answer.arm).inc()
-        if answer.degraded:
-            self._metrics.degraded.labels(answer.degraded).inc()
-        for stage, value in answer.timings_ms.items():
-            self._metrics.observe(stage, value)
+        self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms)
         logger.info(
             "answer request_id=%s release=%s source=%s degraded=%s reason=%s arm=%s timings_ms=%s",
             answer.request_id,

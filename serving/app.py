@@ -1,6 +1,5 @@
 """The HTTP endpoint. Latency counts from the moment the request's head has been read."""
 
-import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
+from serving import log
 from serving.admin import admin_routes
 from serving.api import event_routes, recommendation_routes, user_routes
 from serving.arrival import Arrival
@@ -79,7 +79,7 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
     Raises:
         RecsysError: the store, the release or the port cannot be used.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    log.configure()
     sys.setswitchinterval(_SWITCH_S)
     app, releases = load_app(config, path, store_url)  # a broken engine stops us here, before the port is taken
     settings = uvicorn.Config(
