@@ -6,7 +6,8 @@ from recsys.contracts.errors import ConfigError
 from serving import experiments
 from serving.arms import Arms, ReleaseName
 from serving.endpoint import Endpoint
-from serving.experiments import Experiment, ExperimentName, ExperimentPlan, ExperimentReport
+from serving.experiment_report import ExperimentReport, report
+from serving.experiments import Experiment, ExperimentName, ExperimentPlan
 from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
 from serving.rules import Rules
 from serving.schemas import Availability, ReleaseList
@@ -66,7 +67,7 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
     @router.get("/experiments/{name}")
     def experiment_report(name: ExperimentName) -> ExperimentReport:
         """How it stands. It may be looked at every day: its intervals hold at all looks together."""
-        return experiments.report(endpoint.store, name)
+        return report(endpoint.store, name)
 
     @router.post("/experiments/{name}/stop")
     def stop_experiment(name: ExperimentName) -> Experiment:

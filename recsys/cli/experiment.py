@@ -52,10 +52,10 @@ def experiment_report(
     """Counts, sample ratio, differences with intervals that hold at every look, guardrails."""
     from recsys.pipeline import tables
     from recsys.store import EventStore
-    from serving import experiments
+    from serving.experiment_report import report
 
     opened = EventStore.open(store)
-    found = experiments.report(opened, name)
+    found = report(opened, name)
     opened.close()
     values = found.model_dump(mode="json")
     emit(as_json, values, tables.experiment_report(values))

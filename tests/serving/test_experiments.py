@@ -9,7 +9,8 @@ from recsys.contracts.errors import ConfigError
 from recsys.contracts.events import Event
 from recsys.store import EventStore, Impression
 from serving.arms import ARMS_DOCUMENT, Arms
-from serving.experiments import Experiment, ExperimentPlan, listed, report, running, start, stop
+from serving.experiment_report import report
+from serving.experiments import Experiment, ExperimentPlan, listed, running, start, stop
 from tests.serving.test_live import client, site  # noqa: F401  # fixtures
 
 ARMS = [{"name": "control"}, {"name": "new", "release": "b"}]
