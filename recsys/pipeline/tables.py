@@ -150,9 +150,12 @@ def nights_table(values: dict[str, Any]) -> str:
 
 def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
     """A row a trial, the best first, and where the best recipe is."""
-    table = _table("validation only", *trials[0])
+    short = {"num_layers": "layers", "learning_rate": "rate", "weight_decay": "decay", "num_negatives": "negatives"}
+    columns = [name for name in trials[0] if name != "seconds"]
+    table = _table("validation only", *(short.get(name, name) for name in columns))
     for row in trials:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
+        values = (row[name] for name in columns)
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v) for v in values))
     return f"{_text(table)}\nbest recipe: {place}"
 
 
@@ -284,3 +287,22 @@ def experiment_report(values: dict[str, Any]) -> str:
             cells = [f"{row['difference']:+.4g}", interval, f"{row['p_value']:.3g}"]
         of_pairs.add_row(row["arm"], f"{row['metric']} ({row['role']})", *cells, row["verdict"])
     return "\n".join([*lines, _text(of_arms), _text(of_pairs)])
+
+
+def histories_table(values: dict[str, Any]) -> str:
+    """Accuracy of each way to read a long history, and what it costs at the size that is served."""
+    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
+    columns = ["", "NDCG@10", "recall@10", "fused NDCG@10", "against the last window", "training s"]
+    accuracy = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {values['num_seeds']} seeds", *columns)
+    for name, row in values["rivals"].items():
+        gap = row["difference"]
+        against = "" if gap is None else f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
+        figures = (f"{row[key]:.4f}" for key in ("ndcg@10", "recall@10", "fused_ndcg@10"))
+        accuracy.add_row(name, *figures, against, f"{row['training_s']:.0f}")
+    costs = values["costs"]
+    columns = ["", "cold ms", "cold, kept ms", "one more event ms", "cold MFLOP", "one more MFLOP", "session kB"]
+    title = f"a history of {costs['events']:,} events, windows of {costs['window']:,}, default recipe, one thread"
+    cost = _table(title, *columns)
+    for name, row in costs["rows"].items():
+        cost.add_row(name, *(f"{value:,.1f}" for value in row.values()))
+    return f"{_text(accuracy)}\n\n{_text(cost)}"
