@@ -253,6 +253,8 @@ class AnswerService:
                 arm=answer.arm,
                 source=answer.source,
                 items=[item.item_id for item in answer.items],
+                degraded=answer.degraded,
+                late=answer.timings_ms["total"] > (work.request.deadline_ms or self._config.deadline_ms),
             )
         )
         shadow = self._releases.shadow

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from recsys.contracts.events import Event
 from recsys.store import contexts, users
 from recsys.store.impressions import Impression, record
+from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
     answer_counts,
@@ -83,6 +84,7 @@ class EventStore:
         self._engine = engine
         self._clock = clock
         self.attribution = Attribution(engine, clock)
+        self.outcomes = Outcomes(engine)
 
     @property
     def engine(self) -> sa.Engine:
