@@ -87,6 +87,11 @@ class AnswerService:
         self.lag = LoopLag()
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
+    @property
+    def num_under_way(self) -> int:
+        """Requests worked on or waiting for it."""
+        return self.pool.taken + self.cold_pool.taken
+
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
         request_id = new_id()
