@@ -162,12 +162,7 @@ def test_health_readiness_metrics_and_the_openapi_page(shop) -> None:
 
 def test_impressions_are_kept(shop) -> None:
     answer = shop.ask(user_id="ann", k=2)
-    shop.client.get("/healthz")
-    import sqlalchemy as sa
-
-    for _ in range(200):
-        with shop.store._engine.connect() as connection:
-            rows = connection.execute(sa.text("select request_id, user_id, source, items from impressions")).all()
-        if rows:
-            break
+    shop.endpoint.service.impressions.write()
+    with shop.store.engine.connect() as connection:
+        rows = connection.exec_driver_sql("select request_id, user_id, source, items from impressions").all()
     assert rows == [(answer["request_id"], "ann", "popular", '["sku-19", "sku-18"]')]
