@@ -68,11 +68,11 @@ def _artifacts(folder: Path) -> list[Path]:
     return [place for place in places if read_manifest(place).kind == "features"]
 
 
-def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = ()) -> int:
+def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = (), for_good: bool = True) -> int:
     """Remove the users from one artifact; returns the events removed.
 
     `rewritten` are files that were read before and have lost these users since: they are known by their new
-    content from now on, so that they are not read again.
+    content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
     """
     scratch = scratch_of(place)
     with locked(place):
@@ -93,13 +93,14 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
                 night = Night(
                     config,
                     resolve(config),
-                    _without(state, users, removed, user_ids, writer),
+                    _without(state, users, removed, user_ids if for_good else [], writer),
                     todo,
                     writer,
                     scratch,
                     int(time.time() * 1000),
                 )
-                night.quarantine.forget(user_ids)
+                if for_good:
+                    night.quarantine.forget(user_ids)
                 night.may_be_empty = True
                 night.store()
                 night.finish(None)
@@ -123,16 +124,18 @@ def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.Da
 
 
 def _without(
-    state: State, users: pl.DataFrame, removed: pl.DataFrame, user_ids: list[str], writer: ArtifactWriter
+    state: State, users: pl.DataFrame, removed: pl.DataFrame, for_good: list[str], writer: ArtifactWriter
 ) -> State:
-    """The state with the counts of the removed events taken off."""
+    """The state with the counts of the removed events taken off; users `for_good` stay out of later nights."""
     assert state.manifest is not None
     metrics = dict(state.metrics)
     totals = Totals(state.items["item_id"], metrics["event_types"], [e["name"] for e in metrics["source_files"]])
     totals.add(removed.sort("user_index"), users)
     metrics["content_sum"] = f"{(int(metrics['content_sum'], 16) - totals.content_sum) % 2**64:016x}"
     if len(removed):
-        metrics["excluded"] = Counter(metrics["excluded"]) + Counter({"forgotten": len(removed)})
+        metrics["excluded"] = Counter(metrics["excluded"]) + Counter(
+            {"forgotten" if for_good else "joined": len(removed)}
+        )
         by_generation = Counter(removed["generation"].to_list())
         metrics["generations"] = {name: size - by_generation[name] for name, size in metrics["generations"].items()}
     return replace(
@@ -141,7 +144,7 @@ def _without(
         items=_items_without(state, totals, writer),
         users=state.users.join(users, on="user_index", how="anti"),
         days=state.days - totals.days,
-        tombstones=state.tombstones.with_users(user_ids),
+        tombstones=state.tombstones.with_users(for_good),
     )
 
 

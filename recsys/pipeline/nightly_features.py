@@ -15,7 +15,7 @@ from recsys.contracts.artifact import MANIFEST_NAME, Manifest, read_manifest
 from recsys.contracts.errors import ConfigError
 from recsys.pipeline.progress import bar
 from recsys.store import EventStore
-from recsys.store.rows import SETTLED_MS, StoredEvent, event_rows, last_settled
+from recsys.store.rows import SETTLED_MS, StoredEvent, event_rows, joined_sessions, last_settled
 
 FILE_EVENTS: Final = 1_000_000
 """Events of one file."""
@@ -29,7 +29,8 @@ def run(
     """Bring the features at `out` up to date with logs and at most one event store, named by its URL.
 
     Events of the store are written to files beside `out`, each event once; users who were forgotten at the
-    endpoint are removed from those files and from the features, and stay out.
+    endpoint are removed from those files and from the features, and stay out. Events of a session that was joined
+    to a user are removed, too: they come again as the user's.
 
     Raises:
         RecsysError: the store or a log cannot be used; the features are as they were.
@@ -45,7 +46,10 @@ def run(
         place.mkdir(parents=True, exist_ok=True)
         gone = list(store.forgotten())
         there_before = _forget(out, place, gone)
-        write_new_events(config, store, place)
+        now_ms = int(time.time() * 1000)
+        joined = joined_sessions(store, _last_written(place), last_settled(store, now_ms - SETTLED_MS))
+        _forget(out, place, joined, for_good=False)
+        write_new_events(config, store, place, now_ms)
         manifest = build.run(config, [*paths, *([place] if _files(place) else [])], out, full=full, renumber=renumber)
         if not there_before and _forget(out, place, gone):
             manifest = read_manifest(out)
@@ -66,7 +70,7 @@ def write_new_events(config: FeaturesConfig, store: EventStore, place: Path, now
 
     Events of the last minute are left for the next night: some with lower numbers may not be visible yet.
     """
-    after = max((int(_NAME.match(path.name)[2]) for path in _files(place)), default=0)  # type: ignore[index]
+    after = _last_written(place)
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     last = last_settled(store, now_ms - SETTLED_MS)
     written = []
@@ -109,21 +113,26 @@ def _write(frame: pl.DataFrame, path: Path) -> None:
     unfinished.replace(path)
 
 
+def _last_written(place: Path) -> int:
+    """The highest number in the files; those below are all there."""
+    return max((int(_NAME.match(path.name)[2]) for path in _files(place)), default=0)  # type: ignore[index]
+
+
 def _files(place: Path) -> list[Path]:
     return sorted(path for path in place.iterdir() if _NAME.match(path.name))
 
 
-def _forget(out: Path, place: Path, user_ids: list[str]) -> bool:
+def _forget(out: Path, place: Path, user_ids: list[str], *, for_good: bool = True) -> bool:
     """Remove users from the files and from the features, if there are any; whether there were."""
     if not (out / MANIFEST_NAME).exists():
         return False
     known = Tombstones.load(out)
-    fresh = [user_id for user_id in user_ids if not known.holds(user_id)]
+    fresh = [user_id for user_id in user_ids if not (for_good and known.holds(user_id))]
     if fresh:
         for path in _files(place):
             frame = pl.read_parquet(path)
             kept = frame.filter(~pl.nth(0).is_in(fresh))
             if len(kept) < len(frame):
                 _write(kept, path)
-        forget.from_artifact(out, fresh, rewritten=_files(place))
+        forget.from_artifact(out, fresh, rewritten=_files(place), for_good=for_good)
     return True

@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import contexts, users
+from recsys.store import contexts, joining, users
 from recsys.store.impressions import Impression, record
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
@@ -233,12 +233,7 @@ class EventStore:
         """
         with trouble("session not joined"), self._engine.begin() as connection:
             both = users.lock(connection, [session_id, user_id])
-            own = sa.update(impressions).where(impressions.c.user_id == session_id)
-            connection.execute(own.values(user_id=user_id))
-            own = sa.update(events).where(events.c.user_id == session_id)
-            # As if they came now, so that recall is counted again.
-            moved = own.values(user_id=user_id, received_ms=self._now_ms()).returning(events.c.user_id, events.c.seq)
-            written = connection.execute(moved).all()
+            written = joining.move(connection, session_id, user_id, self._now_ms())
             users.add(self._engine, connection, written)
             users.recount(connection, both)
         return len(written)

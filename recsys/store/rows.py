@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from recsys.store.events import EventStore
-from recsys.store.schema import events, trouble
+from recsys.store.schema import events, joins, trouble
 
 SETTLED_MS: Final = 60_000
 """A transaction is visible at the latest so long after the moment that is written in its rows."""
@@ -49,3 +49,14 @@ def event_rows(store: EventStore, after: int, last: int) -> Iterator[list[Stored
             return
         yield [StoredEvent(*row) for row in found]
         after = found[-1].seq
+
+
+def joined_sessions(store: EventStore, after: int, last: int) -> list[str]:
+    """Sessions whose events became a user's, under numbers that end between `after` (not included) and `last`.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    wanted = sa.select(joins.c.session_id).where(joins.c.last_seq > after, joins.c.last_seq <= last).distinct()
+    with trouble("joins not read"), store.engine.connect() as connection:
+        return sorted(connection.scalars(wanted))

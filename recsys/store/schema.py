@@ -106,6 +106,12 @@ tombstones = sa.Table(
     sa.Column("user_id", sa.String(256), primary_key=True),
     sa.Column("forgotten_ms", sa.BigInteger, nullable=False),
 )
+joins = sa.Table(
+    "joins",
+    _metadata,
+    sa.Column("last_seq", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("session_id", sa.String(256), nullable=False),
+)
 documents = sa.Table(
     "documents",
     _metadata,

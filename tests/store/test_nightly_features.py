@@ -1,5 +1,6 @@
 """The event store as the nightly job's log: nothing twice, nothing missing, the forgotten stay out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -133,6 +134,29 @@ def test_who_is_forgotten_at_the_endpoint_is_forgotten_by_the_job(url: str, sour
         assert "bob" not in pl.read_parquet(path)["user_id"]
     nightly_features.run(CONFIG, [url], out, full=True)  # also from the files alone
     assert histories(out) == histories(from_files(tmp_path, *left))
+
+
+def test_what_a_session_did_is_the_user_s_it_was_joined_to_and_the_session_may_go_on(
+    url: str, source: EventStore, tmp_path
+) -> None:
+    out = tmp_path / "features"
+    source.append(events(0, users=("session", "ann")))
+    nightly_features.run(CONFIG, [url], out)
+    source.join("session", "ann")
+    source.append(events(1, users=("session",)))
+    joined = nightly_features.run(CONFIG, [url], out)
+    assert joined.metrics["excluded"] == {"joined": 12}
+    whole = [e for e in events(0, users=("session", "ann")) if e.user_id == "ann"]
+    moved = [replace(e, user_id="ann") for e in events(0, users=("session", "ann")) if e.user_id == "session"]
+    expected = from_files(tmp_path, whole, moved, events(1, users=("session",)))
+    assert histories(out) == histories(expected)
+    nightly_features.run(CONFIG, [url], out, full=True)
+    assert histories(out) == histories(expected)
+    source.forget("ann")  # with what was the session's
+    nightly_features.run(CONFIG, [url], out)
+    assert histories(out) == {"session": histories(expected)["session"]}
+    left = pl.concat([pl.read_parquet(path) for path in (tmp_path / "features-events").glob("*.parquet")])
+    assert (len(left), left["user_id"].unique().to_list()) == (24, ["session"])
 
 
 def test_who_was_forgotten_before_the_first_night_is_left_out_of_logs_too(url, source: EventStore, tmp_path) -> None:
