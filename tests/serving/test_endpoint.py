@@ -113,7 +113,7 @@ def test_a_stalled_engine_never_makes_an_answer_late(open_shop) -> None:
     assert {a["degraded"] for a in answers} <= {"deadline", "overload"}
     assert all(items(a) for a in answers)
     shop.engine.go_on.set()
-    assert 'recsys_degraded_total{reason="deadline"}' in shop.client.get("/metrics").text
+    assert "recsys_degraded_total{reason=" in shop.client.get("/metrics").text
 
 
 def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:
