@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import socket
@@ -24,6 +25,7 @@ from recsys.pipeline import load
 from recsys.pipeline.load import Call, Outcomes
 from recsys.pipeline.progress import bar
 from recsys.store import EventStore
+from recsys.store.rows import copy_histories
 
 START_TIMEOUT_S = 120.0
 NUM_WARM = 200
@@ -35,6 +37,8 @@ _OVERLOAD = 5
 _CONFIDENCE = 0.5
 """Lists end at items less than half as likely as the first, where that is measured."""
 _COLD_FOR_CAPACITY = 400
+_NUM_DRAWN = 50
+"""Histories that are drawn; more are copies."""
 
 
 def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
@@ -189,14 +193,17 @@ def _call(user: str) -> Call:
 
 
 def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int) -> None:
-    """Users who draw items by popularity: what is measured depends on lengths and sizes, not on taste."""
+    """Users who draw items by popularity: what is measured depends on lengths and sizes, not on taste.
+
+    Some histories are drawn, the others are copies of them: the server cannot tell.
+    """
     generator = np.random.default_rng(0)
     share = vocabulary.num_events[1:] + 1.0
     share /= share.sum()
     store = EventStore.open(url)
+    users = [f"warm-{n}" if n < NUM_WARM else f"cold-{n - NUM_WARM}" for n in range(num_users)]
     with bar("simulate") as advance:
-        for n in range(num_users):
-            user = f"warm-{n}" if n < NUM_WARM else f"cold-{n - NUM_WARM}"
+        for n, user in enumerate(users[:_NUM_DRAWN]):
             drawn = generator.choice(len(vocabulary), size=num_events, p=share)
             store.append(
                 [
@@ -205,6 +212,8 @@ def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int)
                 ]
             )
             advance("users", n + 1, num_users)
+    copies = zip(users[_NUM_DRAWN:], itertools.cycle(users[:_NUM_DRAWN]))
+    copy_histories(store, dict(copies))
     store.close()
 
 
