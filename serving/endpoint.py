@@ -49,10 +49,10 @@ class Endpoint:
         )
         metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.num_under_way)
 
-    @property
-    def is_behind(self) -> bool:
+    def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`."""
-        return self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
+        is_late = self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
+        return is_late or num_under_way > self.config.num_workers + self.config.max_waiting // 2
 
     def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
         """See `Shedder`."""
