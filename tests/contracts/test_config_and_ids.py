@@ -59,5 +59,5 @@ def test_a_bad_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message:
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="expected one of .*default, demo"):
+    with pytest.raises(ConfigError, match=r"expected one of .*default, demo"):
         Recipe.load("defualt")
