@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize import gate, quantize, report
+import numpy as np
+
+from optimize import gate, new_items, quantize, report
 from optimize.config import OptimizeConfig
 from optimize.export import build_engine
 from optimize.tensorrt import build_plan
@@ -16,6 +18,7 @@ from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.runtime.new_items import NewItems
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.runtime.release import VOCABULARY_PARENT
 from recsys.transitions import TransitionTable
@@ -48,7 +51,7 @@ def run(
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
     with artifact.writing(out / name, "release") as writer:
-        write_parts(checkpoint, data, config, writer.folder)
+        placed = write_parts(checkpoint, data, config, writer.folder)
         fidelity = measure(checkpoint, data, config, writer.folder)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
@@ -58,7 +61,7 @@ def run(
         (writer.folder / REPORT_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
         manifest = writer.commit(
             parents=_parents(checkpoint, data, writer.folder),
-            config=_config(checkpoint, data, config),
+            config=_config(checkpoint, data, config) | {"new_items": placed.model_dump()},
             metrics={
                 **metrics,
                 "fitted_on": _fitted_on(data),
@@ -66,6 +69,7 @@ def run(
                 "evaluation_before_refit": evaluation,
                 "forced_past_gate": decided.reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),
+                "num_new_items": len(Vocabulary.load(writer.folder)) - len(checkpoint.vocabulary),
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
@@ -74,15 +78,19 @@ def run(
     return name, manifest
 
 
-def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> None:
-    """Everything that an answer is computed from."""
+def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> NewItems:
+    """Everything that an answer is computed from; returns how new items stand among the others."""
     rounded = quantize.rounded(checkpoint, data, config)
     build_engine(rounded, folder, checkpoint.window.size, config.cache, packed=config.packed)
     if config.tensorrt is not None:
         build_plan(rounded, checkpoint.window.size, config.tensorrt, folder)
-    ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(folder)
-    checkpoint.vocabulary.save(folder, packed=config.packed)
+    new, vectors_ND = new_items.place_new(checkpoint, data)
+    vectors_VD = checkpoint.model.embedding.weight.detach().numpy()
+    ItemTable.of(np.concatenate([vectors_VD, vectors_ND]), config.items).save(folder)
+    Vocabulary([*checkpoint.vocabulary.items, *new]).save(folder, packed=config.packed)
+    placed = new_items.settings(checkpoint, data, vectors_ND, config.new_items_share, config.seed)
     TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder, packed=config.packed)
+    return placed
 
 
 def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> report.FidelityReport:
@@ -99,7 +107,7 @@ def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folde
     return report.compare(
         checkpoint,
         engine,
-        ItemIndex.build(items.vectors_VD()),
+        ItemIndex.build(items.vectors_VD()[: len(checkpoint.vocabulary)]),
         TransitionTable.load(folder),
         data,
         config.num_check_users,

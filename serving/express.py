@@ -12,12 +12,11 @@ import orjson
 from pydantic import ValidationError
 
 from serving.endpoint import Endpoint
-from serving.schemas import RecommendationRequest
+from serving.schemas import PATH, RecommendationRequest
 
 _Scope = MutableMapping[str, Any]
 _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 
-PATH: Final = "/v1/recommendations"
 _JSON: Final = b"application/json"
 
 
@@ -40,6 +39,8 @@ class Express:
             await self._app(scope, _again(messages, receive), send)
             return
         answer = await self._endpoint.service.answer(request, scope["state"]["arrived"])
+        if self._endpoint.tracer is not None:
+            self._endpoint.tracer.record(scope["headers"], answer)
         content = orjson.dumps(answer)
         headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

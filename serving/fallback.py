@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
 from serving.rules import Mask
-from serving.schemas import RecommendedItem, Source
+from serving.schemas import Source
 
 _MAX_USERS: Final = 20_000
 
@@ -24,8 +24,8 @@ class Listed:
     source: Source
     tokens: Tokens
     scores: Floats
-    items: Sequence[RecommendedItem] = ()
-    """As they were shown, where they have been."""
+    encoded: bytes = b""
+    """The items as they were shown, in JSON; empty if they were not."""
 
 
 class LastAnswers:
@@ -68,16 +68,15 @@ def best_at_hand(
     last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
     last_token: int,
+    in_context: Listed | None = None,
 ) -> Listed:
-    """Last answer, then items nearest to the last event, then popular in its category, then popular.
+    """Last answer, items nearest to the last event, popular in its category, popular in the context, popular.
 
     The first of them with an allowed item names the source; the others fill the list up to k.
     """
-    if last_answer is not None and len(last_answer.items) == k and allowed[last_answer.tokens].all():
-        return replace(last_answer, source="last_answer")  # under load this is the usual case, and the cheapest
     left, source, num = allowed, None, 0
     parts: list[tuple[Tokens, Floats]] = []
-    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token):
+    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token, in_context):
         kept = _first(left, tokens, k - num)
         if len(kept):
             source, num = source or name, num + len(kept)
@@ -96,6 +95,7 @@ def _rungs(
     last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
     last_token: int,
+    in_context: Listed | None,
 ) -> Iterator[tuple[Source, Tokens, Floats | None]]:
     """(source, tokens, scores or None where those are counts), the next one only made when it is needed."""
     if last_answer is not None:
@@ -104,6 +104,8 @@ def _rungs(
         yield "nearest", *nearest
     if last_token != PAD:
         yield "popular_in_category", live.popular[live.catalogue.same_category(last_token)[live.popular]], None
+    if in_context is not None:
+        yield in_context.source, in_context.tokens, in_context.scores
     yield "popular", live.popular, None
 
 

@@ -67,7 +67,7 @@ def benchmark_nightly(
     columns: MapOption = None,
     timestamp_format: TimestampFormatOption = None,
     days: Annotated[int, typer.Option(min=1, help="Nights to compare: the last days of the log.")] = 30,
-    max_nights: Annotated[int | None, typer.Option(min=1, help="Stop after so many, to go on later.")] = None,
+    max_nights: Annotated[int | None, typer.Option(min=0, help="Stop after so many, to go on later.")] = None,
     recipe: RecipeOption = "default",
     seed: SeedOption = None,
     max_minutes: MinutesOption = None,

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
-from recsys.contracts.ids import Vocabulary
+from recsys.contracts.ids import Floats, Vocabulary
 from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import Engine
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.runtime.new_items import NewItems
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
@@ -58,14 +61,24 @@ class Release:
             window_size=window.size,
             cache=CacheFormat(manifest.config["cache"]),
         )
-        index = ItemIndex.build(items.vectors_VD())
+        new = NewItems.from_mapping(manifest.config.get("new_items", {}), f"{folder}: new_items")
+        index = ItemIndex.build(items.vectors_VD(), _shifts(vocabulary, new))
         transitions = TransitionTable.load(folder)
-        sizes = {len(vocabulary), len(index), transitions.num_items}
-        if len(sizes) != 1 or index.width != engine.info.width:
+        fits = len(vocabulary) == len(index) and vocabulary.num_kept == transitions.num_items
+        if not fits or index.width != engine.info.width:
             raise ArtifactError(
-                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)}, "
-                f"transitions of {transitions.num_items}, engine of width {engine.info.width}; "
-                "run `recsys optimize` again"
+                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)} "
+                f"({vocabulary.num_kept} kept), transitions of {transitions.num_items}, "
+                f"engine of width {engine.info.width}; run `recsys optimize` again"
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
         return cls(folder.name, manifest, vocabulary, window, fusion, transitions, engine, index)
+
+
+def _shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:
+    """What is added to each item's score; None where there is no new item."""
+    if vocabulary.num_kept == len(vocabulary):
+        return None
+    is_new_V = np.arange(len(vocabulary)) >= vocabulary.num_kept
+    shifts: Floats = np.where(is_new_V, new.shift, 0.0).astype(np.float32)
+    return shifts

@@ -21,7 +21,7 @@ from recsys.runtime.release import Release
 from recsys.store import EventStore
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
-from serving.app import _listen, create_app
+from serving.app import _listen, create_app, server_settings
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.sessions import SessionCache
@@ -82,7 +82,7 @@ def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -
     nothing = np.zeros(len(KNOWN) + 2, dtype=np.int64)
     return Release(
         name=name,
-        manifest=SimpleNamespace(metrics={}),
+        manifest=SimpleNamespace(metrics={"ndcg10": {"reference": 0.5, "engine": 0.49}}, files={}),
         vocabulary=Vocabulary(items),
         window=window or WindowConfig(),
         fusion=Fusion(),
@@ -121,7 +121,7 @@ class Shop:
 @contextlib.contextmanager
 def running(app) -> Iterator[str]:
     """The address of a real uvicorn server in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(server_settings(app, ServeConfig(drain_s=5)))
     with _listen(ServeConfig(port=0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
