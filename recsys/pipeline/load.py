@@ -78,6 +78,7 @@ class _Generator:
         self._waiting: deque[_Sent] = deque()
         self._idle: list[tuple[float, _Connection]] = []
         self._num_connections = 0
+        self._connections: set[_Connection] = set()
         self._num_under_way = 0
         self._opening: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -111,9 +112,12 @@ class _Generator:
                 self.outcomes.degraded[reason] = self.outcomes.degraded.get(reason, 0) + 1
         self._ended()
 
-    def lost(self, sent: _Sent | None) -> None:
-        """A connection is gone, and with it the request that it carried."""
+    def lost(self, sent: _Sent | None, connection: "_Connection | None" = None) -> None:
+        """A connection is gone, or was never made, and with it the request that it carried."""
         self._num_connections -= 1
+        if connection is not None:
+            self._connections.discard(connection)
+            self._idle = [(since, idle) for since, idle in self._idle if idle is not connection]
         if sent is not None:
             self.outcomes.errors += 1
             self._ended()
@@ -121,7 +125,10 @@ class _Generator:
     def give_up(self) -> None:
         """Whatever has no answer by now is an error."""
         self.outcomes.errors += self._num_under_way
-        for _, connection in self._idle:
+
+    def close(self) -> None:
+        """No more requests over any connection."""
+        for connection in list(self._connections):
             connection.close()
 
     def _ended(self) -> None:
@@ -151,6 +158,7 @@ class _Generator:
         except OSError:
             self.lost(sent)
         else:
+            self._connections.add(connection)
             connection.send(sent)
 
 
@@ -167,7 +175,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         sent, self._sent = self._sent, None
-        self._generator.lost(sent)
+        self._generator.lost(sent, self)
 
     def send(self, sent: _Sent) -> None:
         """Send one request; the answer goes to the generator."""
@@ -223,6 +231,8 @@ async def _send(
         await asyncio.wait_for(generator.done.wait(), last_s + _TIMEOUT_S)
     except TimeoutError:
         generator.give_up()
+    generator.close()
+    await asyncio.sleep(0)  # connections are closed in the next turn of the loop
     return generator.spans, generator.outcomes
 
 
