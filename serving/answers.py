@@ -81,11 +81,16 @@ class AnswerService:
         # One at a time, and never in front of a user whose session is kept.
         self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
         self._background = BoundedPool(1, 16)
-        self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
+        self.impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
         self.contexts = ContextLists()
         self.lag = LoopLag()
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
+
+    @property
+    def num_under_way(self) -> int:
+        """Requests worked on or waiting for it."""
+        return self.pool.taken + self.cold_pool.taken
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
@@ -245,7 +250,7 @@ class AnswerService:
 
     def _keep(self, work: _Work, answer: RecommendationAnswer) -> None:
         """Write the impression behind the answer's back, and let the shadow and the index check have their turn."""
-        self._impressions.offer(
+        self.impressions.offer(
             Impression(
                 request_id=answer.request_id,
                 user_id=work.request.user_id,
@@ -270,7 +275,7 @@ class AnswerService:
         self._rank(work)
         if work.listed is not None:
             items = [item.item_id for item in items_of(shadow, work.listed, [])]
-            self._impressions.offer(
+            self.impressions.offer(
                 Impression(
                     request_id=request_id,
                     user_id=request.user_id,
@@ -296,4 +301,4 @@ class AnswerService:
         self.pool.close()
         self.cold_pool.close()
         self._background.close()
-        self._impressions.close(wait_s=5)
+        self.impressions.close(wait_s=5)

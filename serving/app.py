@@ -1,5 +1,6 @@
 """The HTTP endpoint. Latency counts from the moment the request's head has been read."""
 
+import gc
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -83,6 +84,8 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
     log.configure()
     sys.setswitchinterval(_SWITCH_S)
     app, releases = load_app(config, path, store_url)  # a broken engine stops us here, before the port is taken
+    gc.collect()
+    gc.freeze()  # a look through a large catalogue for garbage would stop every answer meanwhile
     settings = server_settings(app, config)
     with _listen(config) as listening:
         host, port = listening.getsockname()[:2]

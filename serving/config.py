@@ -49,6 +49,8 @@ class ServeConfig(Config):
     """Period of the live figures in /metrics."""
     index_check_share: float = Field(default=0.01, ge=0, le=1)
     """Share of answers whose index search is compared with exact search."""
+    traces: bool = False
+    """Send OpenTelemetry traces of recommendations by OTLP; needs the extra `otel`."""
     tokens: tuple[Token, ...] = ()
     """Who may ask. Without any, everybody on this machine may, and the admin endpoints are off."""
     requests_per_s: float = Field(default=0, ge=0)

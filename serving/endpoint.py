@@ -17,6 +17,7 @@ from serving.live import Releases
 from serving.metrics import Metrics
 from serving.schemas import PATH
 from serving.sessions import SessionCache
+from serving.tracing import otlp_tracer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Endpoint:
         self.metrics = metrics = Metrics()
         self.service = AnswerService(config, releases, store, metrics)
         self.access = Access(config)
+        self.tracer = otlp_tracer() if config.traces else None
         self.warmed = threading.Event()
         self._closing = threading.Event()
         metrics.show_release(releases.current.name)
@@ -45,12 +47,12 @@ class Endpoint:
         metrics.watch(
             "recsys_loop_lag_seconds", "How late timers of the event loop are", lambda: self.service.lag.seconds
         )
-        metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.pool.taken)
+        metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.num_under_way)
 
-    @property
-    def is_behind(self) -> bool:
+    def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`."""
-        return self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
+        is_late = self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
+        return is_late or num_under_way > self.config.num_workers + self.config.max_waiting // 2
 
     def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
         """See `Shedder`."""
@@ -88,6 +90,8 @@ class Endpoint:
         """Stop; impressions that wait are written first."""
         self._closing.set()
         self.service.close()
+        if self.tracer is not None:
+            self.tracer.close()
         self.store.close()
 
     def _warm_up(self) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from pydantic import ConfigDict
+
 from recsys.contracts.config import Config
 from recsys.contracts.errors import ConfigError
 from recsys.evaluation.experiment import SPLIT_ALARM, Interval, Sample, always_valid, sample_ratio
@@ -63,6 +65,20 @@ class Difference(Config):
 class ExperimentReport(Config):
     """How an experiment stands."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "conclusion": "too early: 60 users of new are counted, 100 are needed",
+                    "sample_ratio_p": 0.48,
+                    "sample_ratio_ok": True,
+                    "differences": [
+                        {"arm": "new", "metric": "conversion", "role": "primary", "verdict": "too early"},
+                    ],
+                }
+            ]
+        }
+    )
     experiment: Experiment
     started_at: datetime
     conclusion: str

@@ -39,6 +39,8 @@ class Express:
             await self._app(scope, _again(messages, receive), send)
             return
         answer = await self._endpoint.service.answer(request, scope["state"]["arrived"])
+        if self._endpoint.tracer is not None:
+            self._endpoint.tracer.record(scope["headers"], answer)
         content = orjson.dumps(answer)
         headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

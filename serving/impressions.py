@@ -26,6 +26,7 @@ class ImpressionWriter:
         self._store = store
         self._lost = lost
         self._waiting: deque[Impression] = deque()
+        self._taking = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="impressions", daemon=True)
         self._thread.start()
@@ -42,15 +43,18 @@ class ImpressionWriter:
         self._closing.set()
         self._thread.join(wait_s)
 
+    def _next_batch(self) -> list[Impression]:
+        with self._taking:
+            return [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
+
     def _work(self) -> None:
         while not self._closing.wait(_EVERY_S):
-            self._write()
-        self._write()
+            self.write()
+        self.write()
 
-    def _write(self) -> None:
-        """Store all that waits."""
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
+    def write(self) -> None:
+        """Store all that waits, now."""
+        while batch := self._next_batch():
             try:
                 self._store.record_impressions(batch)
             except StoreError as error:

@@ -123,6 +123,11 @@ class Releases:
         """Names of the releases in memory."""
         return sorted(self._live)
 
+    @property
+    def all_live(self) -> list[LiveRelease]:
+        """The releases in memory, by name."""
+        return [live for _, live in sorted(self._live.items())]
+
     def route(self, key: str) -> tuple[str, LiveRelease]:
         """The arm of a user (or of a request of nobody's) and the release that answers it."""
         arms, current = self._arms, self.current

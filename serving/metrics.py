@@ -60,15 +60,8 @@ class Metrics:
         }
         add_process_metrics(registry)
         self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
-        self._recent_ms: deque[float] = deque(maxlen=_RECENT)
+        self._recent: deque[tuple[str, float]] = deque(maxlen=_RECENT)
         self._lock = threading.Lock()
-
-    def observe(self, stage: str, milliseconds: float) -> None:
-        """One stage of one answer."""
-        self._child(self.latency, stage).observe(milliseconds / 1000)
-        if stage == "total":
-            with self._lock:
-                self._recent_ms.append(milliseconds)
 
     def count(self, source: str, release: str, arm: str, degraded: str | None, timings_ms: Mapping[str, float]) -> None:
         """One answer."""
@@ -76,7 +69,9 @@ class Metrics:
         if degraded:
             self._child(self.degraded, degraded).inc()
         for stage, value in timings_ms.items():
-            self.observe(stage, value)
+            self._child(self.latency, stage).observe(value / 1000)
+        with self._lock:
+            self._recent.append((release, timings_ms["total"]))
 
     def _child(self, family: Any, *labels: str) -> Any:
         """`family.labels(*labels)`, found by one look: there are few, and they are counted for each answer."""
@@ -85,10 +80,10 @@ class Metrics:
             child = self._children[family, labels] = family.labels(*labels)
         return child
 
-    def percentiles(self) -> dict[str, float]:
-        """Of the last 10,000 answers in this process."""
+    def percentiles(self, release: str | None = None) -> dict[str, float]:
+        """Of the last 10,000 answers in this process, or of those among them that one release gave."""
         with self._lock:
-            recent = list(self._recent_ms)
+            recent = [total_ms for name, total_ms in self._recent if release in {None, name}]
         if not recent:
             return {}
         values = np.percentile(recent, [50, 90, 99, 100])

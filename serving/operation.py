@@ -35,6 +35,14 @@ class Status(Schema):
                     "answers": {"model": 900, "popular": 100},
                     "degraded": {"deadline": 2},
                     "arms": [{"name": "all", "release": None, "weight": 1.0}],
+                    "releases": [
+                        {
+                            "name": "2026-11-24",
+                            "size_mb": 2.1,
+                            "accuracy": {"ndcg10": {"before": 0.3238, "after": 0.3237}},
+                            "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
+                        }
+                    ],
                     "recall": [],
                     "report": {},
                 }
@@ -50,6 +58,8 @@ class Status(Schema):
     degraded: dict[str, int]
     """By reason."""
     arms: list[dict[str, Any]]
+    releases: list[dict[str, Any]]
+    """Of each loaded one, the current first: accuracy before it was made small (float32) and after, size, latency."""
     recall: list[dict[str, Any]]
     """Counts by release and arm, with shares and their 95 % intervals."""
     report: dict[str, Any]
@@ -90,6 +100,7 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
             answers=endpoint.metrics.total("recsys_answers"),
             degraded=endpoint.metrics.total("recsys_degraded"),
             arms=[arm.model_dump() for arm in endpoint.releases.arms.arms],
+            releases=_releases(endpoint),
             recall=_recall(endpoint),
             report=endpoint.releases.current.recommender.release.manifest.metrics,
         )
@@ -100,6 +111,23 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
         return HTMLResponse(page, headers=_PAGE_HEADERS)
 
     return router
+
+
+def _releases(endpoint: Endpoint) -> list[dict[str, Any]]:
+    current = endpoint.releases.current
+    rows = []
+    for live in [current, *(live for live in endpoint.releases.all_live if live is not current)]:
+        manifest = live.recommender.release.manifest
+        found = {name: manifest.metrics.get(name) for name in ("recall10", "ndcg10")}
+        rows.append(
+            {
+                "name": live.name,
+                "size_mb": round(sum(entry.size_bytes for entry in manifest.files.values()) / 1e6, 2),
+                "accuracy": {k: {"before": v["reference"], "after": v["engine"]} for k, v in found.items() if v},
+                "latency": endpoint.metrics.percentiles(live.name),
+            }
+        )
+    return rows
 
 
 def _recall(endpoint: Endpoint) -> list[dict[str, Any]]:

@@ -31,9 +31,8 @@ _Headers = list[tuple[bytes, bytes]]
 class Shedder(Protocol):
     """Who says whether to shed, and what the answer is."""
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether requests come faster than they are read."""
+    def is_behind(self, num_under_way: int) -> bool:
+        """Whether requests come faster than they are read or answered; so many are under way."""
         ...
 
     def may_ask(self, client: Any, headers: _Headers) -> bool:
@@ -54,7 +53,7 @@ class SheddingProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Answer at once, or parse."""
         shedder: Shedder | None = self.app_state.get(_SHEDS)
-        if shedder is None or not shedder.is_behind or not self._shed(shedder, data):
+        if shedder is None or not shedder.is_behind(len(self.tasks)) or not self._shed(shedder, data):
             super().data_received(data)
 
     def on_message_begin(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import socket
@@ -24,6 +25,7 @@ from recsys.pipeline import load
 from recsys.pipeline.load import Call, Outcomes
 from recsys.pipeline.progress import bar
 from recsys.store import EventStore
+from recsys.store.rows import copy_histories
 
 START_TIMEOUT_S = 120.0
 NUM_WARM = 200
@@ -32,7 +34,11 @@ _STEP_S = 4.0
 """How long each rate is held when capacity is searched."""
 _MAX_DEGRADED = 0.01
 _OVERLOAD = 5
+_CONFIDENCE = 0.5
+"""Lists end at items less than half as likely as the first, where that is measured."""
 _COLD_FOR_CAPACITY = 400
+_NUM_DRAWN = 50
+"""Histories that are drawn; more are copies."""
 
 
 def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
@@ -100,6 +106,8 @@ class _Run:
         for body in patient:
             self._tell(connection, str(body["user_id"]))
             after_event.append(_ask(connection, body))
+        long = [_ask(connection, body | {"k": 100}) for body in patient]
+        sure = [_ask(connection, body | {"k": 100, "min_confidence": _CONFIDENCE}) for body in patient]
         held = _metric(connection, "recsys_session_cache_bytes") / max(
             1, _metric(connection, "recsys_session_cache_users")
         )
@@ -108,6 +116,8 @@ class _Run:
             "cold_p50_ms": _percentile(first, 50),
             "warm_p50_ms": _percentile(again, 50),
             "warm_after_event_p50_ms": _percentile(after_event, 50),
+            "k100_p50_ms": _percentile(long, 50),
+            "k100_confident_p50_ms": _percentile(sure, 50),
             "gib_per_10000_sessions": round(held * 10_000 / 2**30, 3),
         }
 
@@ -183,14 +193,17 @@ def _call(user: str) -> Call:
 
 
 def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int) -> None:
-    """Users who draw items by popularity: what is measured depends on lengths and sizes, not on taste."""
+    """Users who draw items by popularity: what is measured depends on lengths and sizes, not on taste.
+
+    Some histories are drawn, the others are copies of them: the server cannot tell.
+    """
     generator = np.random.default_rng(0)
     share = vocabulary.num_events[1:] + 1.0
     share /= share.sum()
     store = EventStore.open(url)
+    users = [f"warm-{n}" if n < NUM_WARM else f"cold-{n - NUM_WARM}" for n in range(num_users)]
     with bar("simulate") as advance:
-        for n in range(num_users):
-            user = f"warm-{n}" if n < NUM_WARM else f"cold-{n - NUM_WARM}"
+        for n, user in enumerate(users[:_NUM_DRAWN]):
             drawn = generator.choice(len(vocabulary), size=num_events, p=share)
             store.append(
                 [
@@ -199,6 +212,8 @@ def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int)
                 ]
             )
             advance("users", n + 1, num_users)
+    copies = zip(users[_NUM_DRAWN:], itertools.cycle(users[:_NUM_DRAWN]))
+    copy_histories(store, dict(copies))
     store.close()
 
 

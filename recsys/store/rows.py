@@ -1,12 +1,12 @@
 """Events as the nightly job reads them: all users', in the order of their numbers."""
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from recsys.store.events import EventStore
-from recsys.store.schema import events, joins, trouble
+from recsys.store.schema import count_users, events, joins, trouble
 
 SETTLED_MS: Final = 60_000
 """A transaction is visible at the latest so long after the moment that is written in its rows."""
@@ -60,3 +60,22 @@ def joined_sessions(store: EventStore, after: int, last: int) -> list[str]:
     wanted = sa.select(joins.c.session_id).where(joins.c.last_seq > after, joins.c.last_seq <= last).distinct()
     with trouble("joins not read"), store.engine.connect() as connection:
         return sorted(connection.scalars(wanted))
+
+
+def copy_histories(store: EventStore, source_of: Mapping[str, str]) -> None:
+    """Give each user a copy of another's events, in the database: for simulated shops. The users have none yet.
+
+    Raises:
+        StoreError: nothing was copied.
+    """
+    columns = ("item_id", "event_type", "timestamp_ms", "received_ms")
+    new: Any = sa.bindparam("new")
+    old: Any = sa.bindparam("old")
+    chosen = sa.select(
+        (new + "-" + events.c.event_id).label("event_id"), new.label("user_id"), *(events.c[name] for name in columns)
+    )
+    copied = sa.insert(events).from_select(["event_id", "user_id", *columns], chosen.where(events.c.user_id == old))
+    with trouble("events not copied"), store.engine.begin() as connection:
+        for user, source in source_of.items():
+            connection.execute(copied, {"new": user, "old": source})
+        count_users(store.engine, connection)

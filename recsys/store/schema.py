@@ -198,11 +198,11 @@ def _create_tables(engine: sa.Engine) -> None:
         for table in _metadata.sorted_tables:
             connection.execute(sa.select(table).limit(0))
         if connection.scalar(sa.select(users.c.user_id).limit(1)) is None:
-            _count_users(engine, connection)
+            count_users(engine, connection)
 
 
-def _count_users(engine: sa.Engine, connection: sa.Connection) -> None:
-    """Fill `users` for a database that was made before it had that table."""
+def count_users(engine: sa.Engine, connection: sa.Connection) -> None:
+    """Fill `users` with those who have events and are not in it: of a database from before it had that table, say."""
     counted = sa.select(events.c.user_id, sa.func.count(), sa.func.max(events.c.seq)).group_by(events.c.user_id)
     statement = insert(engine, users).from_select(["user_id", "num_events", "last_seq"], counted.where(sa.true()))
     connection.execute(statement.on_conflict_do_nothing())

@@ -35,7 +35,7 @@ def test_a_repeated_item_is_refused() -> None:
 
 
 def test_every_bundled_recipe_loads() -> None:
-    assert bundled_recipes() == ["default", "demo"]
+    assert {"default", "demo"} < set(bundled_recipes())
     for name in bundled_recipes():
         Recipe.load(name)
 
@@ -59,5 +59,5 @@ def test_a_bad_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message:
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="expected one of default, demo"):
+    with pytest.raises(ConfigError, match=r"expected one of .*default, demo"):
         Recipe.load("defualt")

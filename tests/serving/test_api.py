@@ -101,6 +101,9 @@ def test_live_recall_reaches_the_metrics_and_the_console(shop) -> None:
     status = shop.client.get("/v1/status").json()
     assert (status["recall"][0]["hits"], status["recall"][0]["recall"]["value"]) == (1, 0.5)
     assert status["answers"] == {"model": 1}
+    (release,) = status["releases"]
+    assert (release["name"], release["accuracy"]) == ("r1", {"ndcg10": {"before": 0.5, "after": 0.49}})
+    assert release["latency"]["p50_ms"] == status["latency"]["p50_ms"] > 0
 
 
 def test_the_index_is_checked_against_exact_search(open_shop) -> None:

@@ -113,7 +113,7 @@ def test_a_stalled_engine_never_makes_an_answer_late(open_shop) -> None:
     assert {a["degraded"] for a in answers} <= {"deadline", "overload"}
     assert all(items(a) for a in answers)
     shop.engine.go_on.set()
-    assert 'recsys_degraded_total{reason="deadline"}' in shop.client.get("/metrics").text
+    assert "recsys_degraded_total{reason=" in shop.client.get("/metrics").text
 
 
 def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:
@@ -162,12 +162,7 @@ def test_health_readiness_metrics_and_the_openapi_page(shop) -> None:
 
 def test_impressions_are_kept(shop) -> None:
     answer = shop.ask(user_id="ann", k=2)
-    shop.client.get("/healthz")
-    import sqlalchemy as sa
-
-    for _ in range(200):
-        with shop.store._engine.connect() as connection:
-            rows = connection.execute(sa.text("select request_id, user_id, source, items from impressions")).all()
-        if rows:
-            break
+    shop.endpoint.service.impressions.write()
+    with shop.store.engine.connect() as connection:
+        rows = connection.exec_driver_sql("select request_id, user_id, source, items from impressions").all()
     assert rows == [(answer["request_id"], "ann", "popular", '["sku-19", "sku-18"]')]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -93,6 +94,36 @@ def test_a_stalled_engine_does_not_keep_the_process_from_ending(tmp_path: Path, 
     with EventStore.open(url)._engine.connect() as connection:
         kept = connection.exec_driver_sql("select request_id, items from impressions").all()
     assert kept == [(answer["request_id"], json.dumps([item["item_id"] for item in answer["items"]]))]
+
+
+def test_requests_under_way_are_answered_when_the_process_is_told_to_end(tmp_path: Path) -> None:
+    """Eight wait for a stalled engine when SIGTERM comes; each is answered at its deadline, and its impression kept."""
+    url, num_requests = f"sqlite:///{tmp_path / 'store.db'}", 8
+    with subprocess.Popen([sys.executable, "-c", SERVER, url], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+        assert address
+        events = [{"user_id": f"u{n}", "item_id": "sku-1"} for n in range(num_requests)]
+        assert httpx.post(f"{address[0]}/v1/events", json={"events": events}, timeout=30).json()["stored"] == 8
+
+        def ask(n: int) -> httpx.Response:
+            body = {"user_id": f"u{n}", "deadline_ms": 3_000}
+            return httpx.post(f"{address[0]}/v1/recommendations", json=body, timeout=30)
+
+        with ThreadPoolExecutor(num_requests) as pool:
+            waiting = [pool.submit(ask, n) for n in range(num_requests)]
+            queued = 0.0
+            while queued < num_requests:
+                metrics = httpx.get(f"{address[0]}/metrics", timeout=30).text
+                queued = sum(map(float, re.findall(r"^recsys_queue_requests\S* (\S+)$", metrics, re.MULTILINE)))
+            process.send_signal(signal.SIGTERM)
+            answers = [future.result() for future in waiting]
+        process.communicate(timeout=60)
+    assert [a.status_code for a in answers] == [200] * num_requests
+    assert {a.json()["degraded"] for a in answers} == {"deadline"}
+    with EventStore.open(url).engine.connect() as connection:
+        kept = set(connection.exec_driver_sql("select request_id from impressions").scalars())
+    assert kept == {a.json()["request_id"] for a in answers}
 
 
 def test_a_port_in_use_is_one_clear_line() -> None:

@@ -36,7 +36,7 @@ def behind(shop, monkeypatch):
     """A shop whose event loop is behind. Its engine answered once before."""
     shop.tell("sku-3", "sku-5")
     shop.known = shop.ask(user_id="ann", k=4)
-    monkeypatch.setattr(Endpoint, "is_behind", True)
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
     return shop
 
 
@@ -116,12 +116,17 @@ def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open
     endpoint = open_shop(deadline_ms=100).endpoint
     for waited_s, is_behind in ((0.019, False), (0.021, True)):
         monkeypatch.setattr(LoopLag, "seconds", waited_s)
-        assert endpoint.is_behind == is_behind
+        assert endpoint.is_behind(0) == is_behind
+
+
+def test_it_is_behind_when_half_of_the_places_are_waited_for(open_shop) -> None:
+    endpoint = open_shop(num_workers=2, max_waiting=64, deadline_ms=10_000).endpoint
+    assert [endpoint.is_behind(num) for num in (34, 35)] == [False, True]
 
 
 def test_who_may_not_ask_is_refused_also_while_the_loop_is_behind(open_shop, monkeypatch) -> None:
     shop = open_shop(tokens=[{"name": "web", "sha256": "0" * 64, "scopes": ["read"]}])
-    monkeypatch.setattr(Endpoint, "is_behind", True)
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
     (refused,) = in_one_piece(shop, message('{"user_id": "ann"}'))
     assert "Authorization" in refused["detail"][0]["msg"]
 

@@ -6,6 +6,7 @@ import pytest
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
 from recsys.store import EventStore
+from recsys.store.rows import copy_histories
 
 
 def event(item: str, at: int = 0, user: str = "u", event_id: str | None = None) -> Event:
@@ -168,3 +169,10 @@ def test_context_is_counted_by_item_and_only_of_what_was_written(store: EventSto
     assert [(value, p.num_events, p.item_ids) for value, p in found.items()] == [(("country", "de"), 3, ["b", "a"])]
     assert store.popular_by_context(min_events=4, num_items=5) == {}
     assert store.popular_by_context(min_events=3, num_items=1)["country", "de"].item_ids == ["b"]
+
+
+def test_a_copied_history_is_the_same_and_counted(store: EventStore) -> None:
+    store.append([event("b", 20), event("a", 10)])
+    copy_histories(store, {"v": "u", "w": "u"})
+    assert store.history("w") == store.history("u") == ["a", "b"]
+    assert_glances_count_events(store, "u", "v", "w")
