@@ -11,11 +11,12 @@ from pydantic import ConfigDict
 from recsys.contracts.config import Config
 from recsys.contracts.errors import ConfigError
 from recsys.evaluation.experiment import SPLIT_ALARM, Interval, Sample, always_valid, sample_ratio
-from recsys.store import EventStore
+from recsys.store import EventStore, Outcome
 from recsys.store.counts import Share, wilson
 from serving.experiments import METRICS, Experiment, listed
 
 GUARDRAILS: Final = ("degraded", "late")
+_ALL: Final = (*METRICS, *GUARDRAILS)
 _CONTINUOUS: Final = "revenue"
 """All other figures are 0 or 1 for each user."""
 _HOUR_MS: Final = 3_600_000
@@ -105,11 +106,13 @@ def report(store: EventStore, name: str, clock: Callable[[], float] = time.time)
     entries = store.outcomes.entries([arm.name for arm in experiment.arms], experiment.started_ms, int(until_ms))
     dealt = [entry for entry in entries if not entry.is_moved]
     closed = [entry for entry in dealt if entry.first_ms + window_ms <= until_ms]
-    samples = {arm.name: dict.fromkeys([*METRICS, *GUARDRAILS], Sample()) for arm in experiment.arms}
+    found: dict[str, list[Outcome]] = {arm.name: [] for arm in experiment.arms}
     for entry, outcome in store.outcomes.of(closed, window_ms):
-        of_arm = samples[entry.arm]
-        for metric in of_arm:
-            of_arm[metric] += Sample.of([getattr(outcome, metric)])
+        found[entry.arm].append(outcome)
+    samples = {
+        arm: {metric: Sample.of([getattr(outcome, metric) for outcome in outcomes]) for metric in _ALL}
+        for arm, outcomes in found.items()
+    }
     num_dealt = [sum(entry.arm == arm.name for entry in dealt) for arm in experiment.arms]
     split_p = sample_ratio(num_dealt, [arm.weight for arm in experiment.arms])
     differences = _differences(experiment, samples)

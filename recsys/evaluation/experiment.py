@@ -24,7 +24,7 @@ MIN_USERS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sums over the users of one arm. Adding two is adding their fields."""
+    """Sums over the users of one arm."""
 
     num_users: int = 0
     total: float = 0.0
@@ -35,9 +35,6 @@ class Sample:
         """The sums of one value a user."""
         array = np.asarray(values, dtype=np.float64)
         return cls(len(array), float(array.sum()), float((array**2).sum()))
-
-    def __add__(self, other: "Sample") -> "Sample":
-        return Sample(self.num_users + other.num_users, self.total + other.total, self.squares + other.squares)
 
     @property
     def mean(self) -> float:
