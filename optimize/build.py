@@ -5,18 +5,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize import gate, quantize, report
-from optimize.config import OptimizeConfig
+from optimize import gate, quantize, report, tiers
+from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
-from optimize.tensorrt import build_plan
+from optimize.steps import Steps
+from optimize.tensorrt import TensorRtConfig, build_plans
 from recsys import dataset
 from recsys.contracts import artifact, packing
+from recsys.contracts.artifact import ArtifactWriter
+from recsys.contracts.errors import GateError
 from recsys.contracts.ids import Vocabulary
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
+from recsys.runtime.engines import EngineName, Parts, open_engine
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
-from recsys.runtime.openvino import OpenVinoEngine
 from recsys.runtime.release import VOCABULARY_PARENT
 from recsys.transitions import TransitionTable
 
@@ -47,18 +50,21 @@ def run(
     data = dataset.load(features, Protocol(checkpoint.manifest.config["protocol"]))
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
+    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest})
     with artifact.writing(out / name, "release") as writer:
-        write_parts(checkpoint, data, config, writer.folder)
-        fidelity = measure(checkpoint, data, config, writer.folder)
+        resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)
+        if config.engine is EngineName.TIERED:
+            resolved["tiers"] = _tiers(config, _parts(writer.folder, config, resolved))
+        fidelity = measure(checkpoint, data, config, _parts(writer.folder, config, resolved))
         decided = gate.verdict(fidelity, config.gate)
         if not force:
-            gate.check(decided)
-        methods = quantize.compare_methods(checkpoint, data, config)
+            _check(decided, steps)
+        methods = _compared(checkpoint, data, config, steps)
         metrics = {**fidelity.model_dump(), "gate": decided.basis, "relative_error_by_method": methods}
         (writer.folder / REPORT_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
         manifest = writer.commit(
             parents=_parents(checkpoint, data, writer.folder),
-            config=_config(checkpoint, data, config),
+            config=resolved,
             metrics={
                 **metrics,
                 "fitted_on": _fitted_on(data),
@@ -69,42 +75,102 @@ def run(
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
+    steps.remove()
     if activate or artifact.current_name(out) is None:
         artifact.set_current(out, name)
     return name, manifest
 
 
-def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> None:
-    """Everything that an answer is computed from."""
-    rounded = quantize.rounded(checkpoint, data, config)
-    build_engine(rounded, folder, checkpoint.window.size, config.cache, packed=config.packed)
-    if config.tensorrt is not None:
-        build_plan(rounded, checkpoint.window.size, config.tensorrt, folder)
-    ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(folder)
-    checkpoint.vocabulary.save(folder, packed=config.packed)
-    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder, packed=config.packed)
+def _check(decided: gate.Verdict, steps: Steps) -> None:
+    """Refuse, and leave nothing behind."""
+    try:
+        gate.check(decided)
+    except GateError:
+        steps.remove()
+        raise
 
 
-def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> report.FidelityReport:
-    """The parts in `folder`, read back as the endpoint reads them, against the checkpoint."""
-    items = ItemTable.load(folder)
-    engine = OpenVinoEngine(
-        folder,
-        items,
-        num_threads=config.num_threads,
-        precision=quantize.precision(config),
-        window_size=checkpoint.window.size,
-        cache=config.cache,
-    )
+def write_parts(
+    checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, steps: Steps, writer: ArtifactWriter
+) -> dict[str, Any]:
+    """Everything that an answer is computed from; what the manifest must say to open it.
+
+    Rounding and each engine are steps: an interrupted run does not do them again.
+    """
+    settings, size = config.model_dump(mode="json"), checkpoint.window.size
+
+    def round_(folder: Path) -> dict[str, Any]:
+        quantize.save(quantize.rounded(checkpoint, data, config), folder)
+        return {}
+
+    rounding = {
+        name: settings[name] for name in ("bits", "group_size", "compensate", "num_calibration_windows", "seed")
+    }
+    steps.run("rounded", rounding, round_)
+    rounded = quantize.load(checkpoint, config, steps.folder / "rounded")
+
+    def cpu(folder: Path) -> dict[str, Any]:
+        build_engine(rounded, folder, size, config.cache, packed=config.packed)
+        return {}
+
+    steps.run("cpu", {name: settings[name] for name in ("cache", "packed")}, cpu, after="rounded")
+    steps.hand_over("cpu", writer)
+    said: dict[str, Any] = {}
+    if EngineName.CUDA in config.engines:
+        steps.hand_over("rounded", writer)
+        said["cuda"] = (config.cuda or CudaConfig()).model_dump()
+    if EngineName.TENSORRT in config.engines:
+        plan = config.tensorrt or TensorRtConfig()
+        done = steps.run(
+            "tensorrt",
+            plan.model_dump(mode="json"),
+            lambda folder: build_plans(rounded, size, plan, folder),
+            after="rounded",
+        )
+        steps.hand_over("tensorrt", writer)
+        said["plans"] = done.metrics
+    ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(writer.folder)
+    checkpoint.vocabulary.save(writer.folder, packed=config.packed)
+    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(writer.folder, packed=config.packed)
+    return said
+
+
+def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, parts: Parts) -> report.FidelityReport:
+    """The engine that will serve, opened as the endpoint opens it, against the checkpoint."""
     return report.compare(
         checkpoint,
-        engine,
-        ItemIndex.build(items.vectors_VD()),
-        TransitionTable.load(folder),
+        open_engine(config.engine, parts),
+        ItemIndex.build(parts.items.vectors_VD()),
+        TransitionTable.load(parts.folder),
         data,
         config.num_check_users,
         config.seed,
     )
+
+
+def _parts(folder: Path, config: OptimizeConfig, resolved: dict[str, Any]) -> Parts:
+    return Parts(folder=folder, items=ItemTable.load(folder), config=resolved, num_threads=config.num_threads)
+
+
+def _tiers(config: OptimizeConfig, parts: Parts) -> dict[str, Any]:
+    """The engines of the tiers and the length at which they take over, measured here unless it is given."""
+    named = {"short": config.tiered.short, "long": config.tiered.long}
+    if config.tiered.threshold is not None:
+        return {**named, "threshold": config.tiered.threshold, "by_length": []}
+    short, long = (open_engine(EngineName(name), parts) for name in named.values())
+    return {**named, **tiers.measure(short, long, len(parts.items), seed=config.seed)}
+
+
+def _compared(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, steps: Steps) -> dict[str, float]:
+    """Error of every way to round, a step."""
+    settings = config.model_dump(mode="json")
+    names = ("bits", "group_size", "num_calibration_windows", "num_comparison_windows", "seed")
+    done = steps.run(
+        "methods",
+        {name: settings[name] for name in names},
+        lambda _: dict(quantize.compare_methods(checkpoint, data, config)),
+    )
+    return dict(done.metrics)
 
 
 def _parents(checkpoint: Checkpoint, data: Dataset, folder: Path) -> dict[str, str]:
@@ -122,6 +188,7 @@ def _config(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> di
         "protocol": data.protocol.value,
         "fusion": checkpoint.manifest.config["fusion"],
         "window": checkpoint.window.model_dump(),
+        "model": checkpoint.manifest.config["model"],
     }
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Vocabulary
-from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import Engine
+from recsys.runtime.engines import EngineName, Parts, open_engine
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
-from recsys.runtime.openvino import OpenVinoEngine
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
 
@@ -32,11 +31,14 @@ class Release:
     index: ItemIndex
 
     @classmethod
-    def open(cls, path: Path, *, num_threads: int = 2) -> "Release":
+    def open(cls, path: Path, *, num_threads: int = 2, engine: EngineName | None = None) -> "Release":
         """Load and check the release at `path`, or the current one of a folder of releases.
+
+        `engine` is another one than the release is meant to be served with.
 
         Raises:
             ArtifactError: damaged, or its parts belong to different checkpoints.
+            ConfigError: it has no such engine, or this machine cannot run it.
         """
         folder = artifact.resolve_release(path)
         manifest = artifact.verify(folder, "release")
@@ -50,22 +52,16 @@ class Release:
         vocabulary = Vocabulary.load(folder)
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
         items = ItemTable.load(folder)
-        engine = OpenVinoEngine(
-            folder,
-            items,
-            num_threads=num_threads,
-            precision=manifest.config["precision"],
-            window_size=window.size,
-            cache=CacheFormat(manifest.config["cache"]),
-        )
+        parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads)
+        opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
         index = ItemIndex.build(items.vectors_VD())
         transitions = TransitionTable.load(folder)
         sizes = {len(vocabulary), len(index), transitions.num_items}
-        if len(sizes) != 1 or index.width != engine.info.width:
+        if len(sizes) != 1 or index.width != opened.info.width:
             raise ArtifactError(
                 f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)}, "
-                f"transitions of {transitions.num_items}, engine of width {engine.info.width}; "
+                f"transitions of {transitions.num_items}, engine of width {opened.info.width}; "
                 "run `recsys optimize` again"
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
-        return cls(folder.name, manifest, vocabulary, window, fusion, transitions, engine, index)
+        return cls(folder.name, manifest, vocabulary, window, fusion, transitions, opened, index)
