@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize import gate, quantize, report, tiers
+from optimize import calibration, gate, index, quantize, report, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.steps import Steps
@@ -17,8 +17,9 @@ from recsys.contracts.errors import GateError
 from recsys.contracts.ids import Vocabulary
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
+from recsys.runtime.engine import Engine
 from recsys.runtime.engines import EngineName, Parts, open_engine
-from recsys.runtime.index import ItemIndex
+from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.release import VOCABULARY_PARENT
 from recsys.transitions import TransitionTable
@@ -55,7 +56,10 @@ def run(
         resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)
         if config.engine is EngineName.TIERED:
             resolved["tiers"] = _tiers(config, _parts(writer.folder, config, resolved))
-        fidelity = measure(checkpoint, data, config, _parts(writer.folder, config, resolved))
+        parts = _parts(writer.folder, config, resolved)
+        engine = open_engine(config.engine, parts)
+        searched = _indexed(checkpoint, data, config, engine, parts, steps, writer)
+        fidelity = measure(checkpoint, data, config, engine, parts, searched)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
             _check(decided, steps)
@@ -67,6 +71,7 @@ def run(
             config=resolved,
             metrics={
                 **metrics,
+                "index": searched,
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
@@ -135,17 +140,45 @@ def write_parts(
     return said
 
 
-def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, parts: Parts) -> report.FidelityReport:
-    """The engine that will serve, opened as the endpoint opens it, against the checkpoint."""
+def measure(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    config: OptimizeConfig,
+    engine: Engine,
+    parts: Parts,
+    searched: dict[str, Any],
+) -> report.FidelityReport:
+    """The engine and the index that will serve, opened as the endpoint opens them, against the checkpoint."""
     return report.compare(
         checkpoint,
-        open_engine(config.engine, parts),
-        ItemIndex.build(parts.items.vectors_VD()),
+        engine,
+        ItemIndex.open(parts.folder, parts.items, IndexChoice(**searched["choice"])),
         TransitionTable.load(parts.folder),
         data,
         config.num_check_users,
         config.seed,
     )
+
+
+def _indexed(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    config: OptimizeConfig,
+    engine: Engine,
+    parts: Parts,
+    steps: Steps,
+    writer: ArtifactWriter,
+) -> dict[str, Any]:
+    """The index, a step: its choice, its recall on real user vectors, its latency."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        windows = calibration.sample(data.fit, checkpoint.window, config.index.num_queries, config.seed + 2)
+        return index.build(parts.items, engine.encode(windows), config.index, folder)
+
+    settings = {"items": config.items.value, "engine": config.engine.value, **config.index.model_dump()}
+    done = steps.run("index", settings, make, after="rounded")
+    steps.hand_over("index", writer)
+    return done.metrics
 
 
 def _parts(folder: Path, config: OptimizeConfig, resolved: dict[str, Any]) -> Parts:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from optimize.index import IndexConfig
 from optimize.rounding import WeightFormat
 from optimize.tensorrt import TensorRtConfig
 from recsys.contracts.config import Config
@@ -71,6 +72,7 @@ class OptimizeConfig(Config):
     """TensorRT plans go into the release beside the CPU engine; needs the extra `tensorrt`."""
     tiered: TieredConfig = TieredConfig()
     """Engines of `engine = "tiered"`."""
+    index: IndexConfig = IndexConfig()
     gate: GateConfig = GateConfig()
     seed: int = 0
 

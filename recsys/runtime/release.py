@@ -9,7 +9,7 @@ from recsys.contracts.ids import Vocabulary
 from recsys.runtime.engine import Engine
 from recsys.runtime.engines import EngineName, Parts, open_engine
 from recsys.runtime.fusion import Fusion
-from recsys.runtime.index import ItemIndex
+from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
@@ -54,7 +54,8 @@ class Release:
         items = ItemTable.load(folder)
         parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads)
         opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
-        index = ItemIndex.build(items.vectors_VD())
+        choice = manifest.metrics.get("index", {}).get("choice", {})  # releases of before had one kind
+        index = ItemIndex.open(folder, items, IndexChoice.from_mapping(choice, f"{folder}: index"))
         transitions = TransitionTable.load(folder)
         sizes = {len(vocabulary), len(index), transitions.num_items}
         if len(sizes) != 1 or index.width != opened.info.width:
