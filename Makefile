@@ -11,7 +11,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet torch==2.13.0
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[train,tensorboard,tensorrt,postgres,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[train,search,tensorboard,tensorrt,postgres,dev]'
 	touch $@
 
 demo: $(INSTALLED)

@@ -43,7 +43,7 @@ def fold(model: SequenceModel, calibration: Calibration, format_: WeightFormat) 
     The model given is not changed.
     """
     folded = copy.deepcopy(model)
-    scaled: Calibration = {}
+    scaled = dict(calibration)
     for site in _sites(folded):
         statistics = calibration[next(iter(site.readers))]
         scale_I = search_scale([reader.weight for reader in site.readers.values()], statistics, format_)
@@ -103,7 +103,7 @@ def round_weights(
 ) -> SequenceModel:
     """A copy of the model whose decoder matrices are rounded, once."""
     rounded = copy.deepcopy(model)
-    for name, linear in list(_linears(rounded)):
+    for name, linear in list(linears(rounded)):
         gram_II = calibration[name].mean_gram_II
         share: Tensor | float = search_clip(linear.weight, gram_II, format_) if clip else 1.0
         weight: RoundedWeight
@@ -133,20 +133,30 @@ def _centred(scale_I: Tensor) -> Tensor:
 
 
 def _sites(model: SequenceModel) -> Iterator[_Site]:
+    """Inputs whose scales can be folded; what mixtures of experts and values of latent attention read is not there."""
     layers: Any = model.decoder.layers
     for n, layer in enumerate(layers):
         attention, feedforward = layer.self_attn, layer.mlp
-        yield _site(layer.input_layernorm, n, "self_attn", attention, "q_proj", "k_proj", "v_proj")
-        yield _site(attention.v_proj, n, "self_attn", attention, "o_proj")
-        yield _site(layer.post_attention_layernorm, n, "mlp", feedforward, "gate_proj", "up_proj")
-        yield _site(feedforward.up_proj, n, "mlp", feedforward, "down_proj")
+        if hasattr(attention, "kv_b_proj"):
+            yield _site(layer.input_layernorm, n, "self_attn", attention, "q_proj", "kv_a_proj_with_mqa")
+            yield _site(attention.kv_a_layernorm, n, "self_attn", attention, "kv_b_proj")
+        else:
+            yield _site(layer.input_layernorm, n, "self_attn", attention, "q_proj", "k_proj", "v_proj")
+            yield _site(attention.v_proj, n, "self_attn", attention, "o_proj")
+        if hasattr(feedforward, "experts"):
+            shared = feedforward.shared_experts
+            yield _site(shared.up_proj, n, "mlp.shared_experts", shared, "down_proj")
+        else:
+            yield _site(layer.post_attention_layernorm, n, "mlp", feedforward, "gate_proj", "up_proj")
+            yield _site(feedforward.up_proj, n, "mlp", feedforward, "down_proj")
 
 
 def _site(source: nn.Module, n: int, block: str, parent: nn.Module, *readers: str) -> _Site:
     return _Site(source, {f"layers.{n}.{block}.{name}": parent.get_submodule(name) for name in readers})  # type: ignore[misc]
 
 
-def _linears(model: SequenceModel) -> Iterator[tuple[str, nn.Linear]]:
+def linears(model: SequenceModel) -> Iterator[tuple[str, nn.Linear]]:
+    """The decoder's matrices that are rounded, by name; experts are not among them."""
     for name, module in model.decoder.named_modules():
         if isinstance(module, nn.Linear):
             yield name, module

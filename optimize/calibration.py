@@ -50,7 +50,7 @@ def collect(model: SequenceModel, windows: Sequence[Tokens]) -> Calibration:
 
     def record(name: str) -> Callable[[nn.Module, Any], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            _add(statistics, name, inputs[0][mask].double())
+            _add(statistics, name, inputs[0].reshape(*mask.shape, -1)[mask].double())
 
         return hook
 

@@ -67,10 +67,12 @@ def load(checkpoint: Checkpoint, config: OptimizeConfig, folder: Path) -> Sequen
 
 
 def _check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
-    size, model = config.weights.group_size if config.weights else None, checkpoint.model.config
-    for inputs in (model.width, model.num_heads * model.head_dim, model.feedforward_width):
-        if size is not None and inputs % size:
-            raise ConfigError(f"group_size = {size}: does not divide the {inputs} inputs of a matrix; choose a divisor")
+    size = config.weights.group_size if config.weights else None
+    for name, linear in awq.linears(checkpoint.model):
+        if size is not None and linear.in_features % size:
+            raise ConfigError(
+                f"group_size = {size}: does not divide the {linear.in_features} inputs of {name}; choose a divisor"
+            )
 
 
 def precision(config: OptimizeConfig) -> str:

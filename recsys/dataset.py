@@ -9,8 +9,9 @@ last-out  a user's last event is the test target, the one before it the validati
 final     everything is fitted, nothing is held out: the release that goes live.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ class ValidationSet:
     contexts: list[Tokens]
     targets: list[Tokens]
     """Per context the events after it, at least one."""
+    from_ms: int | None = None
+    """`train` holds all fitted events before this moment and none after it; None where users lose their last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +130,17 @@ class Dataset:
     vocabulary: Vocabulary
     fit: Histories
     """Events that may be fitted."""
+    split_ms: int | None
+    """T in milliseconds, None without a time split."""
     _events: "_Events"
     _token_of_index: Tokens
 
     @property
-    def split_ms(self) -> int | None:
-        """T in milliseconds, None without a time split."""
-        return _split_ms(self.manifest)
+    def fit_end_ms(self) -> int | None:
+        """No fitted event is at this moment or later; None where the log has no times."""
+        if self.split_ms is None or not len(self.fit.tokens):
+            return None
+        return int(self.fit.timestamps_ms.max()) + 1
 
     def validation(self, num_users: int, seed: int) -> ValidationSet:
         """The protocol's split once more, within the fitted events; at most `num_users` are looked at.
@@ -148,7 +155,7 @@ class Dataset:
             later = self.fit.timestamps_ms >= moment
             chosen = self._chosen(np.flatnonzero(self.fit.both_sides(later)), num_users, generator)
             if len(chosen):
-                return self._split(np.flatnonzero(later), chosen)
+                return replace(self._split(np.flatnonzero(later), chosen), from_ms=math.ceil(moment))
         long_enough = np.flatnonzero(self.fit.lengths >= MIN_VALIDATION_EVENTS)
         chosen = self._chosen(long_enough, min(num_users, max(1, len(long_enough) // 5)), generator)
         shortened = long_enough if self.protocol is Protocol.LAST_OUT else chosen
@@ -217,9 +224,13 @@ class _Events:
 
 
 def load(
-    features: Path, protocol: Protocol, min_count: int | None = None, vocabulary: Vocabulary | None = None
+    features: Path,
+    protocol: Protocol,
+    min_count: int | None = None,
+    vocabulary: Vocabulary | None = None,
+    split_ms: int | None = None,
 ) -> Dataset:
-    """Open a features artifact and cut it by a protocol.
+    """Open a features artifact and cut it by a protocol, at `split_ms` in place of the artifact's own T if given.
 
     `min_count` prunes items with a lower score (default: the artifact's own setting; see
     `PruningPolicy`). Under last-out nothing is pruned. A `vocabulary` of an older model is taken as it is,
@@ -230,20 +241,20 @@ def load(
         DataError: the protocol needs times that the log does not have, or pruning leaves nothing.
     """
     manifest = artifact.verify(features, "features")
-    split_ms = _split_ms(manifest)
+    split_ms = _split_ms(manifest) if split_ms is None else split_ms
     if protocol is Protocol.TIME and split_ms is None:
         raise DataError(
             f"{features}: the log has no timestamps, so it cannot be cut at a time; use --protocol last-out"
         )
     items = pl.read_parquet(features / ITEMS_FILE).sort("item_index")
-    events = _read_events(features, manifest, protocol, items.height)
+    events = _read_events(features, manifest, protocol, split_ms, items.height)
     num_events = np.bincount(events.item_index[events.is_fit], minlength=items.height + 1)
     if vocabulary is None:
-        vocabulary = _kept_vocabulary(features, manifest, events, items, num_events, protocol, min_count)
+        end_ms = split_ms if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
+        vocabulary = _kept_vocabulary(features, manifest, events, items, num_events, protocol, min_count, end_ms)
     token_of_index = _token_of_index(features, vocabulary, items)
-    return Dataset(
-        manifest, protocol, vocabulary, _histories(events, events.is_fit, token_of_index), events, token_of_index
-    )
+    fit = _histories(events, events.is_fit, token_of_index)
+    return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, token_of_index)
 
 
 def _kept_vocabulary(
@@ -254,6 +265,7 @@ def _kept_vocabulary(
     num_events: npt.NDArray[np.int64],
     protocol: Protocol,
     min_count: int | None,
+    end_ms: int | None,
 ) -> Vocabulary:
     policy = PruningPolicy.of(manifest.config)
     least = policy.min_count if min_count is None else min_count
@@ -261,7 +273,7 @@ def _kept_vocabulary(
         kept = np.ones(items.height + 1, dtype=bool)
         kept[1:] = items["num_events"].to_numpy() > 0
     else:
-        kept = _scores(events, policy, manifest, protocol, items.height) >= least
+        kept = _scores(events, policy, manifest, end_ms, items.height) >= least
     kept[PAD] = False
     if not kept.any():
         raise DataError(f"{features}: no item has {least} events or more to be fitted on; lower min_count")
@@ -269,12 +281,11 @@ def _kept_vocabulary(
 
 
 def _scores(
-    events: _Events, policy: PruningPolicy, manifest: artifact.Manifest, protocol: Protocol, num_items: int
+    events: _Events, policy: PruningPolicy, manifest: artifact.Manifest, end_ms: int | None, num_items: int
 ) -> npt.NDArray[np.float64]:
-    """The policy's score of each item over the fitted events, shape [V + 1]."""
+    """The policy's score of each item over the fitted events, which end at `end_ms`; shape [V + 1]."""
     counted = events.is_fit
-    end = _split_ms(manifest) if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
-    since = None if end is None else policy.since_ms(int(end))
+    since = None if end_ms is None else policy.since_ms(int(end_ms))
     if since is not None:
         counted = counted & (events.timestamps_ms >= since)
     kinds = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
@@ -332,7 +343,9 @@ def _partition(
     return read_partition(features, layout, partition, num_partitions, bucket_of_user(users), source_rank(manifest))
 
 
-def _read_events(features: Path, manifest: artifact.Manifest, protocol: Protocol, num_items: int) -> _Events:
+def _read_events(
+    features: Path, manifest: artifact.Manifest, protocol: Protocol, split_ms: int | None, num_items: int
+) -> _Events:
     users = pl.read_parquet(features / USERS_FILE).sort("user_id")
     layout = generations(features)
     num_partitions = max(generation.num_partitions for generation in layout)
@@ -354,7 +367,7 @@ def _read_events(features: Path, manifest: artifact.Manifest, protocol: Protocol
     order, kinds = order[seen], kinds[seen]
     user, time = user[order], frame["timestamp_ms"].to_numpy()[order]
     item_index = frame["item_index"].to_numpy()[order].astype(np.int64)
-    is_fit, held_out = _cut(protocol, _split_ms(manifest), user, time, is_target[seen])
+    is_fit, held_out = _cut(protocol, split_ms, user, time, is_target[seen])
     return _Events(users["user_id"].to_list(), user, item_index, time, kinds, is_fit & in_past[seen], held_out)
 
 

@@ -20,13 +20,16 @@ from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.metrics import Metrics
-from serving.ranking import Wish, rank, reasons
+from serving.ranking import Ranking, Wish, rank
 from serving.rules import Mask
 from serving.schemas import Because, Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
 logger = logging.getLogger(__name__)
 
+_NOTHING = np.empty(0, dtype=np.int32)
 _CHECKED_K = 10
+_MOST_LAG_SHARE = 0.3
+"""Of the deadline that is kept back for an event loop that was late a moment ago."""
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class _Work:
     """The kept history, once it is known."""
     purchased: set[str] = field(default_factory=set)
     nearest: tuple[Tokens, Floats] | None = None
-    vector_D: Floats | None = None
+    ranking: Ranking | None = None
     listed: Listed | None = None
     because: list[int] = field(default_factory=list)
     reason: Missing | None = None
@@ -62,6 +65,8 @@ class AnswerService:
         self._store = store
         self._metrics = metrics
         self.pool = BoundedPool(config.num_workers, config.max_waiting)
+        # One at a time, and never in front of a user whose session is kept.
+        self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
         self._background = BoundedPool(1, 16)
         self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
@@ -73,11 +78,11 @@ class AnswerService:
         arm, live = self._releases.route(request.user_id or request_id)
         work = _Work(request, live, arm)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
-        lag_s = self.lag.seconds  # a request waits in its socket about as long as timers are late
-        left_s = (deadline_ms - self._config.reserve_ms) / 1000 - (time.monotonic() - arrived) - lag_s
+        reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
+        left_s = deadline_ms / 1000 - reserve_s - (time.monotonic() - arrived)
         degraded: Degraded | None = None
         try:
-            await self.pool.run(lambda: self._rank(work), left_s)
+            await self._lane(work).run(lambda: self._rank(work), left_s)
         except OverloadError:
             degraded = "overload"
         except DeadlineError:
@@ -89,6 +94,10 @@ class AnswerService:
             degraded = "engine_error"
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
+
+    def _lane(self, work: _Work) -> BoundedPool:
+        user_id = work.request.user_id
+        return self.cold_pool if user_id is None or work.live.sessions.peek(user_id) is None else self.pool
 
     def _rank(self, work: _Work) -> None:
         """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
@@ -102,18 +111,18 @@ class AnswerService:
             started = work.timed("history", started)
             state, outcome = live.sessions.state(request.user_id, glance, lambda tokens: self._note(work, tokens))
             self._metrics.sessions.labels(outcome).inc()
-            work.vector_D = state.session.vector_D if state.session else None
+            work.ranking = state.ranking
             work.reason = None if state.glance.num_events else "unknown_user"
         else:
             tokens_L = live.sessions.known_tokens([event.item_id for event in request.events or ()])
             started = work.timed("history", started)
             self._note(work, tokens_L)
-            work.vector_D = live.sessions.vector(tokens_L) if len(tokens_L) else None
+            work.ranking = live.sessions.ranking(tokens_L) if len(tokens_L) else None
         started = work.timed("encode", started)
-        if work.vector_D is None:
+        if work.ranking is None:
             work.reason = work.reason or "no_known_items"
         else:
-            self._list(work, work.vector_D)
+            self._list(work, work.ranking)
             work.timed("rank", started)
 
     def _note(self, work: _Work, tokens_L: Tokens) -> None:
@@ -125,8 +134,7 @@ class AnswerService:
         if user_id is None or self.last_answers.get(work.live.name, user_id) is None:
             work.nearest = work.live.neighbours(int(tokens_L[-1]))
 
-    def _list(self, work: _Work, vector_D: Floats) -> None:
-        assert work.tokens_L is not None
+    def _list(self, work: _Work, ranking: Ranking) -> None:
         request, live = work.request, work.live
         wish = Wish(
             k=request.k,
@@ -135,9 +143,8 @@ class AnswerService:
             diversity=request.diversity,
             min_confidence=request.min_confidence,
         )
-        query = live.recommender.query(vector_D, work.tokens_L)
-        ranked = rank(query, wish)
-        work.because = reasons(query, ranked.tokens_K, work.tokens_L)
+        ranked = rank(ranking, wish)
+        work.because = ranking.reasons(ranked.tokens_K)
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
             self.last_answers.keep(live.name, request.user_id, ranked.tokens_K, ranked.scores_K)
@@ -147,9 +154,12 @@ class AnswerService:
         request, live = work.request, work.live
         mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
         vocabulary = live.recommender.release.vocabulary
-        mask[vocabulary.tokens([*request.exclude, *work.purchased])] = False
-        if request.exclude_seen and work.tokens_L is not None:
-            mask[work.tokens_L] = False
+        seen = work.tokens_L if request.exclude_seen and work.tokens_L is not None else _NOTHING
+        hidden = [*request.exclude, *work.purchased]
+        if hidden or len(seen):
+            mask = mask.copy()
+            mask[vocabulary.tokens(hidden)] = False
+            mask[seen] = False
         return mask
 
     def _finish(self, request_id: str, work: _Work, degraded: Degraded | None, arrived: float) -> RecommendationAnswer:
@@ -164,7 +174,7 @@ class AnswerService:
         if not len(listed.tokens) and not self._allowed(work).any():
             reason = "no_items_match"
         timings_ms = {**work.timings_ms, "total": (time.monotonic() - arrived) * 1000}  # a late worker may still write
-        answer = RecommendationAnswer.model_construct(
+        answer = RecommendationAnswer(
             request_id=request_id,
             items=_items(work.live, listed, because),
             release=work.live.name,
@@ -230,8 +240,9 @@ class AnswerService:
         if shadow is not None and work.request.user_id is not None:
             taken = self._background.offer(lambda: self._answer_unseen(shadow, work.request, answer.request_id))
             self._metrics.shadow.labels("answered" if taken else "skipped").inc()
-        if work.vector_D is not None and random.random() < self._config.index_check_share:
-            self._background.offer(lambda: self._check_index(work))
+        if work.ranking is not None and random.random() < self._config.index_check_share:
+            ranking = work.ranking
+            self._background.offer(lambda: self._check_index(ranking))
 
     def _answer_unseen(self, shadow: LiveRelease, request: RecommendationRequest, request_id: str) -> None:
         work = _Work(request, shadow, SHADOW_ARM)
@@ -249,20 +260,20 @@ class AnswerService:
                 )
             )
 
-    def _check_index(self, work: _Work) -> None:
+    def _check_index(self, ranking: Ranking) -> None:
         """Compare the index's answer with exact search."""
-        assert work.vector_D is not None
-        index = work.live.recommender.release.index
+        index = ranking.release.index
         everything = np.arange(1, len(index) + 1, dtype=np.int32)
-        scores = index.vectors(everything) @ work.vector_D
+        scores = index.vectors(everything) @ ranking.vector_D
         exact = everything[np.argsort(-scores, kind="stable")[:_CHECKED_K]]
-        found = index.search(work.vector_D.reshape(1, -1), len(exact))[0][0]
+        found = index.search(ranking.vector_D.reshape(1, -1), len(exact))[0][0]
         self._metrics.index_checked.inc(len(exact))
         self._metrics.index_missed.inc(len(np.setdiff1d(exact, found)))
 
     def close(self) -> None:
         """Stop the workers; impressions that wait are written first, for a few seconds at most."""
         self.pool.close()
+        self.cold_pool.close()
         self._background.close()
         self._impressions.close(wait_s=5)
 
@@ -275,8 +286,6 @@ def _items(live: LiveRelease, listed: Listed, because: list[int]) -> list[Recomm
         reason = None
         if place < len(because) and because[place] != PAD:
             cause = vocabulary.item(because[place])
-            reason = Because.model_construct(because_of=cause.item_id, title=cause.title)
-        items.append(
-            RecommendedItem.model_construct(item_id=item.item_id, score=score, title=item.title, reason=reason)
-        )
+            reason = Because(cause.item_id, cause.title)
+        items.append(RecommendedItem(item_id=item.item_id, score=score, title=item.title, reason=reason))
     return items

@@ -1,12 +1,12 @@
 """The HTTP endpoint. Latency counts from the moment the request's head has been read."""
 
-import asyncio
 import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,11 +20,16 @@ from serving.api import event_routes, recommendation_routes, user_routes
 from serving.arrival import Arrival
 from serving.config import ServeConfig
 from serving.endpoint import Endpoint
+from serving.express import Express
 from serving.guard import Guard
 from serving.live import Releases
 from serving.operation import operation_routes
 from serving.problems import add_handlers
 from serving.sessions import SessionCache
+
+_SWITCH_S: Final = 0.0005
+"""Longest that a worker thread keeps the interpreter while the event loop wants it; Python's own is 5 ms, and a
+request needs it several times."""
 
 
 def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache: SessionCache) -> FastAPI:
@@ -34,14 +39,15 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         endpoint.start()  # beside the event loop: /healthz answers while the engine warms up
-        lag = asyncio.create_task(endpoint.service.lag.watch())
+        endpoint.service.lag.start()
         yield
-        lag.cancel()
+        endpoint.service.lag.stop()
         endpoint.close()
 
     app = FastAPI(title="recsys", description="Recommendations inside a deadline.", version="1", lifespan=lifespan)
+    app.add_middleware(Express, endpoint=endpoint)
     app.add_middleware(Guard, config=config)
-    app.add_middleware(Arrival)  # the outermost: the clock starts here
+    app.add_middleware(Arrival, lag=endpoint.service.lag)  # the outermost: the clock starts here
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
         app.include_router(routes(endpoint))
@@ -74,6 +80,7 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
         RecsysError: the store, the release or the port cannot be used.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    sys.setswitchinterval(_SWITCH_S)
     app, releases = load_app(config, path, store_url)  # a broken engine stops us here, before the port is taken
     settings = uvicorn.Config(
         app,

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 
+from serving.lag import LoopLag
+
 _Scope = MutableMapping[str, Any]
 _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 
@@ -18,17 +20,18 @@ _TOO_LARGE: Final = f"more than {MAX_BODY_BYTES:,} bytes"
 
 
 class Arrival:
-    """Notes when the request's head had been read, before its body is; refuses a body that is too large."""
+    """Notes when the request can have come at the earliest; refuses a body that is too large before reading it."""
 
-    def __init__(self, app: _ASGI) -> None:
+    def __init__(self, app: _ASGI, lag: LoopLag) -> None:
         self._app = app
+        self._lag = lag
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         """Pass on, with the moment in the request's state."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})["arrived"] = time.monotonic()
+        scope.setdefault("state", {})["arrived"] = time.monotonic() - self._lag.seconds
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if int(declared) > MAX_BODY_BYTES:  # the server has checked that it is a number
             await _refuse(send)

@@ -3,12 +3,15 @@
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 _Job = Callable[[], None]
+_WEIGHT_OF_NEWEST: Final = 0.1
+"""In the moving average of how long work takes."""
 
 
 class OverloadError(Exception):
@@ -27,13 +30,18 @@ class BoundedPool:
     threads are daemons, so a stalled engine does not keep the process from ending.
     """
 
-    def __init__(self, num_workers: int, max_waiting: int) -> None:
+    def __init__(
+        self, num_workers: int, max_waiting: int, name: str = "answer", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
         self._size = num_workers + max_waiting
+        self._num_workers = num_workers
+        self._clock = clock
+        self._typical_s = 0.0
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._serve, name=f"answer-{n}", daemon=True) for n in range(num_workers)
+            threading.Thread(target=self._serve, name=f"{name}-{n}", daemon=True) for n in range(num_workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -43,16 +51,24 @@ class BoundedPool:
         """Places in use."""
         return self._size - self._places._value
 
+    def expected_s(self) -> float:
+        """How long work that comes now would take to be done, waiting included, as things went lately.
+
+        0 where a worker is free: it is always tried, so one long stall does not shut the pool for good.
+        """
+        ahead = self.taken - self._num_workers + 1
+        return 0.0 if ahead <= 0 else (ahead / self._num_workers + 1) * self._typical_s
+
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """The result of `work` in a worker thread, or what it raised.
 
         Raises:
-            OverloadError: no place is left.
+            OverloadError: no place is left, or too many are ahead for the time that is.
             DeadlineError: no result in time. Work that has begun goes on; work that has not is dropped.
         """
         if timeout_s <= 0:
             raise DeadlineError
-        future = self._submit(work)
+        future = self._submit(work) if self.expected_s() <= timeout_s else None
         if future is None:
             raise OverloadError
         wrapped = asyncio.wrap_future(future)
@@ -85,12 +101,14 @@ class BoundedPool:
         if not future.set_running_or_notify_cancel():
             self._places.release()
             return
+        started = self._clock()
         try:
             result = work()
         except BaseException as error:  # whoever waits for the future gets it
             self._places.release()
             future.set_exception(error)
         else:
+            self._typical_s += _WEIGHT_OF_NEWEST * (self._clock() - started - self._typical_s)
             self._places.release()
             future.set_result(result)
 

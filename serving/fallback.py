@@ -2,10 +2,12 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
@@ -52,7 +54,7 @@ class LastAnswers:
 
 def popular(live: LiveRelease, k: int, allowed: Mask) -> Listed:
     """The k allowed items with most events; scores are counts."""
-    tokens = live.popular[allowed[live.popular]][:k]
+    tokens = live.popular[_first(allowed, live.popular, k)]
     return Listed("popular", tokens, _counts(live, tokens))
 
 
@@ -69,26 +71,46 @@ def best_at_hand(
 
     The first of them with an allowed item names the source; the others fill the list up to k.
     """
-    rungs: list[tuple[Source, tuple[Tokens, Floats]]] = []
-    if last_answer is not None:
-        rungs.append(("last_answer", last_answer))
-    if nearest is not None:
-        rungs.append(("nearest", nearest))
-    if last_token != PAD:
-        alike = live.popular[live.catalogue.same_category(last_token)[live.popular]]
-        rungs.append(("popular_in_category", (alike, _counts(live, alike))))
-    rungs.append(("popular", (live.popular, _counts(live, live.popular))))
-    left, source = allowed.copy(), None
+    left, source, num = allowed, None, 0
     parts: list[tuple[Tokens, Floats]] = []
-    for name, (tokens, scores) in rungs:
-        kept = np.flatnonzero(left[tokens])[: k - sum(len(part) for part, _ in parts)]
+    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token):
+        kept = _first(left, tokens, k - num)
         if len(kept):
-            source = source or name
-            parts.append((tokens[kept], scores[kept].astype(np.float32)))
-            left[tokens[kept]] = False
+            source, num = source or name, num + len(kept)
+            parts.append((tokens[kept], (_counts(live, tokens[kept]) if scores is None else scores[kept])))
+        if num == k:
+            break
+        left = left.copy()
+        left[tokens[kept]] = False
     if source is None:
         return Listed("popular", np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
     return Listed(source, np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts]))
+
+
+def _rungs(
+    live: LiveRelease,
+    last_answer: tuple[Tokens, Floats] | None,
+    nearest: tuple[Tokens, Floats] | None,
+    last_token: int,
+) -> Iterator[tuple[Source, Tokens, Floats | None]]:
+    """(source, tokens, scores or None where those are counts), the next one only made when it is needed."""
+    if last_answer is not None:
+        yield "last_answer", *last_answer
+    if nearest is not None:
+        yield "nearest", *nearest
+    if last_token != PAD:
+        yield "popular_in_category", live.popular[live.catalogue.same_category(last_token)[live.popular]], None
+    yield "popular", live.popular, None
+
+
+def _first(allowed: Mask, tokens: Tokens, num: int) -> npt.NDArray[np.intp]:
+    """Positions of the first `num` allowed tokens; in a long list usually the first few are enough to look at."""
+    look = 4 * num
+    while True:
+        kept = np.flatnonzero(allowed[tokens[:look]])[:num]
+        if len(kept) == num or look >= len(tokens):
+            return kept
+        look *= 8
 
 
 def _counts(live: LiveRelease, tokens: Tokens) -> Floats:

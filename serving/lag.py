@@ -1,39 +1,51 @@
-"""How late the event loop is: what a deadline has to allow for when the machine is busy."""
+"""How long a request may have waited before the event loop saw it: what a deadline has to allow for."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
 
-_EVERY_S: Final = 0.01
+_EVERY_S: Final = 0.005
 _HALVED_AFTER_S: Final = 0.05
 
 
 class LoopLag:
-    """The worst recent delay of a timer on the event loop, which fades by half every 50 ms.
+    """A heartbeat on the event loop.
 
-    A request waits about as long in its socket before the loop sees it.
+    A request that is seen now came after the beat before the last: the loop looked at its sockets then, and
+    accepting a connection takes it one look more.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._beats: tuple[float, float] | None = None
         self._worst_s = 0.0
-        self._noted = clock()
 
     @property
     def seconds(self) -> float:
-        """Now."""
-        age = self._clock() - self._noted
-        return self._worst_s * float(0.5 ** (age / _HALVED_AFTER_S))
+        """The longest that a request which is seen now can have waited, less the usual distance of beats."""
+        beats = self._beats
+        return 0.0 if beats is None else max(0.0, self._clock() - beats[0] - 2 * _EVERY_S)
 
-    def note(self, delay_s: float) -> None:
-        """A timer fired so much late."""
-        self._worst_s = max(self.seconds, delay_s)
-        self._noted = self._clock()
+    @property
+    def recent_s(self) -> float:
+        """The worst delay of a beat, fading by half every 50 ms: what may happen again before the answer is out."""
+        beats = self._beats
+        return 0.0 if beats is None else self._worst_s * float(0.5 ** ((self._clock() - beats[1]) / _HALVED_AFTER_S))
 
-    async def watch(self) -> None:
-        """Measure until cancelled."""
-        while True:
-            due = self._clock() + _EVERY_S
-            await asyncio.sleep(_EVERY_S)
-            self.note(max(0.0, self._clock() - due))
+    def beat(self) -> None:
+        """The loop has come round."""
+        now = self._clock()
+        last = now if self._beats is None else self._beats[1]
+        self._worst_s = max(self.recent_s, now - last - _EVERY_S)
+        self._beats = last, now
+
+    def start(self) -> None:
+        """Beat on the running loop until `stop`."""
+        self.beat()
+        self._next = asyncio.get_running_loop().call_later(_EVERY_S, self.start)
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        self._next.cancel()
+        self._beats = None

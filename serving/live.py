@@ -78,8 +78,8 @@ class LiveRelease:
         """
         self.recommender.warm_up()
         token = self.popular[:1]
-        vector_D = self.sessions.vector(token)
-        if not np.isfinite(vector_D).all() or self.recommender.query(vector_D, token).best(1)[0][0] == PAD:
+        found, scores = self.sessions.ranking(token).best(1)
+        if found[0] == PAD or not np.isfinite(scores[0]):
             raise ArtifactError(f"{self.name}: recommends nothing after its most popular item; run `recsys optimize`")
 
 

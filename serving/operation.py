@@ -73,8 +73,7 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
             response.status_code = 503
             return Health(status="warming up")
         live = endpoint.releases.current
-        sessions = "incremental" if live.sessions.is_incremental else "whole windows"
-        return Health(status="ready", release=live.name, sessions=sessions)
+        return Health(status="ready", release=live.name)
 
     @router.get("/metrics", response_class=Response, responses=GUARDED)
     def prometheus() -> Response:

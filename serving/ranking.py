@@ -11,7 +11,9 @@ import numpy as np
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.runtime.fusion import best
+from recsys.runtime.index import ItemIndex
 from recsys.runtime.recommender import Query
+from recsys.runtime.release import Release
 from serving.rules import CompiledRules, Mask
 
 FEW: Final = 2_000
@@ -23,7 +25,11 @@ _DIVERSITY_POOL: Final = 5
 _REASON_EVENTS: Final = 50
 """Last distinct items of a history that may be the reason for a recommendation."""
 
-# V items, K results, H items of the history
+_KEPT: Final = 256
+"""Places of a ranking that are kept. Only looks that go further down search again."""
+_NOTHING: Final = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
+
+# V items, K results, H items of the history, L events of the history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,46 +52,88 @@ class Ranked:
     scores_K: Floats
 
 
-def rank(query: Query, wish: Wish) -> Ranked:
+class Ranking:
+    """All items in the order of one user's state, searched as far down as anybody has looked. Thread-safe.
+
+    It depends on the history alone: filters, rules and exclusions are applied to it per request. So a user
+    whom nothing has happened to since the last answer is ranked without a search.
+    """
+
+    SIZE_BYTES: Final = 3_000
+    """Of what is kept."""
+
+    def __init__(self, release: Release, vector_D: Floats, tokens_L: Tokens) -> None:
+        self.release = release
+        self.vector_D = vector_D
+        self._tokens_L = tokens_L
+        self._seen: tuple[Tokens, Floats] = _NOTHING
+        self._reasons: tuple[Tokens, list[int]] = _NOTHING[0], []
+
+    def best(self, look: int) -> tuple[Tokens, Floats]:
+        """The `look` best items, best first, PAD where fewer exist."""
+        seen = self._seen
+        if len(seen[0]) < look:
+            seen = self._query().best(look)
+            if look <= _KEPT:
+                self._seen = seen
+        return seen[0][:look], seen[1][:look]
+
+    def scores(self, tokens: Tokens) -> Floats:
+        """The scores by which `best` ranks, of chosen distinct tokens."""
+        return self._query().scores(tokens)
+
+    def reasons(self, tokens_K: Tokens) -> list[int]:
+        """For each token the item of the recent history that is most like it (cosine), PAD without a history."""
+        known = self._reasons
+        if not np.array_equal(known[0], tokens_K):
+            known = self._reasons = tokens_K, _reasons(self.release.index, tokens_K, self._tokens_L)
+        return known[1]
+
+    def _query(self) -> Query:
+        return Query.of(self.release, self.vector_D, self._tokens_L)
+
+
+def rank(ranking: Ranking, wish: Wish) -> Ranked:
     """The list for a wish; shorter than k where fewer items match or confidence ends."""
     pool = wish.k * (_DIVERSITY_POOL if wish.diversity else 1)
-    tokens, scores = _candidates(query, wish, pool)
+    tokens, scores = _candidates(ranking, wish, pool)
     confident = _confident(scores, wish.min_confidence)
     tokens, scores = tokens[:confident], scores[:confident]
     if wish.diversity:
-        chosen = _diverse(query.release.index.vectors(tokens), scores, wish.k, wish.diversity)
+        chosen = _diverse(ranking.release.index.vectors(tokens), scores, wish.k, wish.diversity)
         tokens, scores = tokens[chosen], scores[chosen]
-    return _pinned(query, wish, tokens[: wish.k], scores[: wish.k])
+    return _pinned(ranking, wish, tokens[: wish.k], scores[: wish.k])
 
 
-def _candidates(query: Query, wish: Wish, num: int) -> tuple[Tokens, Floats]:
+def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]:
     """The `num` best allowed items with boosts. Boosted ones are scored apart, so the answer is exact."""
     is_boosted = wish.allowed[wish.rules.boosted]
     boosted = wish.rules.boosted[is_boosted]
     plain = wish.allowed.copy()
     plain[boosted] = False
-    tokens, scores = _best_plain(query, plain, num)
+    tokens, scores = _best_plain(ranking, plain, num)
     if not len(boosted):
         return tokens, scores
-    of_boosted = query.scores(boosted) + wish.rules.weights[is_boosted]
+    of_boosted = ranking.scores(boosted) + wish.rules.weights[is_boosted]
     found, values = best(np.concatenate([tokens, boosted]), np.concatenate([scores, of_boosted]), num)
     return found[found != PAD], values[found != PAD]
 
 
-def _best_plain(query: Query, mask: Mask, num: int) -> tuple[Tokens, Floats]:
-    matching = np.flatnonzero(mask).astype(np.int32)
-    if len(matching) <= min(FEW, len(mask) // 4):
-        if not len(matching):
+def _best_plain(ranking: Ranking, mask: Mask, num: int) -> tuple[Tokens, Floats]:
+    num_matching = int(np.count_nonzero(mask))
+    if num_matching <= min(FEW, len(mask) // 4):
+        matching = np.flatnonzero(mask).astype(np.int32)
+        if not num_matching:
             return matching, np.empty(0, dtype=np.float32)
-        tokens, scores = best(matching, query.scores(matching), num)
+        tokens, scores = best(matching, ranking.scores(matching), num)
         return tokens[tokens != PAD], scores[tokens != PAD]
     num_items = len(mask) - 1
     # Where all but a few may be shown, one look that takes those few into account is enough.
-    look = min(num_items, max(_FIRST_LOOK * num, num + min(num_items - len(matching), 100)))
+    look = min(num_items, max(_FIRST_LOOK * num, num + min(num_items - num_matching, 100)))
     while True:
-        tokens, scores = query.best(look)
+        tokens, scores = ranking.best(look)
         kept = mask[tokens]
-        if kept.sum() >= min(num, len(matching)) or look >= num_items:
+        if kept.sum() >= min(num, num_matching) or look >= num_items:
             return tokens[kept][:num], scores[kept][:num]
         look = min(num_items, look * 8)
 
@@ -117,13 +165,13 @@ def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> li
     return chosen
 
 
-def _pinned(query: Query, wish: Wish, tokens: Tokens, scores: Floats) -> Ranked:
+def _pinned(ranking: Ranking, wish: Wish, tokens: Tokens, scores: Floats) -> Ranked:
     """Put pinned items that may be shown at their places; the list is no longer than k."""
     pins = [(position, token) for position, token in wish.rules.pins if wish.allowed[token] and position <= wish.k]
     if not pins:
         return Ranked(tokens, scores)
     order = np.array(sorted({token for _, token in pins}), dtype=np.int32)
-    of_pinned = dict(zip(order.tolist(), query.scores(order).tolist(), strict=True))
+    of_pinned = dict(zip(order.tolist(), ranking.scores(order).tolist(), strict=True))
     rows = [(int(t), float(s)) for t, s in zip(tokens, scores, strict=True) if int(t) not in of_pinned]
     for position, token in pins:
         rows.insert(position - 1, (token, of_pinned[token]))
@@ -131,12 +179,10 @@ def _pinned(query: Query, wish: Wish, tokens: Tokens, scores: Floats) -> Ranked:
     return Ranked(np.array([t for t, _ in rows], dtype=np.int32), np.array([s for _, s in rows], dtype=np.float32))
 
 
-def reasons(query: Query, tokens_K: Tokens, history: Tokens) -> list[int]:
-    """For each token the item of the recent history that is most like it (cosine), PAD without a history."""
+def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[int]:
     recent = np.unique(history[-_REASON_EVENTS:])
     if not len(recent) or not len(tokens_K):
         return [PAD] * len(tokens_K)
-    index = query.release.index
     items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent)
     seen_HD = seen_HD / np.maximum(np.linalg.norm(seen_HD, axis=1, keepdims=True), 1e-12)
     return [int(token) for token in recent[(items_KD @ seen_HD.T).argmax(axis=1)]]

@@ -26,6 +26,9 @@ class Filters(Config):
     """Leave out items that are out of stock."""
 
 
+_NO_FILTERS: Final = Filters()
+
+
 class Pin(Config):
     """An item at a fixed place of every list it may be in."""
 
@@ -71,6 +74,8 @@ class CompiledRules:
 
     available: Mask
     allowed: Mask
+    shown: Mask
+    """Both: what requests without filters of their own may be shown. Not to be written to."""
     pins: tuple[tuple[int, int], ...]
     """(position from 1, token), ascending."""
     boosted: Tokens
@@ -90,10 +95,10 @@ class Catalogue:
         self._prices = np.array([np.nan, *(np.nan if i.price is None else i.price for i in vocabulary.items)])
 
     def matching(self, filters: Filters, rules: CompiledRules) -> Mask:
-        """Tokens that the filters and the rules allow."""
-        mask = rules.allowed.copy()
-        if filters.available:
-            mask &= rules.available
+        """Tokens that the filters and the rules allow. Not to be written to: it may be the rules' own."""
+        if filters == _NO_FILTERS:
+            return rules.shown
+        mask = rules.shown.copy() if filters.available else rules.allowed.copy()
         if filters.category is not None:
             mask &= np.isin(self._categories, [self._code_of.get(name, -2) for name in filters.category])
         if filters.min_price is not None:
@@ -122,9 +127,10 @@ class Catalogue:
                 weights[self._vocabulary.tokens([boost.item_id])] += boost.weight
         weights[PAD] = 0
         boosted = np.flatnonzero(weights).astype(np.int32)
-        return CompiledRules(
-            available, allowed, tuple(sorted(pin for pin in pins if pin[1] != PAD)), boosted, weights[boosted]
-        )
+        shown = available & allowed
+        shown.setflags(write=False)
+        known_pins = tuple(sorted(pin for pin in pins if pin[1] != PAD))
+        return CompiledRules(available, allowed, shown, known_pins, boosted, weights[boosted])
 
     def _everything(self) -> Mask:
         mask = np.ones(len(self._categories), dtype=np.bool_)

@@ -10,15 +10,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import numpy as np
 
-from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.runtime.engine import Engine, Session
+from recsys.contracts.ids import PAD, Tokens
+from recsys.runtime.engine import Session
 from recsys.runtime.release import Release
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
 from recsys.windows import digest, num_windows, window_at
+from serving.ranking import Ranking
 
 Outcome = Literal["unchanged", "appended", "opened"]
 _OVERHEAD_BYTES = 1_000
@@ -37,39 +38,6 @@ class Histories(Protocol):
         ...
 
 
-@runtime_checkable
-class IncrementalEngine(Protocol):
-    """An engine that keeps what one more event needs."""
-
-    def open(self, windows: Sequence[Tokens]) -> list[Session]:
-        """Encode windows, none empty."""
-        ...
-
-    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
-        """Sessions with more events; the given ones stay as they are."""
-        ...
-
-
-class WholeWindows:
-    """An engine that only encodes, behind the incremental shape: it keeps the tokens, and encodes all of them again."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def open(self, windows: Sequence[Tokens]) -> list[Session]:
-        """Encode windows, none empty."""
-        vectors_BD = self._engine.encode(windows)
-        return [
-            Session(vectors_BD[i], len(tokens), vectors_BD[i].nbytes + tokens.nbytes, tokens)
-            for i, tokens in enumerate(windows)
-        ]
-
-    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
-        """Sessions with more events; the given ones stay as they are."""
-        pairs = zip(sessions, events, strict=True)
-        return self.open([np.concatenate([session.cache, more]) for session, more in pairs])
-
-
 @dataclass(frozen=True, slots=True)
 class UserState:
     """What an answer reads of a user under one release."""
@@ -83,12 +51,14 @@ class UserState:
     digest: str = ""
     session: Session | None = None
     """None while no item of the history is in the vocabulary."""
+    ranking: Ranking | None = None
+    """None where the session is."""
 
     @property
     def size_bytes(self) -> int:
         """What keeping it costs."""
         encoded = self.session.size_bytes if self.session else 0
-        return encoded + self.tokens_L.nbytes + _OVERHEAD_BYTES
+        return encoded + self.tokens_L.nbytes + Ranking.SIZE_BYTES + _OVERHEAD_BYTES
 
 
 class SessionCache:
@@ -149,9 +119,7 @@ class Sessions:
         self._release = release
         self._histories = histories
         self._cache = cache
-        engine = release.engine
-        self.is_incremental = isinstance(engine, IncrementalEngine)
-        self._engine = engine if isinstance(engine, IncrementalEngine) else WholeWindows(engine)
+        self._engine = release.engine
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
         self._locks_lock = threading.Lock()
 
@@ -184,10 +152,10 @@ class Sessions:
         known: Tokens = tokens[tokens != PAD]
         return known
 
-    def vector(self, tokens_L: Tokens) -> Floats:
-        """The user vector of a history that belongs to nobody; nothing is kept."""
+    def ranking(self, tokens_L: Tokens) -> Ranking:
+        """What a history that belongs to nobody, not empty, leads to; nothing is kept."""
         window = self._open_window(tokens_L)[1]
-        return self._engine.open([window])[0].vector_D
+        return Ranking(self._release, self._engine.encode([window])[0], tokens_L)
 
     def _read(self, user_id: str, kept: UserState | None, glance: Glance) -> UserState:
         """The history from what is kept and newer events, or all of it where they do not simply follow."""
@@ -217,7 +185,8 @@ class Sessions:
                 session = self._engine.append([session], [more])[0]
         else:
             session = self._engine.open([window])[0]
-        return UserState(fresh.glance, fresh.last_ms, fresh.tokens_L, k, digest(window), session), outcome
+        ranking = Ranking(self._release, session.vector_D, fresh.tokens_L)
+        return UserState(fresh.glance, fresh.last_ms, fresh.tokens_L, k, digest(window), session, ranking), outcome
 
     def _open_window(self, tokens_L: Tokens) -> tuple[int, Tokens]:
         k = num_windows(len(tokens_L), self._release.window) - 1

@@ -59,6 +59,38 @@ def benchmark_accuracy(
     emit(as_json, values, tables.accuracy_table(values))
 
 
+@benchmark_app.command("nightly")
+def benchmark_nightly(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="Folder of the run: a killed one goes on from it.")],
+    format_name: FormatOption = "generic",
+    columns: MapOption = None,
+    timestamp_format: TimestampFormatOption = None,
+    days: Annotated[int, typer.Option(min=1, help="Nights to compare: the last days of the log.")] = 30,
+    max_nights: Annotated[int | None, typer.Option(min=1, help="Stop after so many, to go on later.")] = None,
+    recipe: RecipeOption = "default",
+    seed: SeedOption = None,
+    max_minutes: MinutesOption = None,
+    picture: Annotated[Path | None, typer.Option(help="Where a .png of the nights goes.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Training that starts from last night's checkpoint against training from scratch: accuracy and seconds."""
+    from recsys.pipeline import nightly_benchmark, tables
+
+    values = nightly_benchmark.run(
+        features_config(format_name, columns, timestamp_format, None, config),
+        load_recipe(recipe, seed, max_minutes),
+        sources,
+        out,
+        days,
+        max_nights,
+    )
+    if picture is not None:
+        nightly_benchmark.picture(values, picture)
+    emit(as_json, values, tables.nights_table(values))
+
+
 @benchmark_app.command("features")
 def benchmark_features(
     events: Annotated[int, typer.Option(min=10_000, help="Events of the simulated log.")] = 100_000_000,

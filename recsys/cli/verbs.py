@@ -38,6 +38,9 @@ def train_command(
     refit: Annotated[
         Path | None, typer.Option(help="A checkpoint of these features: as many epochs, no validation.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="An older checkpoint to go on from; new items get rows of their own.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     max_minutes: MinutesOption = None,
     seed: SeedOption = None,
@@ -46,11 +49,44 @@ def train_command(
     """Train a decoder on windows of histories and write a checkpoint with its loss curve."""
     from recsys.pipeline import tables
     from recsys.training import train
+    from recsys.training.processes import joined
 
     protocol = Protocol.FINAL if final else protocol
     settings = load_recipe(recipe, seed, max_minutes)
-    manifest = train.run(settings, features, out, protocol=protocol, refit=refit, resume=resume)
-    emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
+    with joined() as processes:
+        manifest = train.run(
+            settings,
+            features,
+            out,
+            protocol=protocol,
+            refit=refit,
+            resume=resume,
+            start=start,
+            processes=processes,
+        )
+    if processes.is_first:
+        emit(as_json, manifest.model_dump(), tables.training_summary(manifest, out))
+
+
+@verbs_app.command("search")
+def search_command(
+    features: Annotated[Path, typer.Argument(help="Features artifact.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; one that was killed goes on.")],
+    recipe: RecipeOption = "default",
+    protocol: Annotated[Protocol, typer.Option(help="Whose validation decides.")] = Protocol.TIME,
+    trials: Annotated[int, typer.Option(min=1, help="Recipes to try in all.")] = 20,
+    minutes: Annotated[float, typer.Option(min=0.01, help="For all trials; each has an equal share at most.")] = 60.0,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for a better recipe on validation, and write it as TOML for `train --recipe`."""
+    from recsys.pipeline import tables
+    from recsys.training import search
+
+    settings = load_recipe(recipe, seed, None)
+    found = search.run(settings, features, out, protocol=protocol, num_trials=trials, minutes=minutes)
+    values = {"trials": found.trials, "recipe": str(found.place), **found.recipe.model_dump(mode="json")}
+    emit(as_json, values, tables.trials_table(found.trials, found.place))
 
 
 @verbs_app.command("optimize")
@@ -159,6 +195,9 @@ def nightly_command(
     timestamp_format: TimestampFormatOption = None,
     recipe: RecipeOption = "default",
     activate: Annotated[bool, typer.Option("--activate", help="Point `current` at tonight's release.")] = False,
+    start: Annotated[
+        bool, typer.Option("--start/--from-scratch", help="Go on from last night's checkpoints, or train anew.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
     seed: SeedOption = None,
     max_minutes: MinutesOption = None,
@@ -175,6 +214,7 @@ def nightly_command(
         sources,
         state,
         activate=activate,
+        start=start,
         force=force,
     )
     emit(

@@ -13,6 +13,8 @@ from recsys.model.decoder import SequenceModel
 from recsys.windows import WindowConfig
 
 WEIGHTS_FILE = "model.safetensors"
+START_FILE = "start.safetensors"
+"""The weights before they absorbed what validation held out: what the next training may start from."""
 
 
 class Checkpoint:
@@ -45,6 +47,6 @@ class Checkpoint:
         return cls(manifest, model.eval(), vocabulary, window)
 
 
-def save_weights(weights: dict[str, Any], folder: Path) -> None:
-    """Write `model.safetensors`."""
-    safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+def save_weights(weights: dict[str, Any], folder: Path, name: str = WEIGHTS_FILE) -> None:
+    """Write `model.safetensors`, or a file of another name."""
+    safetensors.torch.save_file(weights, folder / name)

@@ -1,8 +1,9 @@
 """The decoder's settings."""
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recsys.contracts.config import Config
 
@@ -12,6 +13,8 @@ class Architecture(StrEnum):
 
     QWEN3 = "qwen3"
     LLAMA = "llama"
+    DEEPSEEK_V3 = "deepseek-v3"
+    """Latent attention: keys and values are made of a few numbers an event; with `num_experts` a mixture of experts."""
 
 
 class ModelConfig(Config):
@@ -28,3 +31,29 @@ class ModelConfig(Config):
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Applied to item embeddings on the way in and to hidden states on the way out, in training only."""
     init_std: float = Field(default=0.02, gt=0)
+    pretrained: str | None = None
+    """A folder with config.json and safetensors of a decoder of this architecture, width and depth: its weights are
+    the start of training. Its token embedding is left out; item vectors are ours."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    latent_width: int = Field(default=64, ge=4)
+    """DeepSeek-V3: numbers that an event's keys and values are made of, in all heads."""
+    num_experts: int = Field(default=0, ge=0)
+    """DeepSeek-V3: feed-forward blocks that a layer chooses from, beside one that all events share; 0: none."""
+    experts_per_event: int = Field(default=2, ge=1)
+    expert_width: int = Field(default=64, ge=8)
+    """Inner width of each expert and of the shared one."""
+    num_dense_layers: int = Field(default=1, ge=0)
+    """With experts: first layers that have an ordinary feed-forward block."""
+
+    @model_validator(mode="after")
+    def _fits_the_architecture(self) -> Self:
+        latent = self.architecture is Architecture.DEEPSEEK_V3
+        if self.num_experts and not latent:
+            raise ValueError(f"num_experts = {self.num_experts} needs architecture 'deepseek-v3'")
+        if self.num_experts and not max(2, self.experts_per_event) <= self.num_experts:
+            raise ValueError(f"{self.num_experts} experts are fewer than 2, or than experts_per_event")
+        if latent and self.head_dim % 4:
+            raise ValueError(f"head_dim = {self.head_dim}: latent attention rotates half of it, so 4 must divide it")
+        return self

@@ -1,6 +1,6 @@
 """The sequence model: item embeddings, a decoder from `transformers`, the same embeddings as output."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,15 @@ def _decoder(config: ModelConfig, max_length: int) -> "PreTrainedModel":
 
 
 def _pretrained_config(config: ModelConfig, max_length: int) -> "PretrainedConfig":
-    from transformers import LlamaConfig, Qwen3Config
+    """The settings of `transformers` that build this decoder."""
+    from transformers import DeepseekV3Config, LlamaConfig, Qwen3Config
 
-    kind = {Architecture.QWEN3: Qwen3Config, Architecture.LLAMA: LlamaConfig}[config.architecture]
+    kinds = {
+        Architecture.QWEN3: (Qwen3Config, {"head_dim": config.head_dim}),
+        Architecture.LLAMA: (LlamaConfig, {"head_dim": config.head_dim}),
+        Architecture.DEEPSEEK_V3: (DeepseekV3Config, _latent_settings(config)),
+    }
+    kind, own_settings = kinds[config.architecture]
     return kind(
         vocab_size=1,
         hidden_size=config.width,
@@ -76,11 +82,32 @@ def _pretrained_config(config: ModelConfig, max_length: int) -> "PretrainedConfi
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
-        head_dim=config.head_dim,
         max_position_embeddings=max_length,
         initializer_range=config.init_std,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
         use_cache=False,
+        **own_settings,
     )
+
+
+def _latent_settings(config: ModelConfig) -> dict[str, Any]:
+    """Half of a head's channels are rotated; values are as wide as keys, so that sessions keep both in one array."""
+    return {
+        "q_lora_rank": None,
+        "kv_lora_rank": config.latent_width,
+        "qk_rope_head_dim": config.head_dim // 2,
+        "qk_nope_head_dim": config.head_dim // 2,
+        "v_head_dim": config.head_dim,
+        "first_k_dense_replace": config.num_dense_layers if config.num_experts else config.num_layers,
+        "n_routed_experts": max(2, config.num_experts),
+        "num_experts_per_tok": config.experts_per_event,
+        "moe_intermediate_size": config.expert_width,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+    }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from recsys.model.config import ModelConfig
+from recsys.model.config import Architecture, ModelConfig
 from recsys.windows import WindowConfig, cut
 
 
@@ -21,13 +21,25 @@ class EncodeCost:
 def encode_flops(num_events: int, config: ModelConfig) -> tuple[int, int]:
     """(attention, total) FLOPs of one causal pass over `num_events`.
 
-    Per layer and event: the four attention projections and the three feed-forward matrices, and for
-    event i scores and weighted sum over i keys: 2 x 2 x heads x head_dim x i.
+    Per layer and event: the matrices, of experts the shared and the chosen ones, and for event i scores and
+    weighted sum over i keys: 2 x 2 x heads x head_dim x i.
     """
     inner = config.num_heads * config.head_dim
-    linear = 2 * num_events * config.width * (4 * inner + 3 * config.feedforward_width)
-    attention = 4 * inner * num_events * (num_events + 1) // 2
-    return config.num_layers * attention, config.num_layers * (linear + attention)
+    attention = config.num_layers * 4 * inner * num_events * (num_events + 1) // 2
+    return attention, attention + 2 * num_events * _matrix_elements(config)
+
+
+def _matrix_elements(config: ModelConfig) -> int:
+    """Elements of all matrices that an event is multiplied with."""
+    inner, half = config.num_heads * config.head_dim, config.head_dim // 2
+    projections = 4 * config.width * inner
+    if config.architecture is Architecture.DEEPSEEK_V3:
+        down, up = config.width * (config.latent_width + half), config.latent_width * config.num_heads * 3 * half
+        projections = 2 * config.width * inner + down + up
+    dense = 3 * config.width * config.feedforward_width
+    experts = config.width * (config.num_experts + 3 * config.expert_width * (1 + config.experts_per_event))
+    num_dense = min(config.num_dense_layers, config.num_layers) if config.num_experts else config.num_layers
+    return config.num_layers * projections + num_dense * dense + (config.num_layers - num_dense) * experts
 
 
 def compare_windows(num_events: int, config: ModelConfig) -> list[EncodeCost]:

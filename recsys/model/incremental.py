@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from recsys.contracts.precision import CacheFormat
+from recsys.model.config import Architecture
 from recsys.model.decoder import SequenceModel
+from recsys.model.heads import LatentHeads, PlainHeads, feed_forward
 
 INT8_MAX = 127
 
@@ -85,7 +87,8 @@ class _Decoder(nn.Module):
         super().__init__()
         decoder: Any = model.decoder
         self.max_length = int(decoder.config.max_position_embeddings)
-        self.num_heads, self.head_dim = model.config.num_heads, model.config.head_dim
+        latent = model.config.architecture is Architecture.DEEPSEEK_V3
+        self._heads = (LatentHeads if latent else PlainHeads)(model.config.num_heads, model.config.head_dim)
         self.layers, self.norm = decoder.layers, decoder.norm
         assert decoder.rotary_emb.attention_scaling == 1, "a scaled rotary embedding is not built here"
         self.register_buffer("frequency_K", decoder.rotary_emb.inv_freq.clone(), persistent=False)
@@ -105,8 +108,7 @@ class _Decoder(nn.Module):
         kept: list[Tensor] = []
         for n, layer in enumerate(self.layers):
             normed_BLD = layer.input_layernorm(hidden_BLD)
-            keys_BLHK = _rotated(self._heads(layer, "k", normed_BLD), rotation)
-            values_BLHK = self._heads(layer, "v", normed_BLD)
+            keys_BLHK, values_BLHK = self._heads.keys_and_values(layer.self_attn, normed_BLD, rotation)
             kept += [keys_BLHK, values_BLHK]
             if n == len(self.layers) - 1:
                 hidden_BLD, normed_BLD = _last(hidden_BLD, last_B), _last(normed_BLD, last_B)
@@ -116,32 +118,15 @@ class _Decoder(nn.Module):
                 keys_BLHK = torch.cat([past[:, :, 2 * n], keys_BLHK], dim=1)
                 values_BLHK = torch.cat([past[:, :, 2 * n + 1], values_BLHK], dim=1)
             attended_BHLK = scaled_dot_product_attention(
-                _rotated(self._heads(layer, "q", normed_BLD), rotation).transpose(1, 2),
+                self._heads.queries(layer.self_attn, normed_BLD, rotation).transpose(1, 2),
                 keys_BLHK.transpose(1, 2),
                 values_BLHK.transpose(1, 2),
                 attn_mask=mask,
                 is_causal=mask is None,
             )
             hidden_BLD = hidden_BLD + layer.self_attn.o_proj(attended_BHLK.transpose(1, 2).flatten(2))
-            hidden_BLD = hidden_BLD + layer.mlp(layer.post_attention_layernorm(hidden_BLD))
+            hidden_BLD = hidden_BLD + feed_forward(layer.mlp, layer.post_attention_layernorm(hidden_BLD))
         return self.norm(hidden_BLD)[:, 0], kept
-
-    def _heads(self, layer: Any, name: str, normed_BLD: Tensor) -> Tensor:
-        """Queries, keys or values, shape [B, L, H, K]; Qwen3 norms queries and keys, Llama does not."""
-        projected = getattr(layer.self_attn, f"{name}_proj")(normed_BLD)
-        heads_BLHK: Tensor = projected.view(*projected.shape[:2], self.num_heads, self.head_dim)
-        norm = getattr(layer.self_attn, f"{name}_norm", None)
-        return heads_BLHK if norm is None else norm(heads_BLHK)
-
-
-def _rotated(heads_BLHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding, channel i of a head turned with channel i + K/2.
-
-    Source: Su et al., RoFormer, 2021; halves instead of neighbours as in Llama.
-    """
-    cos, sin = rotation
-    first, second = heads_BLHK.chunk(2, dim=-1)
-    return heads_BLHK * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _twice(part: Tensor) -> Tensor:

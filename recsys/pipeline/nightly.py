@@ -2,21 +2,42 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from features.build import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
+from recsys.contracts import artifact
 from recsys.contracts.errors import GateError
 from recsys.dataset import Protocol
 from recsys.evaluation.protocols import MODEL
 from recsys.pipeline import road
 from recsys.training import train
 from recsys.training.config import Recipe
+from recsys.training.start import mismatch
 
 REPORT_FILE = "report.json"
 GATE_METRIC = "ndcg@10"
 GATE_BASELINE = "popularity"
+
+
+class _Checkpoints(NamedTuple):
+    """Last night's, before the cut and of all events. Tonight's go on from both, or from neither."""
+
+    gate: Path
+    final: Path
+
+
+def _last_night(state: Path, recipe: Recipe) -> tuple[_Checkpoints | None, str | None]:
+    """The checkpoints to go on from, or None and the reason."""
+    found = _Checkpoints(state / "gate" / "checkpoint", state / "checkpoint")
+    for place in found:
+        if not (place / artifact.MANIFEST_NAME).exists():
+            return None, "no earlier night"
+        problem = mismatch(artifact.verify(place, "checkpoint"), recipe)
+        if problem is not None:
+            return None, f"the last night's checkpoint: {problem}"
+    return found, None
 
 
 def run(
@@ -27,6 +48,7 @@ def run(
     state: Path,
     *,
     activate: bool,
+    start: bool,
     force: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """Build tonight's release into `state/releases`; returns its name and the report.
@@ -34,13 +56,18 @@ def run(
     The gate judges a model trained before the cut: it must rank better than popularity, and its engine
     must answer as its float32 reference does. Then the same recipe is refitted, for as many epochs, on all
     events, and published; `current` moves only if `activate` (or if it is the first release).
+    With `start` both trainings go on from last night's, where there is one of the same model: the report says so.
 
     Raises:
         GateError: refused; nothing is published and `current` stays.
     """
     protocol = Protocol.TIME
-    tonight = road.run(features_config, recipe, optimize_config, sources, state / "gate", protocol)
-    evaluation = tonight.report.to_json()
+    last, why_scratch = _last_night(state, recipe) if start else (None, "asked to")
+    tonight = road.run(
+        features_config, recipe, optimize_config, sources, state / "gate", protocol, start=last and last.gate
+    )
+    started = {"started": last is not None, "why_from_scratch": why_scratch}
+    evaluation = {**tonight.report.to_json(), **started}
     state.joinpath(REPORT_FILE).write_text(json.dumps({**evaluation, "seconds": tonight.seconds}, indent=2) + "\n")
     ours, theirs = evaluation[MODEL][GATE_METRIC], evaluation["baselines"][GATE_BASELINE][GATE_METRIC]
     if not ours > theirs and not force:
@@ -54,6 +81,7 @@ def run(
         state / "checkpoint",
         protocol=Protocol.FINAL,
         refit=state / "gate" / "checkpoint",
+        start=last and last.final,
     )
     name, _ = optimize_build.run(
         optimize_config,

@@ -36,12 +36,16 @@ def run(
     protocol: Protocol,
     *,
     force: bool = False,
+    start: Path | None = None,
 ) -> RoadResult:
-    """Walk the road inside `folder`: features/, checkpoint/, releases/. `force`: past the gate, marked."""
+    """Walk the road inside `folder`: features/, checkpoint/, releases/.
+
+    `force`: past the gate, marked. `start`: a checkpoint that training goes on from.
+    """
     marks = [time.monotonic()]
     features = features_build.run(features_config, sources, folder / "features")
     marks.append(time.monotonic())
-    checkpoint = train.run(recipe, folder / "features", folder / "checkpoint", protocol=protocol)
+    checkpoint = train.run(recipe, folder / "features", folder / "checkpoint", protocol=protocol, start=start)
     marks.append(time.monotonic())
     _, release = optimize_build.run(
         optimize_config, folder / "checkpoint", folder / "features", folder / "releases", force=force

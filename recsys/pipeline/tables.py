@@ -126,6 +126,36 @@ def batch_summary(values: dict[str, Any]) -> str:
     return f"{values['out']}: {values['num_rows']:,} rows of {values['num_users']:,} users{without}"
 
 
+def nights_table(values: dict[str, Any]) -> str:
+    """A row a night, both ways, and the paired difference."""
+    from recsys.pipeline.nightly_benchmark import SCRATCH, STARTED
+
+    ways = (SCRATCH, STARTED)
+    title = f"{values['num_nights_compared']} of {values['num_days']} nights compared, NDCG@10 of the next day"
+    columns = [f"{what}, {way}" for what in ("NDCG@10", "seconds", "epochs") for way in ways]
+    table = _table(title, "day", "users", *columns)
+    for night in values["nights"]:
+        ndcgs = [f"{night['ndcg@10'][way]:.4f}" if way in night["ndcg@10"] else "" for way in ways]
+        costs = [f"{night[key][way]:.1f}" if way in night[key] else "" for key in ("seconds", "epochs") for way in ways]
+        table.add_row(night["date"], f"{night['num_users']:,}", *ndcgs, *costs)
+    lines = [_text(table)]
+    if "difference" in values:
+        d, spent = values["difference"], " and ".join(f"{values['seconds'][way]:,.0f}" for way in (STARTED, SCRATCH))
+        lines.append(
+            f"started minus from scratch, {d['num_users']:,} users of a day: {d['difference']:+.4f} "
+            f"[{d['low']:+.4f}, {d['high']:+.4f}]{_relative(d)}; seconds {spent}"
+        )
+    return "\n".join(lines)
+
+
+def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
+    """A row a trial, the best first, and where the best recipe is."""
+    table = _table("validation only", *trials[0])
+    for row in trials:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
+    return f"{_text(table)}\nbest recipe: {place}"
+
+
 def items_table(items: Sequence["ScoredItem"]) -> str:
     """A ranked list."""
     table = _table("", "item_id", "score", "title")

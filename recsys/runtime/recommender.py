@@ -50,6 +50,12 @@ class Query:
     vector_1D: Floats
     known: Evidence
 
+    @classmethod
+    def of(cls, release: Release, vector_D: Floats, history: Tokens) -> "Query":
+        """A kept history, and the vector of its open window, ready to be ranked."""
+        known = evidence(reachable(history, release.window), release.transitions)
+        return cls(release, vector_D.reshape(1, -1), known)
+
     def best(self, k: int, without: Tokens = _NOTHING) -> tuple[Tokens, Floats]:
         """The k best items, best first, shape [k] each; PAD where fewer exist."""
         return search(self.release.index, self.vector_1D, self.known, k, without, self.release.fusion)
@@ -186,8 +192,7 @@ class Recommender:
 
     def query(self, vector_D: Floats, history: Tokens) -> Query:
         """A kept history, and the vector of its open window, ready to be ranked."""
-        known = evidence(reachable(history, self.release.window), self.release.transitions)
-        return Query(self.release, vector_D.reshape(1, -1), known)
+        return Query.of(self.release, vector_D, history)
 
     def _hidden(self, exclude: Collection[str], keep: Callable[[Item], bool] | None) -> Tokens:
         """Tokens that may not be shown."""

@@ -10,9 +10,20 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
+from recsys.store import users
 from recsys.store.impressions import Impression, record
 from recsys.store.recall import Attribution
-from recsys.store.schema import displays, documents, events, impressions, insert, open_engine, tombstones, trouble
+from recsys.store.schema import (
+    displays,
+    documents,
+    events,
+    impressions,
+    insert,
+    open_engine,
+    tombstones,
+    trouble,
+)
+from recsys.store.schema import users as counts
 
 HISTORY_CAP: Final = 20_000
 """Most events of one user that are read for an answer, newest first.
@@ -21,6 +32,15 @@ Windows are counted from the history's first event, so all of it is read up to h
 the windows are counted from the oldest event read: they shift with each new event, and are no longer the
 ones the nightly job cuts.
 """
+
+
+# Built once: to build a statement takes longer than to run it.
+_NEWEST: Final = (
+    sa.select(events.c.item_id, events.c.seq, events.c.timestamp_ms)
+    .where(events.c.user_id == sa.bindparam("wanted"), events.c.seq > sa.bindparam("after"))
+    .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
+    .limit(sa.bindparam("most"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +103,10 @@ class EventStore:
         rows = [{**asdict(e), "event_id": e.event_id or uuid.uuid4().hex, "received_ms": now_ms} for e in batch]
         statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
         with trouble("events not stored"), self._engine.begin() as connection:
-            # The number of rows this statement wrote. A count afterwards would include those of others.
-            stored = connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
-        return AppendResult(stored, len(batch) - stored)
+            # What this statement wrote. A look afterwards would find what others wrote, too.
+            written = connection.execute(statement.returning(events.c.user_id, events.c.seq), rows).all()
+            users.add(self._engine, connection, written)
+        return AppendResult(len(written), len(batch) - len(written))
 
     def import_events(self, batches: Iterable[Sequence[Event]]) -> AppendResult:
         """Append many batches; safe to run again, as every event carries an id made from its place."""
@@ -96,7 +117,7 @@ class EventStore:
         return AppendResult(stored, duplicates)
 
     def glance(self, user_id: str) -> Glance:
-        """How many events the user has, and the last one's number, read from an index alone.
+        """How many events the user has, and the last one's number: one row of a table that is kept beside.
 
         Two answers that are equal mean that nothing has changed. Both figures are needed: a transaction may
         commit a lower number after a higher one was seen, and events may be forgotten.
@@ -104,11 +125,9 @@ class EventStore:
         Raises:
             StoreError: the store cannot be read.
         """
-        revision = sa.select(sa.func.coalesce(sa.func.sum(documents.c.revision), 0)).scalar_subquery()
-        look = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(events.c.seq), 0), revision)
         with trouble("history not read"), self._engine.connect() as connection:
-            row = connection.execute(look.where(events.c.user_id == user_id)).one()
-        return Glance(int(row[0]), int(row[1]), int(row[2]))
+            row = connection.execute(users.GLANCE, {"wanted": user_id}).one()
+        return Glance(row.num_events or 0, row.last_seq or 0, int(row.revision))
 
     def events_after(self, user_id: str, seq: int = 0, limit: int = HISTORY_CAP) -> StoredHistory:
         """The user's last `limit` events with a higher sequence number.
@@ -116,14 +135,8 @@ class EventStore:
         Raises:
             StoreError: the store cannot be read.
         """
-        newest_first = (
-            sa.select(events.c.item_id, events.c.seq, events.c.timestamp_ms)
-            .where(events.c.user_id == user_id, events.c.seq > seq)
-            .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
-            .limit(limit)
-        )
         with trouble("history not read"), self._engine.connect() as connection:
-            rows = connection.execute(newest_first).all()[::-1]
+            rows = connection.execute(_NEWEST, {"wanted": user_id, "after": seq, "most": limit}).all()[::-1]
         if not rows:
             return StoredHistory([], 0, 0, 0)
         item_ids, seqs, times = zip(*rows, strict=True)
@@ -174,7 +187,9 @@ class EventStore:
         statement = insert(self._engine, tombstones).values(stone)
         statement = statement.on_conflict_do_update(index_elements=["user_id"], set_=stone)
         with trouble("user not forgotten"), self._engine.begin() as connection:
+            mine = users.lock(connection, [user_id])
             deleted = connection.execute(sa.delete(events).where(events.c.user_id == user_id)).rowcount
+            users.recount(connection, mine)
             connection.execute(sa.delete(impressions).where(impressions.c.user_id == user_id))
             connection.execute(statement)
         return deleted
@@ -195,11 +210,16 @@ class EventStore:
             StoreError: nothing was moved.
         """
         with trouble("session not joined"), self._engine.begin() as connection:
+            both = users.lock(connection, [session_id, user_id])
             own = sa.update(impressions).where(impressions.c.user_id == session_id)
             connection.execute(own.values(user_id=user_id))
             own = sa.update(events).where(events.c.user_id == session_id)
             # As if they came now, so that recall is counted again.
-            return connection.execute(own.values(user_id=user_id, received_ms=self._now_ms())).rowcount
+            moved = own.values(user_id=user_id, received_ms=self._now_ms()).returning(events.c.user_id, events.c.seq)
+            written = connection.execute(moved).all()
+            users.add(self._engine, connection, written)
+            users.recount(connection, both)
+        return len(written)
 
     def record_impressions(self, batch: Sequence[Impression]) -> None:
         """Keep what answers showed, for recall tracking.
@@ -263,7 +283,10 @@ class EventStore:
         """
         with trouble("store not pruned"), self._engine.begin() as connection:
             self.attribution.freeze(connection, before_ms)
-            deleted = connection.execute(sa.delete(events).where(events.c.timestamp_ms < before_ms)).rowcount
+            old = events.c.timestamp_ms < before_ms
+            shortened = users.lock(connection, sa.select(events.c.user_id).where(old))
+            deleted = connection.execute(sa.delete(events).where(old)).rowcount
+            users.recount(connection, shortened)
             connection.execute(sa.delete(impressions).where(impressions.c.served_ms < before_ms))
             connection.execute(sa.delete(displays).where(displays.c.displayed_ms < before_ms))
         with trouble("store not vacuumed"), self._engine.connect() as connection:
@@ -285,10 +308,9 @@ class EventStore:
         Raises:
             StoreError: the store cannot be read.
         """
-        count = sa.func.count().desc()
-        users = sa.select(events.c.user_id).group_by(events.c.user_id).order_by(count, events.c.user_id).limit(limit)
+        most_first = sa.select(counts.c.user_id).order_by(counts.c.num_events.desc(), counts.c.user_id).limit(limit)
         with trouble("users not read"), self._engine.connect() as connection:
-            return list(connection.scalars(users))
+            return list(connection.scalars(most_first))
 
     def close(self) -> None:
         """Give connections back."""

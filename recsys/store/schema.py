@@ -1,5 +1,6 @@
 """Tables of the event store, and how a database is opened."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,13 @@ recall_hours = sa.Table(
     sa.Column("arm", sa.String(64), nullable=False),
     sa.Column("counts", sa.Text, nullable=False),
     sa.PrimaryKeyConstraint("hour", "release", "arm"),
+)
+users = sa.Table(
+    "users",
+    _metadata,
+    sa.Column("user_id", sa.String(256), primary_key=True),
+    sa.Column("num_events", sa.BigInteger, nullable=False),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
 )
 tombstones = sa.Table(
     "tombstones",
@@ -150,13 +158,24 @@ def _checked_url(url: str, shown: str) -> sa.URL:
 
 def _create_tables(engine: sa.Engine) -> None:
     """Create the tables where they are missing; they have our columns when this returns."""
-    try:
+    for _ in _metadata.tables:
+        with contextlib.suppress(SQLAlchemyError):  # another process created one between our look and our creation
+            _metadata.create_all(engine)
+            break
+    else:
         _metadata.create_all(engine)
-    except SQLAlchemyError:
-        _metadata.create_all(engine)  # another process created one between our look and our creation
-    with engine.connect() as connection:
+    with engine.begin() as connection:
         for table in _metadata.sorted_tables:
             connection.execute(sa.select(table).limit(0))
+        if connection.scalar(sa.select(users.c.user_id).limit(1)) is None:
+            _count_users(engine, connection)
+
+
+def _count_users(engine: sa.Engine, connection: sa.Connection) -> None:
+    """Fill `users` for a database that was made before it had that table."""
+    counted = sa.select(events.c.user_id, sa.func.count(), sa.func.max(events.c.seq)).group_by(events.c.user_id)
+    statement = insert(engine, users).from_select(["user_id", "num_events", "last_seq"], counted.where(sa.true()))
+    connection.execute(statement.on_conflict_do_nothing())
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:

@@ -40,6 +40,8 @@ class TrainingConfig(Config):
     """Validation comes after each epoch, or after so many batches of a longer one: a round."""
     patience: int = Field(default=5, ge=1)
     """Rounds without a better validation NDCG@10 before training stops."""
+    start_patience: int = Field(default=2, ge=1)
+    """The same for a run that starts from an older checkpoint."""
     absorb_share: float = Field(default=0.25, ge=0)
     """Then the held-out events are trained on too, for this share of the steps, the learning rate falling to 0."""
     max_minutes: float | None = Field(default=None, gt=0)

@@ -15,12 +15,14 @@ from recsys import transitions
 from recsys.dataset import Dataset, Histories
 from recsys.model import spectral
 from recsys.model.decoder import SequenceModel
+from recsys.runtime.fusion import Fusion
 from recsys.training import memory
 from recsys.training.config import Recipe
-from recsys.training.fitted import Fitted, RoundResult
-from recsys.training.journal import Journal
+from recsys.training.fitted import Fitted, RoundListener, RoundResult
 from recsys.training.loop import Stretch, Trainer, WindowStream
+from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
+from recsys.training.start import Start
 from recsys.training.validation import Judge
 
 UNVALIDATED_EPOCHS = 10.0
@@ -35,34 +37,54 @@ def fit(
     recipe: Recipe,
     known: Fitted | None,
     saved: SavedRun,
-    journal: Journal,
+    listener: RoundListener,
+    processes: Processes,
+    start: Start | None = None,
     *,
     resume: bool,
 ) -> Fitted:
-    """Train `model` in place; with `known`, for as long as was found before, on everything from the start."""
+    """Train `model` in place, from `start` if given; with `known`, on everything for as long as was found before."""
     config = recipe.training
     num_items = len(data.vocabulary)
     validation = None if known else data.validation(config.num_validation_users, config.seed)
     histories = validation.train if validation and validation.targets else data.fit
-    if config.spectral_start:
+    if start is not None:
+        start.check_unseen(validation.from_ms if validation else data.fit_end_ms)
+        start.put_into(model, histories, data.vocabulary)
+    elif config.spectral_start:
         _start_from_counts(model, histories, recipe)
     generator = np.random.default_rng(config.seed)
     stream = WindowStream(histories, recipe, generator)
     num_events_V = torch.from_numpy(np.bincount(histories.tokens, minlength=num_items + 1)[1:])
-    trainer = Trainer(model, recipe, num_events_V, horizon=min(stream.epoch_steps, config.max_round_steps))
+    horizon = min(stream.epoch_steps, config.max_round_steps)
+    trainer = Trainer(model, recipe, num_events_V, horizon, processes)
     need = memory.estimate(trainer, stream, histories)
-    Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
+    if processes.is_first:
+        Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
     if config.num_threads is None and not resume:
         trainer.choose_threads(stream)
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
-        fitted = _until_no_better(trainer, stream, judge, recipe, saved, journal, resume=resume)
+        first = _first_look(trainer, judge, start)
+        fitted = _until_no_better(trainer, stream, judge, recipe, saved, listener, first, resume=resume)
     else:
         fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
-        journal.add(fitted.log[0])
+        listener.add(fitted.log[0])
     trainer.use(fitted.weights)
-    _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * fitted.epochs)
-    return replace(fitted, memory_bytes=need.total)
+    epochs = fitted.epochs if start is None else max(1.0, fitted.epochs)
+    _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * epochs)
+    seen_ms = data.fit_end_ms if validation is None else validation.from_ms
+    return replace(fitted, memory_bytes=need.total, trained_before_ms=seen_ms)
+
+
+def _first_look(trainer: Trainer, judge: Judge, start: Start | None) -> Fitted:
+    """What the rounds have to beat: nothing, or what the run started from."""
+    if start is None:
+        return Fitted(ndcg=-math.inf)
+    judge.fusion = start.fusion
+    ndcg = _validated(trainer, judge)
+    weights = [weight.clone() for weight in trainer.averaged]
+    return Fitted(ndcg=ndcg, fusion=judge.fusion, weights=weights, last_fusion=judge.fusion)
 
 
 def _until_no_better(
@@ -71,34 +93,48 @@ def _until_no_better(
     judge: Judge,
     recipe: Recipe,
     saved: SavedRun,
-    journal: Journal,
+    listener: RoundListener,
+    first: Fitted,
     *,
     resume: bool,
 ) -> Fitted:
-    """Rounds of training and validation; the averaged weights of the best round."""
+    """Rounds of training and validation; the averaged weights of the best round, or `first` where none is better."""
     config = recipe.training
-    best, spent = saved.load(trainer, stream) if resume else (Fitted(ndcg=-math.inf), 0.0)
+    best, spent = saved.load(trainer, stream) if resume else (first, 0.0)
+    patience = config.start_patience if first.weights else config.patience
     judge.fusion = best.last_fusion
     for row in best.log:
-        journal.add(row)
+        listener.add(row)
     started = time.monotonic() - spent
     deadline = started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
     round_steps = min(stream.epoch_steps, config.max_round_steps)
-    while not _is_over(best, config.max_epochs, config.patience) and time.monotonic() < deadline:
+    while not _is_over(best, config.max_epochs, patience) and trainer.is_before(deadline):
         number, round_started = len(best.log) + 1, time.monotonic()
-        with _bar(f"train {number}", round_steps, best.ndcg) as advance:
+        with _bar(trainer, f"train {number}", round_steps, best.ndcg) as advance:
             stretch = trainer.train(stream, round_steps, deadline=deadline, advance=advance)
-        with trainer.averaged_in_place() as averaged:
-            ndcg = judge.ndcg_at_10(averaged)
+        ndcg = _validated(trainer, judge)
         seen = best.log[-1].epochs if best.log else 0.0
         row = _row(number, seen + stretch.steps / stream.epoch_steps, stretch, ndcg, time.monotonic() - round_started)
         if best.ndcg is None or ndcg > best.ndcg:
             weights = [weight.clone() for weight in trainer.averaged]
             best = replace(best, epochs=row.epochs, ndcg=ndcg, fusion=judge.fusion, weights=weights, round=number)
         best = replace(best, log=[*best.log, row], last_fusion=judge.fusion)
-        journal.add(row)
-        saved.save(trainer, stream, best, time.monotonic() - started)
+        listener.add(row)
+        if trainer.processes.is_first:
+            saved.save(trainer, stream, best, time.monotonic() - started)
     return best
+
+
+def _validated(trainer: Trainer, judge: Judge) -> float:
+    """NDCG@10 of the averaged weights by the first process; all learn it, and the fusion it was found with."""
+    ndcg = 0.0
+    if trainer.processes.is_first:
+        with trainer.averaged_in_place() as averaged:
+            ndcg = judge.ndcg_at_10(averaged)
+    names = list(Fusion.model_fields)
+    ndcg, *weights = trainer.processes.agreed(ndcg, *(getattr(judge.fusion, name) for name in names))
+    judge.fusion = Fusion(**dict(zip(names, weights, strict=True)))
+    return ndcg
 
 
 def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
@@ -107,18 +143,19 @@ def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
 
 def _for_so_long(trainer: Trainer, stream: WindowStream, known: Fitted) -> Fitted:
     """A number of epochs that is known beforehand."""
-    num_steps = math.ceil(known.epochs * stream.epoch_steps)
-    with _bar("train", num_steps) as advance:
+    num_steps = max(1, math.ceil(known.epochs * stream.epoch_steps))
+    with _bar(trainer, "train", num_steps) as advance:
         stretch = trainer.train(stream, num_steps, advance=advance)
     row = _row(1, stretch.steps / stream.epoch_steps, stretch, None, stretch.seconds)
-    return Fitted(epochs=known.epochs, fusion=known.fusion, weights=trainer.averaged, log=[row])
+    weights = [weight.clone() for weight in trainer.averaged]
+    return Fitted(epochs=known.epochs, fusion=known.fusion, weights=weights, log=[row])
 
 
 def _absorb(trainer: Trainer, stream: WindowStream, epochs: float) -> None:
     """Go on with the held-out events included, the learning rate falling to zero."""
     num_steps = math.ceil(epochs * stream.epoch_steps)
     if num_steps:
-        with _bar("absorb", num_steps) as advance:
+        with _bar(trainer, "absorb", num_steps) as advance:
             trainer.train(stream, num_steps, rate=lambda share: 1 - share, advance=advance)
 
 
@@ -142,7 +179,9 @@ def _start_from_counts(model: SequenceModel, histories: Histories, recipe: Recip
 
 
 @contextmanager
-def _bar(title: str, num_steps: int, ndcg: float | None = None) -> Iterator[Callable[[float, int], None]]:
+def _bar(
+    trainer: Trainer, title: str, num_steps: int, ndcg: float | None = None
+) -> Iterator[Callable[[float, int], None]]:
     """A bar on standard error, none where that is not a terminal; it is advanced with loss and events so far."""
     console = Console(stderr=True)
     best = "" if ndcg is None or ndcg == -math.inf else f"  best NDCG@10 {ndcg:.4f}"
@@ -154,7 +193,9 @@ def _bar(title: str, num_steps: int, ndcg: float | None = None) -> Iterator[Call
         TimeRemainingColumn(),
     )
     started = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, disable=not (console.is_terminal and trainer.processes.is_first)
+    ) as progress:
         task = progress.add_task(title, total=num_steps, loss=math.nan, speed=0.0)
 
         def advance(loss: float, tokens: int) -> None:

@@ -1,6 +1,7 @@
 """What fitting found, and its log."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -24,12 +25,20 @@ class RoundResult:
     """Events predicted; padding and context not counted."""
 
 
+class RoundListener(Protocol):
+    """Hears of each round when it ends; what it raises ends the training."""
+
+    def add(self, row: RoundResult) -> None:
+        """A round has ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """The best round so far, and where the run stands."""
 
     epochs: float = 0.0
-    """How often the data had been seen; absorbing not counted."""
+    """How often the data had been seen in this run; absorbing not counted."""
     ndcg: float | None = None
     fusion: Fusion = field(default_factory=Fusion)
     weights: list[torch.Tensor] = field(default_factory=list)
@@ -39,5 +48,8 @@ class Fitted:
     """All rounds, also those after the best."""
     last_fusion: Fusion = field(default_factory=Fusion)
     """Found at the last round: where the next search begins."""
+    trained_before_ms: int | None = None
+    """`weights` have seen events before this moment only; None where the log has no times or users lost their last
+    event to validation."""
     memory_bytes: int = 0
     """The peak that was expected before the first step."""

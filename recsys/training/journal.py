@@ -23,7 +23,6 @@ class Journal:
 
     def __init__(self, out: Path, wanted: bool | None) -> None:
         self._place = out.parent / f".{out.name}.events"
-        shutil.rmtree(self._place, ignore_errors=True)
         self._writer: Any = None
         found = find_spec("tensorboardX") is not None
         if wanted and not found:
@@ -31,6 +30,7 @@ class Journal:
         if found and wanted is not False:
             from tensorboardX import SummaryWriter
 
+            shutil.rmtree(self._place, ignore_errors=True)
             self._writer = SummaryWriter(str(self._place))
 
     def add(self, row: RoundResult) -> None:

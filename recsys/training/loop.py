@@ -20,6 +20,7 @@ from recsys.training import batches
 from recsys.training.batches import Batch
 from recsys.training.config import Recipe
 from recsys.training.precision import MixedPrecision
+from recsys.training.processes import Processes
 
 _BATCHES_PER_EPOCH = 200
 _LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS = 512, 4096
@@ -85,9 +86,17 @@ def _suitable_batch(num_events: int) -> int:
 class Trainer:
     """Weights, optimizer, and an exponential average of the weights, which is what is validated and kept."""
 
-    def __init__(self, model: SequenceModel, recipe: Recipe, num_events_V: torch.Tensor, horizon: int) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        recipe: Recipe,
+        num_events_V: torch.Tensor,
+        horizon: int,
+        processes: Processes = Processes(),  # noqa: B008 (frozen)
+    ) -> None:
         """`horizon` is the number of last steps that the average is mostly made of."""
         self.model = model
+        self.processes = processes
         self._config = recipe.training
         self._sampler: NegativeSampler | None = None
         if 0 < self._config.num_negatives < len(num_events_V):
@@ -96,7 +105,8 @@ class Trainer:
             model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
         )
         self._mixed = MixedPrecision(self._config.precision)
-        self._weights = [parameter.data for parameter in model.parameters()]
+        self._parameters = list(model.parameters())
+        self._weights = [parameter.data for parameter in self._parameters]
         self.averaged = [weight.clone() for weight in self._weights]
         self._horizon = horizon
         self._num_steps = 0
@@ -123,14 +133,24 @@ class Trainer:
         self.model.train()
         started = time.monotonic()
         total_loss, tokens, steps = 0.0, 0, 0
-        while steps < num_steps and (not steps or time.monotonic() < deadline):
+        while steps < num_steps and (not steps or self.is_before(deadline)):
             loss, count = self._step(next(stream), rate(steps / num_steps))
             total_loss, tokens, steps = total_loss + loss * count, tokens + count, steps + 1
             advance(total_loss / tokens, tokens)
         return Stretch(steps=steps, loss=total_loss / tokens, tokens=tokens, seconds=time.monotonic() - started)
 
+    def is_before(self, deadline: float) -> bool:
+        """Whether `time.monotonic()` has not reached it yet by the clock of the first process."""
+        return deadline == math.inf or bool(self.processes.agreed(time.monotonic() < deadline)[0])
+
     def choose_threads(self, stream: WindowStream) -> None:
-        """Take a few steps with one thread and with all cores, and stay with what was faster."""
+        """Take a few steps with one thread and with all cores, and stay with what was faster.
+
+        Several processes divide the cores among themselves instead.
+        """
+        if self.processes.count > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.processes.local_count))
+            return
         speeds = {}
         for num_threads in (1, os.cpu_count() or 1):
             torch.set_num_threads(num_threads)
@@ -147,10 +167,10 @@ class Trainer:
             group["lr"] = self._config.learning_rate * warmup * rate
         self._optimizer.zero_grad()
         loss, count = self.loss(batch)
-        value = loss.item()
+        self._mixed.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        value = self.processes.add_up(self._parameters, loss.item())
         if not math.isfinite(value):
             raise self._stop(batch, f"loss became {value}; lower learning_rate")
-        self._mixed.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._mixed.scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
         if problem := self._mixed.problem(norm.item()):
@@ -162,11 +182,19 @@ class Trainer:
         return value, count
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, int]:
-        """(mean loss, number of targets) of a batch, in the precision of the recipe."""
-        wanted_BL = batch.targets_BL != PAD
+        """(mean loss, number of targets) of a batch, in the precision of the recipe.
+
+        With several processes: this one's part of that mean, so that the parts add up to it.
+        """
+        mine, num_targets = self.processes.share(batch), int((batch.targets_BL != PAD).sum())
+        if self.processes.count > 1:
+            num_rows = len(batch.tokens_BL)
+            self.model.dropout.part = self.processes.rows(num_rows), num_rows
+        wanted_BL = mine.targets_BL != PAD
         with self._mixed.autocast():
-            hidden_ND = self.model(batch.tokens_BL)[wanted_BL].float()
-        return self._loss(hidden_ND, batch.targets_BL[wanted_BL] - 1), len(hidden_ND)
+            hidden_ND = self.model(mine.tokens_BL)[wanted_BL].float()
+        loss = self._loss(hidden_ND, mine.targets_BL[wanted_BL] - 1)
+        return loss * self.processes.weight(batch, len(hidden_ND), num_targets), num_targets
 
     def _stop(self, batch: Batch, problem: str) -> DataError:
         first = batch.tokens_BL[0, :5].tolist()

@@ -29,10 +29,10 @@ _BEST = "best."
 class SavedRun:
     """The state of one run, kept at `.NAME.training` beside the checkpoint it will become."""
 
-    def __init__(self, out: Path, recipe: Recipe, protocol: str, features_digest: str) -> None:
+    def __init__(self, out: Path, recipe: Recipe, protocol: str, parents: dict[str, str]) -> None:
         self.place = out.parent / f".{out.name}.training"
         self._config = {**recipe.model_dump(mode="json"), "protocol": protocol}
-        self._parents = {"features": features_digest}
+        self._parents = parents
 
     def save(self, trainer: Trainer, stream: WindowStream, best: Fitted, seconds: float) -> None:
         """Replace what was kept, whole or not at all."""

@@ -7,6 +7,7 @@ weights absorb the held-out events too, so that the newest days are not lost on 
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
 from recsys.dataset import Dataset, Protocol
-from recsys.model.checkpoint import save_weights
+from recsys.model import pretrained
+from recsys.model.checkpoint import START_FILE, save_weights
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
 from recsys.training import curve, memory
@@ -22,7 +24,9 @@ from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
+from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
+from recsys.training.start import Start
 
 
 def run(
@@ -33,55 +37,72 @@ def run(
     protocol: Protocol,
     refit: Path | None = None,
     resume: bool = False,
+    start: Path | None = None,
+    split_ms: int | None = None,
+    processes: Processes = Processes(),  # noqa: B008 (frozen)
 ) -> artifact.Manifest:
     """Train on what the protocol allows and write a checkpoint.
 
     `refit` names a checkpoint whose number of epochs and fusion weights are taken over; everything is then
     trained on from the start, and nothing is held out. `resume` goes on with a run that was interrupted.
+    `start` is an older checkpoint to go on from, such as last night's, of any features of the same shop.
+    `split_ms` cuts the protocol `time` at another moment than the features' own.
+    Several `processes` train one model; the first of them writes.
 
     Raises:
         DataError: nothing to train on.
-        ArtifactError: `refit` is no checkpoint of these features, or there is no such run to resume.
+        ArtifactError: `refit` is no checkpoint of these features, `start` is of another model or has seen what is
+            held out, or there is no such run to resume.
     """
     started = time.monotonic()
     torch.set_num_threads(recipe.training.num_threads or 1)
-    data = dataset.load(features, protocol)
+    data = dataset.load(features, protocol, split_ms=split_ms)
     if not (data.fit.lengths > 1).any():
         raise DataError(f"{features}: no user has two events on kept items, so there is nothing to predict")
     known = None if refit is None else _found_before(refit, data)
-    saved = SavedRun(out, recipe, protocol.value, data.manifest.digest)
-    journal = Journal(out, recipe.training.tensorboard)
+    older = None if start is None else Start.open(start, recipe)
+    parents = {"features": data.manifest.digest} | ({} if older is None else {"start": older.digest})
+    saved = SavedRun(out, recipe, protocol.value, dict(parents))
+    journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
     torch.manual_seed(recipe.training.seed)
     model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
-    fitted = fit(model, data, recipe, known, saved, journal, resume=resume)
-    with artifact.writing(out, "checkpoint") as writer:
-        save_weights(model.state_dict(), writer.folder)
-        data.vocabulary.save(writer.folder)
-        curve.save(fitted.log, writer.folder)
-        journal.move_into(writer.folder)
-        manifest = writer.commit(
-            parents={"features": data.manifest.digest},
-            config={
-                **recipe.model_dump(mode="json"),
-                "protocol": protocol.value,
-                "fusion": fitted.fusion.model_dump(),
-                "refit": known is not None,
-            },
-            metrics={
-                "epochs": round(fitted.epochs, 4),
-                "num_rounds": len(fitted.log),
-                "validation_ndcg@10": fitted.ndcg,
-                "num_items": len(data.vocabulary),
-                "num_threads": torch.get_num_threads(),
-                "num_parameters": sum(p.numel() for p in model.parameters()),
-                "expected_memory_bytes": fitted.memory_bytes,
-                "peak_memory_bytes": memory.peak_bytes(),
-                "seconds": round(time.monotonic() - started, 2),
-                "log": [asdict(row) for row in fitted.log],
-            },
-        )
-    saved.clear()
-    return manifest
+    if recipe.model.pretrained is not None:
+        parents["pretrained"] = pretrained.load_into(model, Path(recipe.model.pretrained))
+    fitted = fit(model, data, recipe, known, saved, journal, processes, older, resume=resume)
+    names = [name for name, _ in model.named_parameters()]
+    if processes.is_first:
+        metrics = _metrics(model, fitted, len(data.vocabulary)) | {"seconds": round(time.monotonic() - started, 2)}
+        config = {
+            **recipe.model_dump(mode="json"),
+            "protocol": protocol.value,
+            "fusion": fitted.fusion.model_dump(),
+            "refit": known is not None,
+        }
+        with artifact.writing(out, "checkpoint") as writer:
+            save_weights(model.state_dict(), writer.folder)
+            save_weights(dict(zip(names, fitted.weights, strict=True)), writer.folder, START_FILE)
+            data.vocabulary.save(writer.folder)
+            curve.save(fitted.log, writer.folder)
+            journal.move_into(writer.folder)
+            writer.commit(parents=parents, config=config, metrics=metrics)
+        saved.clear()
+    processes.wait()
+    return artifact.read_manifest(out)
+
+
+def _metrics(model: SequenceModel, fitted: Fitted, num_items: int) -> dict[str, Any]:
+    return {
+        "epochs": round(fitted.epochs, 4),
+        "trained_before_ms": fitted.trained_before_ms,
+        "num_rounds": len(fitted.log),
+        "validation_ndcg@10": fitted.ndcg,
+        "num_items": num_items,
+        "num_threads": torch.get_num_threads(),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "expected_memory_bytes": fitted.memory_bytes,
+        "peak_memory_bytes": memory.peak_bytes(),
+        "log": [asdict(row) for row in fitted.log],
+    }
 
 
 def _found_before(refit: Path, data: Dataset) -> Fitted:

@@ -13,7 +13,7 @@ import uvicorn
 
 from recsys.contracts.ids import Floats, Item, Tokens, Vocabulary
 from recsys.contracts.precision import CacheFormat
-from recsys.runtime.engine import EngineInfo
+from recsys.runtime.engine import EngineInfo, Session
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.recommender import Recommender
@@ -51,6 +51,13 @@ class FakeEngine:
         for row, window in enumerate(windows):
             vectors[row, window[-1] - 1] = 2
         return vectors
+
+    def open(self, windows: Sequence[Tokens]) -> list[Session]:
+        vectors = self.encode(windows)
+        return [Session(vectors[i], len(tokens), 1_000, tokens) for i, tokens in enumerate(windows)]
+
+    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
+        return self.open([np.concatenate([s.cache, more]) for s, more in zip(sessions, events, strict=True)])
 
     def warm_up(self) -> None:
         pass

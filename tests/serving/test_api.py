@@ -2,6 +2,8 @@
 
 import pytest
 
+from serving import express
+
 
 def items(answer: dict) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
@@ -163,3 +165,27 @@ def test_events_of_any_moment_are_kept_and_shown(shop, timestamp) -> None:
     assert shop.tell("sku-1", timestamp=timestamp)["stored"] == 1
     assert shop.client.get("/v1/users/ann/history").status_code == 200
     assert shop.ask(user_id="ann")["source"] == "model"
+
+
+def test_the_short_way_answers_as_the_documented_route_does(shop, monkeypatch) -> None:
+    shop.tell("sku-3", "sku-4")
+    body = {"user_id": "ann", "k": 3, "filters": {"min_price": 2}}
+    short = shop.ask(**body)
+    monkeypatch.setattr(express, "PATH", "/elsewhere")
+    documented = shop.ask(**body)
+    for answer in (short, documented):
+        answer.pop("request_id"), answer.pop("timings_ms")
+    assert short == documented
+    assert short["items"][0]["reason"] == {"because_of": "sku-4", "title": "Title of sku-4"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"user_id": 7}', b'{"user_id": "a", "k": 0}', b'{"user_id": "\xff"}'])
+def test_what_is_not_well_formed_is_refused_by_the_documented_route(shop, monkeypatch, body: bytes) -> None:
+    def refusal() -> tuple[int, str]:
+        response = shop.client.post("/v1/recommendations", content=body, headers={"content-type": "application/json"})
+        return response.status_code, response.text
+
+    short = refusal()
+    monkeypatch.setattr(express, "PATH", "/elsewhere")
+    assert short == refusal()
+    assert short[0] in {400, 422}

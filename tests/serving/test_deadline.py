@@ -71,13 +71,45 @@ def test_a_closed_pool_takes_nothing_and_finishes_what_waits() -> None:
     assert not pool.offer(lambda: None)
 
 
-def test_lag_is_the_worst_recent_delay_and_fades() -> None:
+def test_work_that_would_wait_too_long_is_refused_at_once_and_a_free_worker_is_always_tried() -> None:
+    now = [0.0]
+    pool, stalled, go_on = BoundedPool(1, 9, clock=lambda: now[0]), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        now[0] += 1.0
+
+    async def scenario() -> None:
+        for _ in range(100):  # the moving average comes to a second
+            await pool.run(slow, LONG_S)
+        assert pool.expected_s() == 0
+        await pool.run(lambda: None, 0.5)  # free: tried, though it is expected to take longer
+        first = asyncio.ensure_future(pool.run(lambda: (stalled.set(), go_on.wait(LONG_S)), LONG_S))
+        await asyncio.to_thread(stalled.wait, LONG_S)
+        assert 1.7 < pool.expected_s() < 2.0  # one ahead, then its own
+        with pytest.raises(OverloadError):
+            await pool.run(lambda: None, 1.7)
+        go_on.set()
+        await first
+
+    asyncio.run(scenario())
+    pool.close(wait_s=LONG_S)
+
+
+def test_a_request_may_have_waited_since_the_beat_before_the_last() -> None:
     now = [0.0]
     lag = LoopLag(lambda: now[0])
-    lag.note(0.08)
-    lag.note(0.01)  # a better moment does not hide the worse one
-    assert lag.seconds == 0.08
-    now[0] = 0.1
-    assert lag.seconds == 0.02
-    lag.note(0.03)
-    assert lag.seconds == 0.03
+    assert lag.seconds == 0
+    for moment in (0.0, 0.005, 0.010):
+        now[0] = moment
+        lag.beat()
+    assert (lag.seconds, lag.recent_s) == (0, 0)
+    now[0] = 0.095  # the loop did not come round for 85 ms
+    assert lag.seconds == pytest.approx(0.080)
+    lag.beat()
+    assert lag.seconds == pytest.approx(0.075)
+    assert lag.recent_s == pytest.approx(0.080)
+    now[0] = 0.100
+    lag.beat()
+    assert lag.seconds == 0  # who comes now has not waited
+    now[0] = 0.150
+    assert lag.recent_s == pytest.approx(0.080 * 0.5 ** (55 / 50), rel=0.01)

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from recsys.contracts.ids import Item, Vocabulary
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
-from recsys.runtime.recommender import Recommender
 from serving import ranking
-from serving.ranking import Wish, rank, reasons
+from serving.ranking import Ranking, Wish, rank
 from serving.rules import Catalogue, Filters, Rules
 from tests.serving.conftest import FakeEngine, fake_release
 
@@ -45,7 +44,7 @@ def query(**fusion: float):
         fusion=Fusion(**fusion),
         transitions=TransitionTable(nothing, np.empty(0, np.int32), np.empty(0, np.float16)),
     )
-    return Recommender(release).query(np.random.default_rng(1).normal(size=8).astype(np.float32), HISTORY)
+    return Ranking(release, np.random.default_rng(1).normal(size=8).astype(np.float32), HISTORY)
 
 
 def wish(k: int = 10, filters: Filters | None = None, rules: Rules | None = None, **more: float) -> Wish:
@@ -133,6 +132,17 @@ def test_the_reason_is_the_item_of_the_history_that_is_most_alike() -> None:
     wanted = np.array([1, 2, 30], dtype=np.int32)
     seen = [5, 9, 30]
     expected = [max(seen, key=lambda s, t=t: unit[t - 1] @ unit[s - 1]) for t in wanted]
-    assert reasons(query(), wanted, HISTORY) == expected
+    assert query().reasons(wanted) == expected
     assert expected[2] == 30
-    assert reasons(query(), wanted, HISTORY[:0]) == [0, 0, 0]
+
+
+def test_a_state_is_searched_once_however_often_it_is_asked_and_filtered(monkeypatch) -> None:
+    asked, looks = query(), []
+    true = ranking.Query.best
+    monkeypatch.setattr(ranking.Query, "best", lambda self, look: (looks.append(look), true(self, look))[1])
+    for filters in (Filters(), Filters(min_price=0), Filters()):
+        wanted = wish(5, filters)
+        assert rank(asked, wanted).tokens_K.tolist() == by_hand(query(), wanted)[:5]
+    assert len(looks) < 3
+    deep = wish(100)
+    assert rank(asked, deep).tokens_K.tolist() == by_hand(query(), deep)[:100]

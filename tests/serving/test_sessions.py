@@ -15,7 +15,7 @@ from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import EngineInfo, Session
 from recsys.store import EventStore
 from recsys.windows import WindowConfig
-from serving.sessions import SessionCache, Sessions, UserState, WholeWindows
+from serving.sessions import SessionCache, Sessions, UserState
 from tests.serving.conftest import KNOWN, fake_release
 
 WINDOW = WindowConfig(size=8, overlap_share=0.25)  # stride 6: window k covers events 6k … 6k + 8
@@ -255,12 +255,3 @@ def test_warm_equals_cold_whatever_comes_in_whatever_order(tmp_path_factory, ste
     if len(worker.state().tokens_L):
         assert_as_if_cold(worker)
     store.close()
-
-
-def test_an_engine_that_only_encodes_gives_the_same_vectors() -> None:
-    engine = DecayEngine()
-    whole = WholeWindows(engine)
-    first, more = np.array([1, 2], np.int32), np.array([3], np.int32)
-    session = whole.append(whole.open([first]), [more])[0]
-    assert session.length == 3
-    np.testing.assert_array_equal(session.vector_D, engine.open([np.array([1, 2, 3], np.int32)])[0].vector_D)

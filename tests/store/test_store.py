@@ -114,3 +114,48 @@ def test_documents_are_changed_one_at_a_time_and_each_change_is_seen(store: Even
         list(pool.map(lambda _: store.write_document("rules", lambda old: (old or 0) + 1), range(20)))
     assert store.document("rules") == 20
     assert store.glance("nobody").revision == 20
+
+
+def assert_glances_count_events(store: EventStore, *user_ids: str) -> None:
+    for user_id in user_ids:
+        seen, found = store.glance(user_id), store.events_after(user_id)
+        assert (seen.num_events, seen.last_seq) == (len(found.item_ids), found.last_seq)
+
+
+def test_a_glance_counts_exactly_whatever_was_done_to_the_events(store: EventStore) -> None:
+    store.append([event("a", 10, event_id="1"), event("b", 20), event("c", 5, user="v"), event("d", 6, user="s")])
+    store.append([event("a", 10, event_id="1"), event("e", 30)])  # one is there already
+    assert store.glance("u").num_events == 3
+    store.join("s", "u")
+    assert_glances_count_events(store, "u", "v", "s")
+    store.prune(before_ms=10)
+    assert (store.glance("u").num_events, store.glance("v").num_events) == (3, 0)
+    assert_glances_count_events(store, "u", "v", "s")
+    store.forget("u")
+    store.append([event("f", 40)])
+    assert_glances_count_events(store, "u", "v", "s")
+
+
+def test_a_glance_counts_exactly_after_everything_at_once(store: EventStore) -> None:
+    def work(n: int) -> None:
+        store.append([event(f"i{n}", n, user=f"u{n % 3}"), event(f"j{n}", n, user=f"u{(n + 1) % 3}")])
+        if n % 8 == 5:
+            store.forget(f"u{n % 3}")
+        if n % 8 == 7:
+            store.prune(before_ms=n - 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(80)))
+    assert_glances_count_events(store, "u0", "u1", "u2")
+
+
+def test_a_store_from_before_users_were_counted_is_counted_when_opened(url: str) -> None:
+    store = EventStore.open(url)
+    store.append([event("a"), event("b"), event("c", user="v")])
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("drop table users")
+    again = EventStore.open(url)
+    assert_glances_count_events(again, "u", "v")
+    assert again.most_active(5) == ["u", "v"]
+    again.close()
+    store.close()

@@ -130,7 +130,7 @@ def test_trouble_while_reading_is_a_store_error(tmp_path: Path) -> None:
     store = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}")
     with store._engine.begin() as connection:
         connection.exec_driver_sql("drop table events")
-    for read in (store.num_events, lambda: store.most_active(1), lambda: store.history("u")):
+    for read in (store.num_events, lambda: store.recent("u", 1), lambda: store.history("u")):
         with pytest.raises(StoreError, match="no such table: events"):
             read()
     with pytest.raises(StoreError, match="events not stored: no such table"):
