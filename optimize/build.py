@@ -17,6 +17,7 @@ from recsys.contracts.errors import GateError
 from recsys.contracts.ids import Vocabulary
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
+from recsys.runtime import consistency
 from recsys.runtime.engine import Engine
 from recsys.runtime.engines import EngineName, Parts, open_engine
 from recsys.runtime.index import IndexChoice, ItemIndex
@@ -59,6 +60,7 @@ def run(
         parts = _parts(writer.folder, config, resolved)
         engine = open_engine(config.engine, parts)
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer)
+        _write_reference(checkpoint, engine, parts, searched)
         fidelity = measure(checkpoint, data, config, engine, parts, searched)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
@@ -152,12 +154,23 @@ def measure(
     return report.compare(
         checkpoint,
         engine,
-        ItemIndex.open(parts.folder, parts.items, IndexChoice(**searched["choice"])),
+        _index(parts, searched),
         TransitionTable.load(parts.folder),
         data,
         config.num_check_users,
         config.seed,
     )
+
+
+def _write_reference(checkpoint: Checkpoint, engine: Engine, parts: Parts, searched: dict[str, Any]) -> None:
+    """What the engine answers here and now: the endpoint compares itself with it."""
+    windows = consistency.random_windows(checkpoint.vocabulary.num_events, checkpoint.window.size)
+    reference = consistency.Reference.of(engine, _index(parts, searched), windows, checkpoint.manifest.digest)
+    reference.save(parts.folder / consistency.REFERENCE_FILE)
+
+
+def _index(parts: Parts, searched: dict[str, Any]) -> ItemIndex:
+    return ItemIndex.open(parts.folder, parts.items, IndexChoice(**searched["choice"]))
 
 
 def _indexed(

@@ -38,13 +38,10 @@ def rounded(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> Se
 
 def save(model: SequenceModel, folder: Path) -> None:
     """Write `decoder.safetensors`: codes and scales of rounded matrices, everything else in float32."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in model.decoder.state_dict().items()}
     for name, part in model.decoder.named_modules():
         if isinstance(part, RoundedLinear):
-            arrays[f"{name}.codes"], arrays[f"{name}.scales"] = (buffer.numpy() for buffer in part.buffers())
             arrays[f"{name}.input_peak"] = np.array(part.input_peak, dtype=np.float64)
-    for name, parameter in model.decoder.named_parameters():
-        arrays[name] = parameter.detach().numpy()
     safetensors.numpy.save_file(arrays, folder / DECODER)
 
 
@@ -54,15 +51,13 @@ def load(checkpoint: Checkpoint, config: OptimizeConfig, folder: Path) -> Sequen
         return checkpoint.model
     arrays = safetensors.torch.load_file(folder / DECODER)
     model = copy.deepcopy(checkpoint.model)
-    for name, part in list(model.decoder.named_modules()):
-        if f"{name}.codes" in arrays:
-            codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
-            weight = RoundedWeight(codes.reshape(len(codes), -1), scales[:, :, 0], config.weights)
-            parent, _, leaf = name.rpartition(".")
-            linear = RoundedLinear(weight, float(arrays[f"{name}.input_peak"]))
-            setattr(model.decoder.get_submodule(parent), leaf, linear)
-        elif f"{name}.weight" in arrays:
-            part.weight.data = arrays[f"{name}.weight"]
+    for name, _ in list(awq.linears(model)):
+        codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
+        weight = RoundedWeight(codes.reshape(len(codes), -1), scales[:, :, 0], config.weights)
+        parent, _, leaf = name.rpartition(".")
+        linear = RoundedLinear(weight, float(arrays.pop(f"{name}.input_peak")))
+        setattr(model.decoder.get_submodule(parent), leaf, linear)
+    model.decoder.load_state_dict(arrays)
     return model
 
 

@@ -7,6 +7,7 @@ import typer
 
 from recsys.cli.options import (
     ConfigOption,
+    FeaturesOption,
     FormatOption,
     JsonOption,
     MapOption,
@@ -163,6 +164,33 @@ def benchmark_engine(
 
     values = engine_benchmark.run(releases, rounds, threads)
     emit(as_json, values, tables.engine_table(values))
+
+
+@benchmark_app.command("heads")
+def benchmark_heads(
+    features: FeaturesOption,
+    heads: Annotated[str, typer.Option(help="Numbers of heads, by commas; the inner width stays.")] = "1,2,4,8",
+    recipe: RecipeOption = "default",
+    max_minutes: Annotated[float, typer.Option(help="Training of each shape.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a shape.")] = 30,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Draw the frontier here, a .png file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Heads x head_dim at equal width: latency on the CPU engine, accuracy after a short training, the frontier."""
+    from recsys.contracts.errors import ConfigError
+    from recsys.pipeline import heads_benchmark, tables
+
+    try:
+        numbers = [int(number) for number in heads.split(",")]
+    except ValueError:
+        raise ConfigError(f"--heads {heads!r}: expected numbers by commas, as 1,2,4") from None
+    values = heads_benchmark.run(
+        features, load_recipe(recipe, None, max_minutes), numbers, num_rounds=rounds, num_threads=threads
+    )
+    if picture is not None:
+        heads_benchmark.picture(values, picture)
+    emit(as_json, values, tables.heads_table(values))
 
 
 @benchmark_app.command("windows")

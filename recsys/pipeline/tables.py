@@ -16,6 +16,7 @@ from recsys.pipeline import case_report
 if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
     from recsys.model.flops import EncodeCost
     from recsys.pipeline.road import RoadResult
+    from recsys.runtime.consistency import Consistency
     from recsys.runtime.recommender import ScoredItem
 
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
@@ -234,6 +235,43 @@ def case_summary(values: dict[str, Any]) -> str:
     ):
         figures.add_row(name, value, rival)
     return f"{_text(steps)}\n\n{_text(figures)}\n\ngate: {values['gate']}"
+
+
+def heads_table(values: dict[str, Any]) -> str:
+    """Shapes of equal width, those on the frontier marked."""
+    title = f"inner width {values['inner_width']}, {values['num_threads']} threads"
+    rows = _table(title, "heads x head_dim", "open ms", "append ms", "validation NDCG@10", "epochs", "frontier")
+    for row in values["rows"]:
+        rows.add_row(
+            f"{row['num_heads']} x {row['head_dim']}",
+            f"{row['open_ms']:.2f}",
+            f"{row['append_ms']:.2f}",
+            f"{row['validation_ndcg@10']:.4f}",
+            f"{row['epochs']:.1f}",
+            "yes" if row["on_frontier"] else "",
+        )
+    return _text(rows)
+
+
+def consistency_table(found: "Consistency") -> str:
+    """Errors and agreement by length, and the verdict."""
+    rows = _table(
+        f"{found.engine} against {found.against}",
+        "events",
+        "windows",
+        "relative error",
+        "after appends",
+        "top-10 overlap",
+        "top-100 overlap",
+    )
+    for row in found.by_length:
+        appended = "–" if row.appended_error is None else f"{row.appended_error:.2g}"
+        overlaps = f"{row.top10_overlap:.3f}", f"{row.top100_overlap:.3f}"
+        rows.add_row(f"{row.length:,}", f"{row.num_windows}", f"{row.error:.2g}", appended, *overlaps)
+    limits = f"error at most {found.tolerance.max_relative_error:g}, top-10 overlap at least "
+    limits += f"{found.tolerance.min_top10_overlap:g}"
+    verdict = "they agree" if found.agrees else f"they differ: {'; '.join(found.problems)}"
+    return f"{_text(rows)}\n{verdict} ({limits})"
 
 
 def engine_table(values: dict[str, Any]) -> str:

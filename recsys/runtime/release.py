@@ -22,6 +22,7 @@ class Release:
     """Everything an answer needs."""
 
     name: str
+    folder: Path
     manifest: artifact.Manifest
     vocabulary: Vocabulary
     window: WindowConfig
@@ -65,4 +66,4 @@ class Release:
                 "run `recsys optimize` again"
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
-        return cls(folder.name, manifest, vocabulary, window, fusion, transitions, opened, index)
+        return cls(folder.name, folder, manifest, vocabulary, window, fusion, transitions, opened, index)
