@@ -45,7 +45,8 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
     for num_heads in heads:
         if num_heads < 1 or inner % num_heads or inner // num_heads < 4 or inner // num_heads % 2:
             raise ConfigError(
-                f"{num_heads} heads do not divide the inner width {inner} into even heads of 4 or more; choose a divisor"
+                f"{num_heads} heads do not divide the inner width {inner} into even heads of 4 or more; "
+                "choose a divisor"
             )
     with tempfile.TemporaryDirectory(prefix="recsys-heads-") as folder:
         candidates = [

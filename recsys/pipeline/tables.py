@@ -224,6 +224,8 @@ def case_summary(values: dict[str, Any]) -> str:
     for name, value, rival in (
         ("latency, cold user", f"{values['latency_ratio_cold']:.1f} x faster", "3.37 x"),
         ("latency, warm user", f"{values['latency_ratio_warm']:.1f} x faster", "–"),
+        ("against RePlay's compiled SasRec, cold user", _times(values["replay_ratio_cold"]), "2 x"),
+        ("against RePlay's compiled SasRec, warm user", _times(values["replay_ratio_warm"]), "10 x"),
         ("peak memory", f"{values['memory_ratio']:.3f} ({values['peak_mb']:.0f} MB)", "0.458"),
         ("release on disk", f"{values['disk_ratio']:.3f}", "–"),
         ("NDCG@10", f"{values['accuracy_change']:+.2%} (at least {values['accuracy_change_low']:+.2%})", "+2.1 %"),
@@ -234,7 +236,19 @@ def case_summary(values: dict[str, Any]) -> str:
         ("start to first answer", f"{values['load_s']:.2f} s", "–"),
     ):
         figures.add_row(name, value, rival)
-    return f"{_text(steps)}\n\n{_text(figures)}\n\ngate: {values['gate']}"
+    causes = _table("NDCG@10 by cause", "switched on", "change", "at least", "at most")
+    for name, one in values["accuracy_by_cause"].items():
+        words = case_report.STEPS[name]
+        causes.add_row(words, f"{one['change']:+.2%}", f"{one['low']:+.2%}", f"{one['high']:+.2%}")
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
+    return (
+        f"{_text(steps)}\n\n{_text(figures)}\n\n{_text(causes)}\n\nusers per second, eight in one call: {rates}\n"
+        f"gate: {values['gate']}"
+    )
+
+
+def _times(ratio: float | None) -> str:
+    return "not installed" if ratio is None else f"{ratio:.1f} x faster"
 
 
 def heads_table(values: dict[str, Any]) -> str:

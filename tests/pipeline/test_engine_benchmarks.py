@@ -32,6 +32,8 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
         num_seeds=1, num_rounds=3, force=True,
     )  # fmt: skip
     assert values.keys() >= KEYS
+    assert list(values["accuracy_by_cause"]) == ["pruning", "window", "quantization"]
+    assert all(rate > 0 for rate in values["users_per_second"].values())
     assert values["num_items"] == {"before": 30, "after": 30}
     case_report.picture(values, tmp_path / "case.png")
     assert (tmp_path / "case.png").stat().st_size > 1000
