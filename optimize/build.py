@@ -15,11 +15,12 @@ from recsys.contracts import artifact, packing
 from recsys.contracts.artifact import ArtifactWriter
 from recsys.contracts.errors import GateError
 from recsys.contracts.ids import Vocabulary
+from recsys.contracts.precision import EngineName
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime import consistency
 from recsys.runtime.engine import Engine
-from recsys.runtime.engines import EngineName, Parts, open_engine
+from recsys.runtime.engines import Parts, open_engine
 from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.release import VOCABULARY_PARENT

@@ -8,8 +8,7 @@ from optimize.index import IndexConfig
 from optimize.rounding import WeightFormat
 from optimize.tensorrt import TensorRtConfig
 from recsys.contracts.config import Config
-from recsys.contracts.precision import CacheFormat, ItemFormat
-from recsys.runtime.engines import EngineName
+from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 
 
 class GateConfig(Config):

@@ -7,6 +7,7 @@ import typer
 
 from recsys.cli.options import (
     ConfigOption,
+    EngineOption,
     FeaturesOption,
     FormatOption,
     JsonOption,
@@ -155,6 +156,7 @@ def benchmark_case(
 @benchmark_app.command("engine")
 def benchmark_engine(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    engine: EngineOption = None,
     rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a row.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 2,
     as_json: JsonOption = False,
@@ -162,7 +164,7 @@ def benchmark_engine(
     """Latency and throughput of opening and continuing windows, by length and batch, and the cost of a session."""
     from recsys.pipeline import engine_benchmark, tables
 
-    values = engine_benchmark.run(releases, rounds, threads)
+    values = engine_benchmark.run(releases, rounds, threads, engine)
     emit(as_json, values, tables.engine_table(values))
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from recsys.cli.options import ConfigOption, FeaturesOption, JsonOption, emit, given, optimize_config
+from recsys.cli.options import ConfigOption, EngineOption, FeaturesOption, JsonOption, emit, given, optimize_config
+from recsys.contracts.precision import EngineName
 
 DIFFERENT = 3
 """Exit status where answers differ by more than the tolerance."""
@@ -31,7 +32,7 @@ def optimize_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint.")],
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="Folder of releases.")],
-    engine: Annotated[str, typer.Option(help="Engine that serves: cpu, cuda, tensorrt or tiered.")] = "cpu",
+    engine: Annotated[EngineName | None, typer.Option(help="Engine that serves. Default: cpu.")] = None,
     bits: Annotated[int, typer.Option(help="Bits of a weight: 8, 4, or 32 for float.")] = 8,
     plan: Annotated[str | None, typer.Option(help="TensorRT plans beside the engine: bf16 or fp16.")] = None,
     activate: Annotated[bool, typer.Option(help="Point `current` at the new release.")] = True,
@@ -44,7 +45,7 @@ def optimize_command(
     from recsys.pipeline import tables
 
     tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
-    settings = optimize_config(config, engine=engine, bits=bits, **tensorrt)
+    settings = optimize_config(config, bits=bits, **given({"engine": engine}), **tensorrt)
     name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force)
     emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))
 
@@ -52,10 +53,8 @@ def optimize_command(
 @optimize_app.command("check")
 def check_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
-    engine: Annotated[
-        str | None, typer.Option(help="cpu, cuda, tensorrt or tiered. Default: the release's own.")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="Another engine of the release.")] = None,
+    engine: EngineOption = None,
+    against: Annotated[EngineName | None, typer.Option(help="A second engine of the release.")] = None,
     reference: Annotated[Path | None, typer.Option(help="A file of --save. Default: the release's own.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the engine's answers here, for another machine.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Largest relative error allowed. Default: 0.03.")] = None,
@@ -65,20 +64,14 @@ def check_command(
     as_json: JsonOption = False,
 ) -> None:
     """The same inputs through two engines, or through one here and one elsewhere; exit status 3 if they differ."""
-    from recsys.contracts.errors import ConfigError
     from recsys.pipeline import consistency, tables
     from recsys.runtime.consistency import Tolerance
-    from recsys.runtime.engines import EngineName
 
-    names = [name.value for name in EngineName]
-    for name in (engine, against):
-        if name is not None and name not in names:
-            raise ConfigError(f"{name!r} is no engine; engines: {', '.join(names)}")
     limits = given({"max_relative_error": max_error, "min_top10_overlap": min_overlap})
     found = consistency.run(
         release,
-        engine=EngineName(engine) if engine else None,
-        against=EngineName(against) if against else None,
+        engine=engine,
+        against=against,
         reference=reference,
         save=save,
         tolerance=Tolerance.from_mapping(limits, "recsys optimize check"),

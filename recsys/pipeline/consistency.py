@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from recsys.contracts.errors import ArtifactError, ConfigError
+from recsys.contracts.precision import EngineName
 from recsys.runtime.consistency import REFERENCE_FILE, Consistency, Reference, Tolerance, compare, random_windows
-from recsys.runtime.engines import EngineName
 from recsys.runtime.release import Release
 
 

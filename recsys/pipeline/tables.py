@@ -291,7 +291,7 @@ def consistency_table(found: "Consistency") -> str:
 def engine_table(values: dict[str, Any]) -> str:
     """Open and append by length and batch."""
     rows = _table(
-        f"{values['precision']}, {values['num_threads']} threads, cache {values['cache']}",
+        f"{values['engine']}: {values['precision']}, {values['num_threads']} threads, cache {values['cache']}",
         "call",
         "events",
         "batch",

@@ -2,25 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from recsys.contracts.errors import ConfigError
-from recsys.contracts.precision import CacheFormat
+from recsys.contracts.precision import CacheFormat, EngineName
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.runtime.tiered import TieredEngine
-
-
-class EngineName(StrEnum):
-    """Engines by the names that settings and releases use."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-    TIERED = "tiered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Vocabulary
+from recsys.contracts.precision import EngineName
 from recsys.runtime.engine import Engine
-from recsys.runtime.engines import EngineName, Parts, open_engine
+from recsys.runtime.engines import Parts, open_engine
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable

@@ -6,7 +6,7 @@ from optimize import build, quantize, report
 from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError
-from recsys.runtime.engines import EngineName
+from recsys.contracts.precision import EngineName
 from recsys.runtime.release import Release
 
 CONFIG = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_threads=1)
