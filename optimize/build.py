@@ -8,6 +8,7 @@ from typing import Any
 from optimize import calibration, gate, index, quantize, report, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
+from optimize.index import Advance
 from optimize.steps import Steps
 from optimize.tensorrt import TensorRtConfig, build_plans
 from recsys import dataset
@@ -38,10 +39,12 @@ def run(
     activate: bool = True,
     force: bool = False,
     evaluation: dict[str, Any] | None = None,
+    advance: Advance = lambda *_: None,
 ) -> tuple[str, artifact.Manifest]:
     """Build a release into the folder of releases `out`; returns its name and manifest.
 
     `evaluation` goes into the manifest: what the same recipe reached when it was trained before the cut.
+    A run that was interrupted goes on after its last finished step (see `optimize/steps.py`).
     `activate` points `current` at it (the first release of a folder always becomes current).
 
     Raises:
@@ -60,7 +63,7 @@ def run(
             resolved["tiers"] = _tiers(config, _parts(writer.folder, config, resolved))
         parts = _parts(writer.folder, config, resolved)
         engine = open_engine(config.engine, parts)
-        searched = _indexed(checkpoint, data, config, engine, parts, steps, writer)
+        searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
         _write_reference(checkpoint, engine, parts, searched)
         fidelity = measure(checkpoint, data, config, engine, parts, searched)
         decided = gate.verdict(fidelity, config.gate)
@@ -182,12 +185,13 @@ def _indexed(
     parts: Parts,
     steps: Steps,
     writer: ArtifactWriter,
+    advance: Advance,
 ) -> dict[str, Any]:
     """The index, a step: its choice, its recall on real user vectors, its latency."""
 
     def make(folder: Path) -> dict[str, Any]:
         windows = calibration.sample(data.fit, checkpoint.window, config.index.num_queries, config.seed + 2)
-        return index.build(parts.items, engine.encode(windows), config.index, folder)
+        return index.build(parts.items, engine.encode(windows), config.index, folder, advance)
 
     settings = {"items": config.items.value, "engine": config.engine.value, **config.index.model_dump()}
     done = steps.run("index", settings, make, after="rounded")

@@ -42,11 +42,12 @@ def optimize_command(
 ) -> None:
     """Round the weights, build engine and index, compare with float32, and publish a release."""
     from optimize import build
-    from recsys.pipeline import tables
+    from recsys.pipeline import progress, tables
 
     tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
     settings = optimize_config(config, bits=bits, **given({"engine": engine}), **tensorrt)
-    name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force)
+    with progress.bar("optimize") as advance:
+        name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force, advance=advance)
     emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))
 
 

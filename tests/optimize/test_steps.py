@@ -18,7 +18,10 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize(
     ("killed_in", "done_before"),
-    [((build, "build_engine"), ["rounded"]), ((report, "compare"), ["cpu", "rounded"])],
+    [
+        pytest.param((build, "build_engine"), ["rounded"], marks=pytest.mark.slow),
+        ((report, "compare"), ["cpu", "index", "rounded"]),
+    ],
 )
 def test_a_killed_run_goes_on_after_its_last_step(
     ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch, killed_in, done_before: list[str]
@@ -67,6 +70,7 @@ def test_a_release_is_served_by_tiers_whose_threshold_it_names(
     )
     _, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path)
     assert manifest.config["tiers"]["threshold"] == 4
+    assert (manifest.metrics["index"]["choice"]["kind"], manifest.metrics["index"]["recall@100"]) == ("exact", 1.0)
     assert "decoder.safetensors" in artifact.read_manifest(artifact.resolve_release(tmp_path)).files
     assert Release.open(tmp_path).engine.info.name == "tiered: openvino up to 4 events, torch on cpu above"
 
