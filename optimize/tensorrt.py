@@ -127,9 +127,14 @@ def onnx_graph(model: SequenceModel, window_size: int, config: TensorRtConfig, g
             input_names=list(_INPUTS[graph]),
             output_names=["vector", "kept"],
             verbose=False,
+            optimize=False,  # not before codes are dequantized by one operation: small ones would become floats
         )
     assert program is not None
-    return _with_codes(program.model_proto, model, round_inputs=config.activations == "int8")
+    import onnxscript.optimizer
+
+    coded = _with_codes(program.model_proto, model, round_inputs=config.activations == "int8")
+    with _quiet("onnxscript"):
+        return onnxscript.optimizer.optimize(coded)
 
 
 def _example(
@@ -188,6 +193,7 @@ def _with_codes(proto: Any, model: SequenceModel, *, round_inputs: bool) -> Any:
     constants = {entry.name: entry for entry in graph.initializer}
     readers = {name: node for node in graph.node for name in node.input}
     found = [node for node in graph.node if node.op_type == "Cast" and node.input[0].endswith(".codes")]
+    assert len(found) == len(peaks), f"{len(found)} matrices of codes in the graph, {len(peaks)} in the model"
     if round_inputs and not found:
         raise ConfigError("int8 activations need weights of 8 bits; use --bits 8")
     for cast in found:

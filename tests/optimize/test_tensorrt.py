@@ -68,6 +68,7 @@ def test_a_plan_is_built_without_a_gpu_and_refused_where_it_is_not_for(small: Se
 def test_the_network_holds_8_bit_codes_and_half_precision(
     model: SequenceModel, inputs: str, num_quantized: int
 ) -> None:
+    # inputs of a layer: of q, k, v; of o; of gate and up; of down; and in the last layer q reads the last event alone
     config = TensorRtConfig(precision="bf16", activations=inputs)
     graph = tensorrt.onnx_graph(rounded(model, WeightFormat(bits=8)), WINDOW, config, "open").graph
     dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear"]
