@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from features.build import Night
 from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
 from features.formats import resolve
-from features.ledger import Plan
+from features.ledger import Plan, renewed
 from features.lock import locked, scratch_of
 from features.state import State
 from features.totals import Totals
@@ -41,7 +42,7 @@ def run(folders: list[Path], user_file: Path) -> dict[str, int]:
         if not found:
             raise DataError(f"{folder}: no features artifact here or below; check the path")
         for place in found:
-            removed[str(place)] = _forget(place, user_ids)
+            removed[str(place)] = from_artifact(place, user_ids)
     return removed
 
 
@@ -67,7 +68,12 @@ def _artifacts(folder: Path) -> list[Path]:
     return [place for place in places if read_manifest(place).kind == "features"]
 
 
-def _forget(place: Path, user_ids: list[str]) -> int:
+def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = (), for_good: bool = True) -> int:
+    """Remove the users from one artifact; returns the events removed.
+
+    `rewritten` are files that were read before and have lost these users since: they are known by their new
+    content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
+    """
     scratch = scratch_of(place)
     with locked(place):
         state = State.load(place)
@@ -78,7 +84,7 @@ def _forget(place: Path, user_ids: list[str]) -> int:
                 f"{place}: features of format version {manifest.format_version}; delete it, or build it again"
             )
         config = FeaturesConfig(**manifest.config)
-        todo = Plan([], manifest.metrics["source_files"], None, place, [])
+        todo = Plan([], renewed(manifest.metrics["source_files"], rewritten), None, place, [])
         scratch.mkdir()
         try:
             with artifact.writing(place, "features") as writer:
@@ -87,13 +93,14 @@ def _forget(place: Path, user_ids: list[str]) -> int:
                 night = Night(
                     config,
                     resolve(config),
-                    _without(state, users, removed, user_ids, writer),
+                    _without(state, users, removed, user_ids if for_good else [], writer),
                     todo,
                     writer,
                     scratch,
                     int(time.time() * 1000),
                 )
-                night.quarantine.forget(user_ids)
+                if for_good:
+                    night.quarantine.forget(user_ids)
                 night.may_be_empty = True
                 night.store()
                 night.finish(None)
@@ -117,16 +124,18 @@ def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.Da
 
 
 def _without(
-    state: State, users: pl.DataFrame, removed: pl.DataFrame, user_ids: list[str], writer: ArtifactWriter
+    state: State, users: pl.DataFrame, removed: pl.DataFrame, for_good: list[str], writer: ArtifactWriter
 ) -> State:
-    """The state with the counts of the removed events taken off."""
+    """The state with the counts of the removed events taken off; users `for_good` stay out of later nights."""
     assert state.manifest is not None
     metrics = dict(state.metrics)
     totals = Totals(state.items["item_id"], metrics["event_types"], [e["name"] for e in metrics["source_files"]])
     totals.add(removed.sort("user_index"), users)
     metrics["content_sum"] = f"{(int(metrics['content_sum'], 16) - totals.content_sum) % 2**64:016x}"
     if len(removed):
-        metrics["excluded"] = Counter(metrics["excluded"]) + Counter({"forgotten": len(removed)})
+        metrics["excluded"] = Counter(metrics["excluded"]) + Counter(
+            {"forgotten" if for_good else "joined": len(removed)}
+        )
         by_generation = Counter(removed["generation"].to_list())
         metrics["generations"] = {name: size - by_generation[name] for name, size in metrics["generations"].items()}
     return replace(
@@ -135,7 +144,7 @@ def _without(
         items=_items_without(state, totals, writer),
         users=state.users.join(users, on="user_index", how="anti"),
         days=state.days - totals.days,
-        tombstones=state.tombstones.with_users(user_ids),
+        tombstones=state.tombstones.with_users(for_good),
     )
 
 

@@ -1,5 +1,6 @@
 """Which files the artifact has read already, and what tonight's run has to do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
     fresh = fresh if why_full is None else [_entry(path) for path in by_name.values()]
     new = _register(fresh, by_name, sources)
     return Plan(new, sources, why_full, next(iter(by_name.values())), absent)
+
+
+def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[dict[str, Any]]:
+    """The ledger with the present size, time and sha256 of files that were changed on purpose."""
+    by_name = {path.name: path for path in rewritten}
+    return [
+        entry | _entry(path) | {"sha256": sha256_of(path)} if (path := by_name.get(entry["name"])) else entry
+        for entry in sources
+    ]
 
 
 def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> str | None:

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from optimize import calibration, gate, index, quantize, report, tiers
+import numpy as np
+
+from optimize import calibration, gate, index, new_items, quantize, report, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.index import Advance
@@ -15,7 +17,7 @@ from recsys import dataset
 from recsys.contracts import artifact, packing
 from recsys.contracts.artifact import ArtifactWriter
 from recsys.contracts.errors import GateError
-from recsys.contracts.ids import Vocabulary
+from recsys.contracts.ids import Floats, Vocabulary
 from recsys.contracts.precision import EngineName
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
@@ -24,7 +26,8 @@ from recsys.runtime.engine import Engine
 from recsys.runtime.engines import Parts, open_engine
 from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
-from recsys.runtime.release import VOCABULARY_PARENT
+from recsys.runtime.new_items import NewItems
+from recsys.runtime.release import VOCABULARY_PARENT, shifts
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
@@ -65,7 +68,7 @@ def run(
         engine = open_engine(config.engine, parts)
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
         _write_reference(checkpoint, engine, parts, searched)
-        fidelity = measure(checkpoint, data, config, engine, parts, searched)
+        fidelity = measure(checkpoint, data, config, engine, parts)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
             _check(decided, steps)
@@ -83,6 +86,7 @@ def run(
                 "evaluation_before_refit": evaluation,
                 "forced_past_gate": decided.reasons if force else [],
                 "num_items": len(checkpoint.vocabulary),
+                "num_new_items": len(Vocabulary.load(writer.folder)) - len(checkpoint.vocabulary),
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
@@ -140,8 +144,12 @@ def write_parts(
         )
         steps.hand_over("tensorrt", writer)
         said["plans"] = done.metrics
-    ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items).save(writer.folder)
-    checkpoint.vocabulary.save(writer.folder, packed=config.packed)
+    new, vectors_ND = new_items.place_new(checkpoint, data)
+    vectors_VD = checkpoint.model.embedding.weight.detach().numpy()
+    ItemTable.of(np.concatenate([vectors_VD, vectors_ND]), config.items).save(writer.folder)
+    Vocabulary([*checkpoint.vocabulary.items, *new]).save(writer.folder, packed=config.packed)
+    placed = new_items.settings(checkpoint, data, vectors_ND, config.new_items_share, config.seed)
+    said["new_items"] = placed.model_dump()
     TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(writer.folder, packed=config.packed)
     return said
 
@@ -152,13 +160,15 @@ def measure(
     config: OptimizeConfig,
     engine: Engine,
     parts: Parts,
-    searched: dict[str, Any],
 ) -> report.FidelityReport:
-    """The engine and the index that will serve, opened as the endpoint opens them, against the checkpoint."""
+    """The engine that will serve and its rounded items, without new ones, against the checkpoint.
+
+    The index is judged by its recall (see `optimize/index.py`).
+    """
     return report.compare(
         checkpoint,
         engine,
-        _index(parts, searched),
+        ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)]),
         TransitionTable.load(parts.folder),
         data,
         config.num_check_users,
@@ -174,7 +184,11 @@ def _write_reference(checkpoint: Checkpoint, engine: Engine, parts: Parts, searc
 
 
 def _index(parts: Parts, searched: dict[str, Any]) -> ItemIndex:
-    return ItemIndex.open(parts.folder, parts.items, IndexChoice(**searched["choice"]))
+    return ItemIndex.open(parts.folder, parts.items, IndexChoice(**searched["choice"]), _shifts(parts))
+
+
+def _shifts(parts: Parts) -> Floats | None:
+    return shifts(Vocabulary.load(parts.folder), NewItems(**parts.config["new_items"]))
 
 
 def _indexed(
@@ -188,12 +202,18 @@ def _indexed(
     advance: Advance,
 ) -> dict[str, Any]:
     """The index, a step: its choice, its recall on real user vectors, its latency."""
+    shift_V = _shifts(parts)
 
     def make(folder: Path) -> dict[str, Any]:
         windows = calibration.sample(data.fit, checkpoint.window, config.index.num_queries, config.seed + 2)
-        return index.build(parts.items, engine.encode(windows), config.index, folder, advance)
+        return index.build(parts.items, engine.encode(windows), config.index, folder, shift_V=shift_V, advance=advance)
 
-    settings = {"items": config.items.value, "engine": config.engine.value, **config.index.model_dump()}
+    settings = {
+        "items": config.items.value,
+        "engine": config.engine.value,
+        "new_items": parts.config["new_items"],
+        **config.index.model_dump(),
+    }
     done = steps.run("index", settings, make, after="rounded")
     steps.hand_over("index", writer)
     return done.metrics

@@ -56,6 +56,8 @@ class OptimizeConfig(Config):
     """Item vectors, of the engine's input and of the index."""
     cache: CacheFormat = CacheFormat.FLOAT16
     """Keys and values of a session; int8 halves a session's memory for about ten times the error."""
+    new_items_share: float | None = Field(default=None, ge=0, le=1)
+    """Of users whose first ten hold an item too new to be kept; without it, what training chose on validation."""
     num_calibration_windows: int = Field(default=256, ge=1)
     """Open windows of a seeded sample of users."""
     num_comparison_windows: int = Field(default=200, ge=0)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from recsys.contracts.config import Config
 from recsys.contracts.ids import PAD, Floats
-from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex, blank
+from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex, blank, shifted
 from recsys.runtime.items import ItemTable
 
 # U users, D width, V items
@@ -41,17 +41,27 @@ class IndexConfig(Config):
 
 
 def build(
-    items: ItemTable, users_UD: Floats, config: IndexConfig, folder: Path, advance: Advance = lambda *_: None
+    items: ItemTable,
+    users_UD: Floats,
+    config: IndexConfig,
+    folder: Path,
+    *,
+    shift_V: Floats | None = None,
+    advance: Advance = lambda *_: None,
 ) -> dict[str, Any]:
-    """Choose and build; inverted lists go into `folder`. What the manifest says: the choice, recall, latency."""
-    exact = ItemIndex.build(items.vectors_VD())
+    """Choose and build; inverted lists go into `folder`. What the manifest says: the choice, recall, latency.
+
+    `shift_V` is added to the scores of the items.
+    """
+    rows = shifted(items.vectors_VD(), shift_V)
+    exact = ItemIndex.build(items.vectors_VD(), shift_V)
     expected = exact.search(users_UD, DEPTH)[0]
     said: dict[str, Any] = {"exact_p50_ms": _p50_ms(exact, users_UD), "num_queries": len(users_UD), "tried": []}
     wants_lists = config.kind == "ivf" or (config.kind == "auto" and len(items) > config.exact_up_to)
     if wants_lists:
-        index, choice = _lists(items, config, advance)
+        index, choice = _lists(rows, config, advance)
         while True:
-            found = _measured(ItemIndex(index, choice, items), users_UD, expected)
+            found = _measured(ItemIndex(index, choice, items, shift_V), users_UD, expected)
             said["tried"].append({"num_probed": choice.num_probed, **found})
             if found["recall@100"] >= config.min_recall:
                 faiss.write_index(index, str(folder / INDEX_FILE))
@@ -60,23 +70,23 @@ def build(
                 break  # int8 storage may fall short even so: exact search is left
             choice = choice.model_copy(update={"num_probed": min(2 * choice.num_probed, choice.num_lists)})
     choice = IndexChoice(storage=config.storage, device=config.device)
-    found = _measured(ItemIndex.open(folder, items, choice), users_UD, expected)
+    found = _measured(ItemIndex.open(folder, items, choice, shift_V), users_UD, expected)
     return {**said, **found, "choice": choice.model_dump(mode="json")}
 
 
-def _lists(items: ItemTable, config: IndexConfig, advance: Advance) -> tuple[Any, IndexChoice]:
+def _lists(vectors_VD: Floats, config: IndexConfig, advance: Advance) -> tuple[Any, IndexChoice]:
     """Inverted lists over all items, about 4 √V of them."""
-    vectors_VD = items.vectors_VD()
-    num_lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(len(items)))), len(items) // 39 or 1))
+    num_items, width = vectors_VD.shape
+    num_lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(num_items))), num_items // 39 or 1))
     choice = IndexChoice(kind=IndexKind.IVF, storage=config.storage, num_lists=num_lists, device=config.device)
-    index = blank(choice, items.width)
-    sample = np.random.default_rng(0).permutation(len(vectors_VD))[: _POINTS_PER_CENTRE * num_lists]
+    index = blank(choice, width)
+    sample = np.random.default_rng(0).permutation(num_items)[: _POINTS_PER_CENTRE * num_lists]
     advance("centres", 0, 1)
     index.train(vectors_VD[np.sort(sample)])
     advance("centres", 1, 1)
-    for start in range(0, len(vectors_VD), _ADDED_AT_A_TIME):
+    for start in range(0, num_items, _ADDED_AT_A_TIME):
         index.add(vectors_VD[start : start + _ADDED_AT_A_TIME])
-        advance("items", min(start + _ADDED_AT_A_TIME, len(vectors_VD)), len(vectors_VD))
+        advance("items", min(start + _ADDED_AT_A_TIME, num_items), num_items)
     return index, choice
 
 

@@ -24,11 +24,13 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
-from recsys.contracts.pruning import PruningPolicy
+from recsys.contracts.pruning import DAY_MS, PruningPolicy
 from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations, read_partition
 
 MIN_VALIDATION_EVENTS = 3
 """A user gives their last event to validation only if two are left to predict it from."""
+NEW_DAYS = 30
+"""An item that is older than this and not kept is rare, not new."""
 VALIDATION_QUANTILE = 0.9
 """Under a time cut, validation is the same cut once more, within the fitted events."""
 
@@ -94,6 +96,8 @@ class ValidationSet:
     contexts: list[Tokens]
     targets: list[Tokens]
     """Per context the events after it, at least one."""
+    user_ids: list[str] = field(default_factory=list)
+    """Whose contexts they are; empty where nobody knows."""
     from_ms: int | None = None
     """`train` holds all fitted events before this moment and none after it; None where users lose their last event."""
 
@@ -133,6 +137,7 @@ class Dataset:
     split_ms: int | None
     """T in milliseconds, None without a time split."""
     _events: "_Events"
+    _items: pl.DataFrame
     _token_of_index: Tokens
 
     @property
@@ -170,10 +175,36 @@ class Dataset:
         train = self.fit.without(held_out)
         contexts = [train[user] for user in users]
         targets = [self.fit[user][len(context) :] for user, context in zip(users, contexts, strict=True)]
-        return ValidationSet(train, contexts, targets)
+        return ValidationSet(train, contexts, targets, [self.fit.user_ids[user] for user in users])
 
-    def test_set(self) -> TestSet:
+    def new_items(self, moment_ms: int, until_ms: int | None = None) -> list[Item]:
+        """Items not kept by the events before a moment, and first seen at most `NEW_DAYS` before it, or later.
+
+        Those that are first seen at `until_ms` or later do not exist yet. `num_events` counts before the moment.
+        """
+        before = self._events.is_fit & (self._events.timestamps_ms < moment_ms)
+        policy = PruningPolicy.of(self.manifest.config)
+        kept = _scores(self._events, before, policy, self.manifest, moment_ms, self._items.height) >= policy.min_count
+        first_ms = self._items["first_ms"].fill_null(moment_ms).to_numpy()
+        is_new = ~kept[1:] & (first_ms >= moment_ms - NEW_DAYS * DAY_MS)
+        if until_ms is not None:
+            is_new &= first_ms < until_ms
+        num_events = np.bincount(self._events.item_index[before], minlength=self._items.height + 1)
+        return [replace(item, is_new=True) for item in _described(self._items, num_events, is_new)]
+
+    def items_after(self, user_ids: list[str], moment_ms: int) -> list[npt.NDArray[np.int64]]:
+        """item_index of each user's fitted events from a moment on, kept or not, in order."""
+        events, number_of = self._events, {user_id: n for n, user_id in enumerate(self._events.user_ids)}
+        after = events.is_fit & (events.timestamps_ms >= moment_ms)
+        user, item_index = events.user[after], events.item_index[after]
+        wanted = np.array([number_of[user_id] for user_id in user_ids], dtype=np.int64)
+        starts, stops = np.searchsorted(user, wanted), np.searchsorted(user, wanted, side="right")
+        return [item_index[start:stop] for start, stop in zip(starts, stops, strict=True)]
+
+    def test_set(self, shown: Vocabulary | None = None) -> TestSet:
         """Contexts and targets of the protocol's test.
+
+        `shown` is a vocabulary that goes on after this data set's: targets among its new items are tokens too.
 
         Raises:
             DataError: protocol `final` holds nothing out.
@@ -185,18 +216,23 @@ class Dataset:
         is_known, has_future = events.users_with(kept), events.users_with(events.is_target)
         known, cold = is_known & has_future, has_future & ~is_known
         targets = events.is_target & known[events.user]
+        target_tokens = self._target_tokens(events.item_index, shown)
         return TestSet(
             _histories(events, kept & known[events.user], self._token_of_index),
-            events.by_user(self._target_tokens(events.item_index), targets),
+            events.by_user(target_tokens, targets),
             int(cold.sum()),
             target_times_ms=events.by_user(events.timestamps_ms, targets),
             target_types=events.by_user(events.event_types.astype(np.int64), targets),
-            cold_targets=events.by_user(self._target_tokens(events.item_index), events.is_target & cold[events.user]),
+            cold_targets=events.by_user(target_tokens, events.is_target & cold[events.user]),
         )
 
-    def _target_tokens(self, item_index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        token = self._token_of_index[item_index].astype(np.int64)
-        return np.where(token == PAD, -item_index, token)
+    def _target_tokens(self, item_index: npt.NDArray[np.int64], shown: Vocabulary | None) -> npt.NDArray[np.int64]:
+        token_of_index = self._token_of_index.copy()
+        for token, item in enumerate(() if shown is None else shown.items, start=1):
+            if item.is_new:
+                token_of_index[item.item_index] = token
+        tokens = token_of_index[item_index].astype(np.int64)
+        return np.where(tokens == PAD, -item_index, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +290,7 @@ def load(
         vocabulary = _kept_vocabulary(features, manifest, events, items, num_events, protocol, min_count, end_ms)
     token_of_index = _token_of_index(features, vocabulary, items)
     fit = _histories(events, events.is_fit, token_of_index)
-    return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, token_of_index)
+    return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, items, token_of_index)
 
 
 def _kept_vocabulary(
@@ -273,18 +309,22 @@ def _kept_vocabulary(
         kept = np.ones(items.height + 1, dtype=bool)
         kept[1:] = items["num_events"].to_numpy() > 0
     else:
-        kept = _scores(events, policy, manifest, end_ms, items.height) >= least
+        kept = _scores(events, events.is_fit, policy, manifest, end_ms, items.height) >= least
     kept[PAD] = False
     if not kept.any():
         raise DataError(f"{features}: no item has {least} events or more to be fitted on; lower min_count")
-    return _vocabulary(items, num_events, kept)
+    return Vocabulary(_described(items, num_events, kept[1:]))
 
 
 def _scores(
-    events: _Events, policy: PruningPolicy, manifest: artifact.Manifest, end_ms: int | None, num_items: int
+    events: _Events,
+    counted: npt.NDArray[np.bool_],
+    policy: PruningPolicy,
+    manifest: artifact.Manifest,
+    end_ms: int | None,
+    num_items: int,
 ) -> npt.NDArray[np.float64]:
-    """The policy's score of each item over the fitted events, which end at `end_ms`; shape [V + 1]."""
-    counted = events.is_fit
+    """The policy's score of each item over the events that count, which end at `end_ms`; shape [V + 1]."""
     since = None if end_ms is None else policy.since_ms(int(end_ms))
     if since is not None:
         counted = counted & (events.timestamps_ms >= since)
@@ -295,10 +335,10 @@ def _scores(
 
 
 def _token_of_index(features: Path, vocabulary: Vocabulary, items: pl.DataFrame) -> Tokens:
-    """Token by item_index; every item of the vocabulary must have kept its number."""
+    """Token by item_index; every kept item of the vocabulary must have kept its number. New ones are in no history."""
     token_of_index = np.full(items.height + 1, PAD, dtype=np.int32)
     item_ids = items["item_id"]
-    for token, item in enumerate(vocabulary.items, start=1):
+    for token, item in enumerate(vocabulary.items[: vocabulary.num_kept], start=1):
         if item.item_index > items.height or item_ids[item.item_index - 1] != item.item_id:
             raise ArtifactError(
                 f"{features}: item {item.item_index} is not {item.item_id!r} as in the vocabulary given; "
@@ -404,21 +444,20 @@ def _cut(
     return position < last[user], position == last[user]
 
 
-def _vocabulary(items: pl.DataFrame, num_events: npt.NDArray[np.int64], kept: npt.NDArray[np.bool_]) -> Vocabulary:
-    rows: list[dict[str, Any]] = items.filter(pl.Series(kept[1:])).to_dicts()
-    return Vocabulary(
-        [
-            Item(
-                item_id=row["item_id"],
-                item_index=row["item_index"],
-                num_events=int(num_events[row["item_index"]]),
-                title=row["title"],
-                category=row["category"],
-                price=row["price"],
-            )
-            for row in rows
-        ]
-    )
+def _described(items: pl.DataFrame, num_events: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> list[Item]:
+    """The chosen rows of the table of items, with these counts by item_index."""
+    rows: list[dict[str, Any]] = items.filter(pl.Series(chosen)).to_dicts()
+    return [
+        Item(
+            item_id=row["item_id"],
+            item_index=row["item_index"],
+            num_events=int(num_events[row["item_index"]]),
+            title=row["title"],
+            category=row["category"],
+            price=row["price"],
+        )
+        for row in rows
+    ]
 
 
 def _histories(events: _Events, chosen: npt.NDArray[np.bool_], token_of_index: Tokens) -> Histories:

@@ -2,8 +2,12 @@
 
 from fastapi import APIRouter
 
+from recsys.contracts.errors import ConfigError
+from serving import experiments
 from serving.arms import Arms, ReleaseName
 from serving.endpoint import Endpoint
+from serving.experiment_report import ExperimentReport, report
+from serving.experiments import Experiment, ExperimentName, ExperimentPlan
 from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
 from serving.rules import Rules
 from serving.schemas import Availability, ReleaseList
@@ -43,9 +47,32 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
 
     @router.put("/arms")
     def set_arms(body: Arms) -> Arms:
-        """Several releases at once, by weight; and a shadow. Weights may change at any time."""
+        """Several releases at once, by weight; and a shadow. Weights may change, but not of a running experiment."""
+        trial = experiments.running(endpoint.store)
+        if trial is not None and (body.arms, body.salt) != (trial.arms, trial.name):
+            raise ConfigError(f"experiment {trial.name} is running, and needs its arms as they are; stop it first")
         releases.set_arms(body)
         return body
+
+    @router.get("/experiments")
+    def list_experiments() -> list[Experiment]:
+        """All experiments, the oldest first."""
+        return experiments.listed(endpoint.store)
+
+    @router.post("/experiments")
+    def start_experiment(body: ExperimentPlan) -> Experiment:
+        """Deal users to arms from now on. One experiment runs at a time."""
+        return experiments.start(endpoint.store, body, releases.set_arms)
+
+    @router.get("/experiments/{name}")
+    def experiment_report(name: ExperimentName) -> ExperimentReport:
+        """How it stands. It may be looked at every day: its intervals hold at all looks together."""
+        return report(endpoint.store, name)
+
+    @router.post("/experiments/{name}/stop")
+    def stop_experiment(name: ExperimentName) -> Experiment:
+        """End it; the current release answers everybody again. Activate the winner to keep it."""
+        return experiments.stop(endpoint.store, name, releases.set_arms)
 
     @router.get("/rules")
     def rules() -> Rules:

@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,15 +14,17 @@ from recsys.store import EventStore, Impression
 from recsys.store.recall import SHADOW_ARM
 from serving import fallback
 from serving.config import ServeConfig
+from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
+from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.metrics import Metrics
 from serving.ranking import Ranking, Wish, rank
 from serving.rules import Mask
-from serving.schemas import Because, Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
+from serving.schemas import Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class _Work:
     request: RecommendationRequest
     live: LiveRelease
     arm: str
+    clock: Callable[[], float]
     tokens_L: Tokens | None = None
     """The kept history, once it is known."""
     purchased: set[str] = field(default_factory=set)
@@ -46,12 +49,13 @@ class _Work:
     ranking: Ranking | None = None
     listed: Listed | None = None
     because: list[int] = field(default_factory=list)
+    items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
-        now = time.monotonic()
+        now = self.clock()
         self.timings_ms[stage] = (now - started) * 1000
         return now
 
@@ -59,7 +63,16 @@ class _Work:
 class AnswerService:
     """Answers inside the deadline, whatever the engine, the index or the store do."""
 
-    def __init__(self, config: ServeConfig, releases: Releases, store: EventStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        releases: Releases,
+        store: EventStore,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` is the event loop's: what `arrived` is told by, and what timers go by."""
+        self._clock = clock
         self._config = config
         self._releases = releases
         self._store = store
@@ -70,16 +83,18 @@ class AnswerService:
         self._background = BoundedPool(1, 16)
         self._impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
+        self.contexts = ContextLists()
         self.lag = LoopLag()
+        self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
-        """The best answer at hand `deadline_ms` after `arrived` (a `time.monotonic` moment), at the latest."""
-        request_id = uuid.uuid4().hex
+        """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
+        request_id = new_id()
         arm, live = self._releases.route(request.user_id or request_id)
-        work = _Work(request, live, arm)
+        work = _Work(request, live, arm, self._clock)
         deadline_ms = request.deadline_ms or self._config.deadline_ms
         reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
-        left_s = deadline_ms / 1000 - reserve_s - (time.monotonic() - arrived)
+        left_s = deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
         degraded: Degraded | None = None
         try:
             await self._lane(work).run(lambda: self._rank(work), left_s)
@@ -102,7 +117,7 @@ class AnswerService:
     def _rank(self, work: _Work) -> None:
         """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
         request, live = work.request, work.live
-        started = time.monotonic()
+        started = self._clock()
         if request.user_id is not None:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
@@ -147,7 +162,8 @@ class AnswerService:
         work.because = ranking.reasons(ranked.tokens_K)
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
-            self.last_answers.keep(live.name, request.user_id, ranked.tokens_K, ranked.scores_K)
+            work.items = items_of(live, work.listed, work.because)
+            self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
 
     def _allowed(self, work: _Work) -> Mask:
         """Tokens that this answer may show."""
@@ -167,16 +183,14 @@ class AnswerService:
         listed = None if degraded else work.listed
         because = work.because if listed else []
         if listed is None:
-            listed = (
-                self._fallback(work) if degraded else fallback.popular(work.live, work.request.k, self._allowed(work))
-            )
+            listed = self._fallback(work) if degraded else self._of_nobody(work)
         reason = None if degraded else work.reason
         if not len(listed.tokens) and not self._allowed(work).any():
             reason = "no_items_match"
-        timings_ms = {**work.timings_ms, "total": (time.monotonic() - arrived) * 1000}  # a late worker may still write
+        timings_ms = {**work.timings_ms, "total": (self._clock() - arrived) * 1000}  # a late worker may still write
         answer = RecommendationAnswer(
             request_id=request_id,
-            items=_items(work.live, listed, because),
+            items=work.items if listed is work.listed and work.items else items_of(work.live, listed, because),
             release=work.live.name,
             arm=work.arm,
             source=listed.source,
@@ -187,6 +201,14 @@ class AnswerService:
         self._count(answer)
         self._keep(work, answer)
         return answer
+
+    def _of_nobody(self, work: _Work) -> Listed:
+        """For somebody of whom nothing is known: what is popular in the context, or everywhere."""
+        in_context = self.contexts.best(work.live, work.request.context)
+        allowed = self._allowed(work)
+        return fallback.best_at_hand(
+            work.live, work.request.k, allowed, last_answer=None, nearest=None, last_token=PAD, in_context=in_context
+        )
 
     def _fallback(self, work: _Work) -> Listed:
         request, live = work.request, work.live
@@ -205,14 +227,11 @@ class AnswerService:
             last_answer=last_answer,
             nearest=work.nearest,
             last_token=last_token,
+            in_context=self.contexts.best(live, request.context),
         )
 
     def _count(self, answer: RecommendationAnswer) -> None:
-        self._metrics.answers.labels(answer.source, answer.release, answer.arm).inc()
-        if answer.degraded:
-            self._metrics.degraded.labels(answer.degraded).inc()
-        for stage, value in answer.timings_ms.items():
-            self._metrics.observe(stage, value)
+        self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms)
         logger.info(
             "answer request_id=%s release=%s source=%s degraded=%s reason=%s arm=%s timings_ms=%s",
             answer.request_id,
@@ -234,6 +253,8 @@ class AnswerService:
                 arm=answer.arm,
                 source=answer.source,
                 items=[item.item_id for item in answer.items],
+                degraded=answer.degraded,
+                late=answer.timings_ms["total"] > (work.request.deadline_ms or self._config.deadline_ms),
             )
         )
         shadow = self._releases.shadow
@@ -245,10 +266,10 @@ class AnswerService:
             self._background.offer(lambda: self._check_index(ranking))
 
     def _answer_unseen(self, shadow: LiveRelease, request: RecommendationRequest, request_id: str) -> None:
-        work = _Work(request, shadow, SHADOW_ARM)
+        work = _Work(request, shadow, SHADOW_ARM, self._clock)
         self._rank(work)
         if work.listed is not None:
-            items = [item.item_id for item in _items(shadow, work.listed, [])]
+            items = [item.item_id for item in items_of(shadow, work.listed, [])]
             self._impressions.offer(
                 Impression(
                     request_id=request_id,
@@ -264,7 +285,7 @@ class AnswerService:
         """Compare the index's answer with exact search."""
         index = ranking.release.index
         everything = np.arange(1, len(index) + 1, dtype=np.int32)
-        scores = index.vectors(everything) @ ranking.vector_D
+        scores = index.scores(ranking.vector_D, everything)
         exact = everything[np.argsort(-scores, kind="stable")[:_CHECKED_K]]
         found = index.search(ranking.vector_D.reshape(1, -1), len(exact))[0][0]
         self._metrics.index_checked.inc(len(exact))
@@ -276,16 +297,3 @@ class AnswerService:
         self.cold_pool.close()
         self._background.close()
         self._impressions.close(wait_s=5)
-
-
-def _items(live: LiveRelease, listed: Listed, because: list[int]) -> list[RecommendedItem]:
-    vocabulary = live.recommender.release.vocabulary
-    items = []
-    for place, (token, score) in enumerate(zip(listed.tokens.tolist(), listed.scores.tolist(), strict=True)):
-        item = vocabulary.item(token)
-        reason = None
-        if place < len(because) and because[place] != PAD:
-            cause = vocabulary.item(because[place])
-            reason = Because(cause.item_id, cause.title)
-        items.append(RecommendedItem(item_id=item.item_id, score=score, title=item.title, reason=reason))
-    return items

@@ -74,10 +74,12 @@ def event_routes(endpoint: Endpoint) -> APIRouter:
         """
         now_ms = int(time.time() * 1000)
         told = [
-            Event(**event.model_dump(exclude={"timestamp"}), timestamp_ms=event.timestamp_ms(now_ms))
+            Event(**event.model_dump(exclude={"timestamp", "context"}), timestamp_ms=event.timestamp_ms(now_ms))
             for event in body.events
         ]
-        done = endpoint.store.append([event for event in told if event.event_type != IMPRESSION])
+        done_with = [(e, sent.context) for e, sent in zip(told, body.events, strict=True) if e.event_type != IMPRESSION]
+        contexts = {place: context.values() for place, (_, context) in enumerate(done_with) if context is not None}
+        done = endpoint.store.append([event for event, _ in done_with], contexts)
         shown = endpoint.store.record_displays([event for event in told if event.event_type == IMPRESSION])
         endpoint.metrics.events.inc(done.stored)
         return EventsStored(stored=done.stored + shown.stored, duplicates=done.duplicates + shown.duplicates)

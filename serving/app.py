@@ -1,12 +1,11 @@
 """The HTTP endpoint. Latency counts from the moment the request's head has been read."""
 
-import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,6 +14,7 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
+from serving import log
 from serving.admin import admin_routes
 from serving.api import event_routes, recommendation_routes, user_routes
 from serving.arrival import Arrival
@@ -26,6 +26,7 @@ from serving.live import Releases
 from serving.operation import operation_routes
 from serving.problems import add_handlers
 from serving.sessions import SessionCache
+from serving.shedding import SheddingProtocol, lifespan_state
 
 _SWITCH_S: Final = 0.0005
 """Longest that a worker thread keeps the interpreter while the event loop wants it; Python's own is 5 ms, and a
@@ -37,16 +38,16 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     endpoint = Endpoint(config, releases, store, cache)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         endpoint.start()  # beside the event loop: /healthz answers while the engine warms up
         endpoint.service.lag.start()
-        yield
+        yield lifespan_state(endpoint)
         endpoint.service.lag.stop()
         endpoint.close()
 
     app = FastAPI(title="recsys", description="Recommendations inside a deadline.", version="1", lifespan=lifespan)
     app.add_middleware(Express, endpoint=endpoint)
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(Guard, access=endpoint.access)
     app.add_middleware(Arrival, lag=endpoint.service.lag)  # the outermost: the clock starts here
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
@@ -79,21 +80,28 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
     Raises:
         RecsysError: the store, the release or the port cannot be used.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    log.configure()
     sys.setswitchinterval(_SWITCH_S)
     app, releases = load_app(config, path, store_url)  # a broken engine stops us here, before the port is taken
-    settings = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
-        timeout_graceful_shutdown=config.drain_s,
-    )
+    settings = server_settings(app, config)
     with _listen(config) as listening:
         host, port = listening.getsockname()[:2]
         print(f"release {releases.current.name}, http://{host}:{port}/docs", file=sys.stderr, flush=True)  # noqa: T201
         with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
             uvicorn.Server(settings).run(sockets=[listening])
+
+
+def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        http=SheddingProtocol,
+        loop="uvloop",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
+        timeout_graceful_shutdown=config.drain_s,
+    )
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -4,16 +4,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
-from recsys.contracts.errors import RecsysError
+from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from serving.answers import AnswerService
 from serving.config import ServeConfig
+from serving.context import MIN_EVENTS, NUM_ITEMS
+from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
+from serving.schemas import PATH
 from serving.sessions import SessionCache
 
 logger = logging.getLogger(__name__)
+
+
+_BEHIND_SHARE = 0.2
+"""Of the deadline that requests may wait to be seen, before plain ones are answered unread."""
 
 
 class Endpoint:
@@ -26,6 +35,7 @@ class Endpoint:
         self.cache = cache
         self.metrics = metrics = Metrics()
         self.service = AnswerService(config, releases, store, metrics)
+        self.access = Access(config)
         self.warmed = threading.Event()
         self._closing = threading.Event()
         metrics.show_release(releases.current.name)
@@ -36,6 +46,20 @@ class Endpoint:
             "recsys_loop_lag_seconds", "How late timers of the event loop are", lambda: self.service.lag.seconds
         )
         metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.pool.taken)
+
+    @property
+    def is_behind(self) -> bool:
+        """See `Shedder`."""
+        return self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
+
+    def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
+        """See `Shedder`."""
+        scope = {"method": "POST", "path": PATH, "client": client, "headers": headers}
+        return self.access.refusal(scope) is None
+
+    def shed(self, user_id: str, k: int) -> bytes:
+        """See `Shedder`."""
+        return self.service.handy.answer(user_id, k)
 
     def start(self) -> None:
         """Warm up, then keep up with releases and recall, in threads beside the event loop."""
@@ -52,6 +76,14 @@ class Endpoint:
         since_ms = int((time.time() - self.config.recall_days * 86_400) * 1000)
         self.metrics.show_recall(self.store.attribution.totals(since_ms))
 
+    def learn_contexts(self) -> None:
+        """Take over what is popular by context.
+
+        Raises:
+            StoreError: what was known stays.
+        """
+        self.service.contexts.show(self.store.popular_by_context(MIN_EVENTS, NUM_ITEMS))
+
     def close(self) -> None:
         """Stop; impressions that wait are written first."""
         self._closing.set()
@@ -66,6 +98,8 @@ class Endpoint:
         except Exception:
             logger.exception("warm-up failed; not ready")
         else:
+            with suppress(StoreError):  # it is tried again, every now and then
+                self.learn_contexts()
             self.warmed.set()
 
     def _keep_up(self) -> None:
@@ -76,7 +110,11 @@ class Endpoint:
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
 
     def _count_recall(self) -> None:
-        self._repeat(self.count_recall, self.config.recall_s, lambda: None)
+        def count() -> None:
+            self.count_recall()
+            self.learn_contexts()
+
+        self._repeat(count, self.config.recall_s, lambda: None)
 
     def _repeat(self, work: Callable[[], None], every_s: float, failed: Callable[[], object]) -> None:
         while not self._closing.wait(every_s):

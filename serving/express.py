@@ -12,12 +12,11 @@ import orjson
 from pydantic import ValidationError
 
 from serving.endpoint import Endpoint
-from serving.schemas import RecommendationRequest
+from serving.schemas import PATH, RecommendationRequest
 
 _Scope = MutableMapping[str, Any]
 _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 
-PATH: Final = "/v1/recommendations"
 _JSON: Final = b"application/json"
 
 

@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
 from serving.rules import Mask
+from serving.schemas import Source
 
-Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popular"]
 _MAX_USERS: Final = 20_000
 
 
@@ -24,24 +24,26 @@ class Listed:
     source: Source
     tokens: Tokens
     scores: Floats
+    encoded: bytes = b""
+    """The items as they were shown, in JSON; empty if they were not."""
 
 
 class LastAnswers:
     """The model's last answer to each of the latest users. Thread-safe."""
 
     def __init__(self) -> None:
-        self._answers: OrderedDict[tuple[str, str], tuple[Tokens, Floats]] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], Listed] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, release: str, user_id: str, tokens: Tokens, scores: Floats) -> None:
+    def keep(self, release: str, user_id: str, answer: Listed) -> None:
         """Remember an answer."""
         with self._lock:
-            self._answers[release, user_id] = tokens, scores
+            self._answers[release, user_id] = answer
             self._answers.move_to_end((release, user_id))
             while len(self._answers) > _MAX_USERS:
                 self._answers.popitem(last=False)
 
-    def get(self, release: str, user_id: str) -> tuple[Tokens, Floats] | None:
+    def get(self, release: str, user_id: str) -> Listed | None:
         """The last answer, if it is remembered."""
         return self._answers.get((release, user_id))
 
@@ -63,17 +65,18 @@ def best_at_hand(
     k: int,
     allowed: Mask,
     *,
-    last_answer: tuple[Tokens, Floats] | None,
+    last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
     last_token: int,
+    in_context: Listed | None = None,
 ) -> Listed:
-    """Last answer, then items nearest to the last event, then popular in its category, then popular.
+    """Last answer, items nearest to the last event, popular in its category, popular in the context, popular.
 
     The first of them with an allowed item names the source; the others fill the list up to k.
     """
     left, source, num = allowed, None, 0
     parts: list[tuple[Tokens, Floats]] = []
-    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token):
+    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token, in_context):
         kept = _first(left, tokens, k - num)
         if len(kept):
             source, num = source or name, num + len(kept)
@@ -89,17 +92,20 @@ def best_at_hand(
 
 def _rungs(
     live: LiveRelease,
-    last_answer: tuple[Tokens, Floats] | None,
+    last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
     last_token: int,
+    in_context: Listed | None,
 ) -> Iterator[tuple[Source, Tokens, Floats | None]]:
     """(source, tokens, scores or None where those are counts), the next one only made when it is needed."""
     if last_answer is not None:
-        yield "last_answer", *last_answer
+        yield "last_answer", last_answer.tokens, last_answer.scores
     if nearest is not None:
         yield "nearest", *nearest
     if last_token != PAD:
         yield "popular_in_category", live.popular[live.catalogue.same_category(last_token)[live.popular]], None
+    if in_context is not None:
+        yield in_context.source, in_context.tokens, in_context.scores
     yield "popular", live.popular, None
 
 

@@ -16,7 +16,7 @@ _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/console"})
 """They show nothing of users. The console asks for a token itself."""
 _MAX_CLIENTS: Final = 10_000
-_HEADERS: Final = [
+SAFE_HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -25,31 +25,39 @@ _HEADERS: Final = [
 
 
 class Guard:
-    """Checks the token's scope and the client's rate before a request's body is read."""
+    """Has each request's right to pass checked before its body is read."""
 
-    def __init__(self, app: _ASGI, config: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, app: _ASGI, access: "Access") -> None:
         self._app = app
-        self._tokens = config.tokens
-        self._rates = Rates(config.requests_per_s, config.burst, clock) if config.requests_per_s else None
+        self._access = access
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         """Pass on, or refuse."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
+        refusal = self._access.refusal(scope)
         if refusal is not None:
             await _refuse(send, *refusal)
             return
 
         async def careful(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                message["headers"] = [*message["headers"], *SAFE_HEADERS]
             await send(message)
 
         await self._app(scope, receive, careful)
 
-    def _refusal(self, scope: _Scope) -> tuple[int, str] | None:
+
+class Access:
+    """Checks the token's scope and the client's rate."""
+
+    def __init__(self, config: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tokens = config.tokens
+        self._rates = Rates(config.requests_per_s, config.burst, clock) if config.requests_per_s else None
+
+    def refusal(self, scope: _Scope) -> tuple[int, str] | None:
+        """Status and reason, or None if the request may pass; one that may is counted."""
         path = scope["path"]
         if path in _OPEN_PATHS:
             return None
@@ -111,7 +119,7 @@ def _token_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[Token]) -
 
 async def _refuse(send: Any, status: int, message: str) -> None:
     body = json.dumps({"detail": [{"loc": ["request"], "msg": message}]}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *_HEADERS]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *SAFE_HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status == 429:

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -58,15 +59,31 @@ class Metrics:
             for name, text in _SHARES.items()
         }
         add_process_metrics(registry)
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self._recent_ms: deque[float] = deque(maxlen=_RECENT)
         self._lock = threading.Lock()
 
     def observe(self, stage: str, milliseconds: float) -> None:
         """One stage of one answer."""
-        self.latency.labels(stage).observe(milliseconds / 1000)
+        self._child(self.latency, stage).observe(milliseconds / 1000)
         if stage == "total":
             with self._lock:
                 self._recent_ms.append(milliseconds)
+
+    def count(self, source: str, release: str, arm: str, degraded: str | None, timings_ms: Mapping[str, float]) -> None:
+        """One answer."""
+        self._child(self.answers, source, release, arm).inc()
+        if degraded:
+            self._child(self.degraded, degraded).inc()
+        for stage, value in timings_ms.items():
+            self.observe(stage, value)
+
+    def _child(self, family: Any, *labels: str) -> Any:
+        """`family.labels(*labels)`, found by one look: there are few, and they are counted for each answer."""
+        child = self._children.get((family, labels))
+        if child is None:
+            child = self._children[family, labels] = family.labels(*labels)
+        return child
 
     def percentiles(self) -> dict[str, float]:
         """Of the last 10,000 answers in this process."""

@@ -14,12 +14,25 @@ from serving.rules import Filters
 
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_NO_NUL)]
+ContextText = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
 EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
 
-Source = Literal["model", "last_answer", "nearest", "popular_in_category", "popular"]
+Source = Literal[
+    "model",
+    "last_answer",
+    "nearest",
+    "popular_in_category",
+    "popular_in_country",
+    "popular_on_device",
+    "popular_at_time",
+    "popular",
+]
 Degraded = Literal["deadline", "overload", "engine_error", "store_error"]
 Missing = Literal["unknown_user", "no_known_items", "no_items_match"]
 
+PATH = "/v1/recommendations"
+PART_HOURS = 6
+"""Length of a part of the day."""
 IMPRESSION = "impression"
 MAX_REQUESTS = 100
 MAX_REQUEST_EVENTS = 5_000
@@ -30,6 +43,26 @@ class Schema(BaseModel):
     """Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Context(Schema):
+    """What is known of the moment. All of it is optional."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"country": "DE", "device": "phone", "time": "2026-11-24T20:15:00+01:00"}]},
+    )
+    country: ContextText | None = None
+    device: ContextText | None = None
+    time: datetime | None = None
+    """The user's own, with its offset: it counts as one of four parts of the day."""
+
+    def values(self) -> list[tuple[str, str]]:
+        """What is given, the most telling first."""
+        part = None if self.time is None else str(self.time.hour // PART_HOURS)
+        given = (("country", self.country), ("device", self.device), ("daypart", part))
+        return [(field, value.strip().casefold()) for field, value in given if value is not None]
 
 
 class HistoryEvent(Schema):
@@ -65,6 +98,8 @@ class RecommendationRequest(Schema):
     """0: by score alone; towards 1, items unlike those above them."""
     min_confidence: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
     """End the list at items less than so many times as likely as the first."""
+    context: Context | None = None
+    """Where and when: what is popular there answers a user of whom nothing is known."""
     deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
 
     @model_validator(mode="after")
@@ -169,6 +204,8 @@ class IncomingEvent(Schema):
     """Of the answer that led here. Required of an event of type `impression`: what the shop displayed."""
     value: float | None = Field(default=None, ge=0, le=1e12, allow_inf_nan=False)
     """What a purchase brought."""
+    context: Context | None = None
+    """Counted by item, without the user."""
 
     @model_validator(mode="after")
     def _impression_of_an_answer(self) -> "IncomingEvent":

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from recsys.contracts.ids import PAD, Tokens
+from recsys.contracts.ids import Tokens
 from recsys.runtime.engine import Session
 from recsys.runtime.release import Release
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
@@ -147,10 +147,8 @@ class Sessions:
         return self._cache.get(self._release.name, user_id)
 
     def known_tokens(self, item_ids: Sequence[str]) -> Tokens:
-        """Tokens of the items that are in the vocabulary, in order."""
-        tokens = self._release.vocabulary.tokens(item_ids)
-        known: Tokens = tokens[tokens != PAD]
-        return known
+        """Tokens of the kept items, in order."""
+        return self._release.vocabulary.history(item_ids)
 
     def ranking(self, tokens_L: Tokens) -> Ranking:
         """What a history that belongs to nobody, not empty, leads to; nothing is kept."""

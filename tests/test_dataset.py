@@ -1,13 +1,15 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError, DataError
+from recsys.contracts.ids import Vocabulary
 from recsys.dataset import Protocol
 from recsys.whole_histories import WholeHistories
-from tests.conftest import write_features
+from tests.conftest import write_events, write_features
 
 # items 1 … 5; min_count 2. The event at position i is at i ms; T = 3.
 HISTORIES = {"ann": [1, 2, 1, 3, 4], "bob": [2, 2, 5], "cat": [3, 3, 3, 2, 2, 1]}
@@ -112,3 +114,22 @@ def test_a_folder_that_is_no_artifact_is_an_error(tmp_path: Path) -> None:
 def test_a_user_is_found_unpruned(features: Path) -> None:
     assert WholeHistories(features).of("bob") == ["sku-2", "sku-2", "sku-5"]
     assert WholeHistories(features).of("dan") is None
+
+
+def test_new_items_are_the_young_ones_that_are_not_kept(tmp_path: Path) -> None:
+    day = 86_400_000
+    rows = [("a", item, 100 * day + i) for i, item in enumerate([1, 1, 2])]  # kept at two events
+    rows += [("b", 3, 10 * day), ("b", 4, 95 * day), ("b", 5, 130 * day)]
+    events = pl.DataFrame(
+        [(*row, 0) for row in sorted(rows)], ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row"
+    )
+    write_events(tmp_path / "f", events, 5, {"split_ms": 120 * day})
+    data = dataset.load(tmp_path / "f", Protocol.TIME)
+    assert [item.item_id for item in data.new_items(120 * day)] == ["sku-2", "sku-4", "sku-5"]  # 3 is old, 5 to come
+    assert [item.item_id for item in data.new_items(120 * day, until_ms=120 * day)] == ["sku-2", "sku-4"]
+    assert [item.num_events for item in data.new_items(100 * day)] == [0, 0, 1, 0]  # then item 1 was new too
+    shown = Vocabulary([*data.vocabulary.items, *data.new_items(120 * day)])
+    assert [row.tolist() for row in data.test_set(shown).cold_targets] == [[4]]  # sku-5, after 1 kept and 2 new
+    assert [row.tolist() for row in data.test_set().cold_targets] == [[-5]]
+    assert data.items_after(["b", "a"], 95 * day)[0].tolist() == [4]
+    assert dataset.load(tmp_path / "f", Protocol.TIME, vocabulary=shown).fit.tokens.tolist() == [1, 1]

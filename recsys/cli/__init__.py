@@ -6,6 +6,7 @@ import typer
 
 from recsys.cli.benchmark import benchmark_app
 from recsys.cli.data import features_app, store_app
+from recsys.cli.experiment import experiment_app
 from recsys.cli.optimize import optimize_app
 from recsys.cli.verbs import verbs_app
 from recsys.contracts.errors import RecsysError
@@ -15,6 +16,7 @@ app.add_typer(verbs_app)
 app.add_typer(optimize_app, name="optimize")
 app.add_typer(features_app, name="features")
 app.add_typer(store_app, name="store")
+app.add_typer(experiment_app, name="experiment")
 app.add_typer(benchmark_app, name="benchmark")
 
 

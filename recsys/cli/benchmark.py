@@ -69,7 +69,7 @@ def benchmark_nightly(
     columns: MapOption = None,
     timestamp_format: TimestampFormatOption = None,
     days: Annotated[int, typer.Option(min=1, help="Nights to compare: the last days of the log.")] = 30,
-    max_nights: Annotated[int | None, typer.Option(min=1, help="Stop after so many, to go on later.")] = None,
+    max_nights: Annotated[int | None, typer.Option(min=0, help="Stop after so many, to go on later.")] = None,
     recipe: RecipeOption = "default",
     seed: SeedOption = None,
     max_minutes: MinutesOption = None,
@@ -224,3 +224,24 @@ def benchmark_serve(
 
     values = serve_benchmark.run(releases, requests, events)
     emit(as_json, values, tables.figures_table(values))
+
+
+@benchmark_app.command("histories")
+def benchmark_histories(
+    features: Annotated[
+        Path | None, typer.Option("--features", help="Features artifact; else a simulated shop.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=8, max=1024, help="Events of a window; full attention reads two.")] = 128,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Of each training.")] = 5.0,
+    users: Annotated[int, typer.Option(min=10, help="Most users, all with more events than a window.")] = 600,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each rival.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Rivals beside the last window; default: all.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Long histories: the last window against summaries of earlier ones, full attention and a band."""
+    from recsys.pipeline import histories_benchmark, tables
+
+    values = histories_benchmark.run(
+        features, window_size=window, epochs=epochs, num_users=users, num_seeds=seeds, names=only
+    )
+    emit(as_json, values, tables.histories_table(values))

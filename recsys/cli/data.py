@@ -12,6 +12,7 @@ from recsys.cli.options import (
     MapOption,
     SeedOption,
     Sources,
+    SourcesOrStore,
     TimestampFormatOption,
     emit,
     features_config,
@@ -24,7 +25,7 @@ store_app = typer.Typer(no_args_is_help=True, help="The event store that the end
 
 @features_app.command("build")
 def features_build(
-    sources: Sources,
+    sources: SourcesOrStore,
     out: Annotated[Path, typer.Option(help="Where the features artifact goes.")],
     format_name: FormatOption = "generic",
     columns: MapOption = None,
@@ -36,11 +37,10 @@ def features_build(
     as_json: JsonOption = False,
 ) -> None:
     """Read what is new in the event logs, set bad rows aside, and publish histories, items and split."""
-    from features import build
-    from recsys.pipeline import tables
+    from recsys.pipeline import nightly_features, tables
 
     settings = features_config(format_name, columns, timestamp_format, min_count, config)
-    manifest = build.run(settings, sources, out, full=full, renumber=renumber)
+    manifest = nightly_features.run(settings, sources, out, full=full, renumber=renumber)
     emit(as_json, manifest.model_dump(), tables.features_summary(manifest, out))
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from recsys.training.config import Recipe
 
 Sources = Annotated[list[Path], typer.Argument(help="Event logs: files or folders.")]
+SourcesOrStore = Annotated[
+    list[str], typer.Argument(help="Event logs: files or folders; or an event store: sqlite:///path, postgresql://…")
+]
 FormatOption = Annotated[str, typer.Option("--format", help="Named format of the log, or generic.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings of this verb.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

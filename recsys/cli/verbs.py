@@ -14,7 +14,7 @@ from recsys.cli.options import (
     MinutesOption,
     RecipeOption,
     SeedOption,
-    Sources,
+    SourcesOrStore,
     TimestampFormatOption,
     emit,
     features_config,
@@ -165,7 +165,7 @@ def serve_command(
 
 @verbs_app.command("nightly")
 def nightly_command(
-    sources: Sources,
+    sources: SourcesOrStore,
     state: Annotated[Path, typer.Option(help="Folder of the job: features, checkpoints, releases.")],
     format_name: FormatOption = "generic",
     columns: MapOption = None,

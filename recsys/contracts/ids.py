@@ -33,15 +33,20 @@ class Item:
     title: str | None = None
     category: str | None = None
     price: float | None = None
+    is_new: bool = False
+    """Not kept, too new for that: it can be recommended by what the catalogue says of it, and is in no history."""
 
 
 class Vocabulary:
-    """The kept items of a release, in order of item_index; the item at position i has token i + 1."""
+    """The kept items of a release, in order of item_index, then its new ones; that at position i has token i + 1."""
 
     FILE_NAME = "items.jsonl"
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = tuple(items)
+        self.num_kept = sum(not item.is_new for item in self.items)
+        """Tokens 1 … num_kept are those that histories are made of."""
+        assert not any(item.is_new for item in self.items[: self.num_kept]), "new items come last"
         if len(self._token_of) != len(self.items):
             raise ArtifactError("vocabulary repeats an item_id; build the features again")
 
@@ -60,6 +65,12 @@ class Vocabulary:
     def tokens(self, item_ids: Iterable[str]) -> Tokens:
         """One token per item_id, PAD where the item is unknown or pruned."""
         return np.fromiter((self._token_of.get(i, PAD) for i in item_ids), dtype=np.int32)
+
+    def history(self, item_ids: Iterable[str]) -> Tokens:
+        """The kept items among these as tokens, in order: what a model is shown of a history."""
+        tokens = self.tokens(item_ids)
+        kept: Tokens = tokens[(tokens != PAD) & (tokens <= self.num_kept)]
+        return kept
 
     def item(self, token: int) -> Item:
         """The item of a token in 1 … V."""

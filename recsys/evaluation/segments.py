@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recsys.contracts.ids import PAD, Tokens
+from recsys.contracts.ids import PAD, Tokens, Vocabulary
 from recsys.dataset import Dataset, TestSet
 from recsys.evaluation.metrics import Targets, distinct_pairs, per_user_metrics
 from recsys.evaluation.protocols import Report
@@ -68,21 +68,23 @@ class TargetFacts:
     popular_share: npt.NDArray[np.float64]
     """Place of the item by fitted events / V, in (0, 1]; nan outside the vocabulary."""
     is_pruned: Mask
-    """Outside the vocabulary, though there were events on the item before the cut."""
+    """Not kept, though there were events on the item before the cut."""
     is_unseen: Mask
     """No event on the item before the cut."""
 
     @classmethod
-    def of(cls, data: Dataset, features: Path, test: TestSet, report: Report) -> "TargetFacts":
-        """Look the targets up in the item table of the features artifact."""
+    def of(cls, data: Dataset, shown: Vocabulary, features: Path, test: TestSet, report: Report) -> "TargetFacts":
+        """Look the targets up in the item table of the features artifact; `shown` is what their tokens mean."""
         items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "first_ms"]).sort("item_index")
         first_ms = np.concatenate([[0], items["first_ms"].to_numpy()])
-        index_V = np.array([PAD, *(item.item_index for item in data.vocabulary.items)], dtype=np.int64)
+        index_V = np.array([PAD, *(item.item_index for item in shown.items)], dtype=np.int64)
         user = np.repeat(np.arange(len(report.rows)), [len(test.targets[row]) for row in report.rows])
         target = _flat(test.targets, report.rows)
         token = np.maximum(target, PAD)
         first_event_ms = first_ms[np.where(target < PAD, -target, index_V[token])]
-        is_pruned = (target < PAD) & (first_event_ms < (data.split_ms or 0))
+        is_kept = (token != PAD) & (token <= shown.num_kept)
+        kept_token = np.where(is_kept, token, PAD)
+        is_pruned = ~is_kept & (first_event_ms < (data.split_ms or 0))
         has_times = data.manifest.metrics.get("has_timestamps", True)
         return cls(
             user=user,
@@ -90,15 +92,17 @@ class TargetFacts:
             history_length=test.contexts.lengths[report.rows][user],
             age_ms=_flat(test.target_times_ms, report.rows) - first_event_ms if has_times else None,
             type_code=_flat(test.target_types, report.rows),
-            popular_share=_popular_shares(data.vocabulary.num_events)[token],
+            popular_share=_popular_shares(data.vocabulary.num_events)[kept_token],
             is_pruned=is_pruned,
-            is_unseen=(data.vocabulary.num_events[token] == 0) & ~is_pruned,
+            is_unseen=(data.vocabulary.num_events[kept_token] == 0) & ~is_pruned,
         )
 
 
-def by_segment(data: Dataset, features: Path, test: TestSet, report: Report, k: int) -> list[Segment]:
+def by_segment(
+    data: Dataset, shown: Vocabulary, features: Path, test: TestSet, report: Report, k: int
+) -> list[Segment]:
     """Recall, NDCG and hit rate at k of every ranker in every segment, empty segments among them."""
-    facts = TargetFacts.of(data, features, test, report)
+    facts = TargetFacts.of(data, shown, features, test, report)
     ranked = {name: result.ranked for name, result in report.results.items()}
     known = [
         _measure(by, name, facts.user[mask], facts.target[mask], len(report.rows), ranked, k)

@@ -29,6 +29,7 @@ class Translated:
         self._ranker = ranker
         self._popular = theirs.popular()
         self._theirs_V = np.concatenate([[PAD], theirs.tokens(item.item_id for item in ours.items)])
+        self._num_kept = theirs.num_kept
         self._ours_V = np.concatenate([[PAD], ours.tokens(item.item_id for item in theirs.items)])
         self._num_foreign = int((self._ours_V[1:] == PAD).sum())
         if self._num_foreign == len(theirs):
@@ -36,7 +37,7 @@ class Translated:
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `Ranker.rank`."""
-        known = [self._known(history) for history in histories]
+        known = [tokens[tokens <= self._num_kept] for tokens in map(self._known, histories)]
         hidden = [self._known(row) for row in exclude] if exclude is not None else [_NOTHING] * len(known)
         ranked = np.full((len(histories), k), PAD, dtype=np.int32)
         asked = [place for place, history in enumerate(known) if len(history)]

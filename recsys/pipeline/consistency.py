@@ -30,7 +30,8 @@ def run(
         raise ConfigError("give either --against ENGINE or --reference FILE")
     release = Release.open(path, num_threads=num_threads, engine=engine)
     digest = release.manifest.parents["checkpoint"]
-    windows = random_windows(release.vocabulary.num_events, release.window.size)
+    kept = release.vocabulary.num_kept
+    windows = random_windows(release.vocabulary.num_events[: kept + 1], release.window.size)
     if save is not None:
         Reference.of(release.engine, release.index, windows, digest).save(save)
     if against is not None:

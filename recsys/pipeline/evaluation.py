@@ -73,21 +73,22 @@ def run(
     fitted = _protocol(recommender, release, protocol)
     data = dataset.load(features, fitted)
     _check_made_from(recommender, data, release)
-    opponent = None if against is None else _opponent(against, data, num_threads)
+    opponent = None if against is None else _opponent(against, data, recommender, num_threads)
     log = artifact.resolve_release(release).parent / looks.LOG_FILE
     looks.read(log)
-    test = data.test_set()
+    shown = _shown(recommender, opponent)
+    test = data.test_set(shown)
     with bar("evaluate") as advance:
         rankers = _rankers(recommender, opponent, data) | (rivals(data, max(KS)) if rivals else {})
-        report = evaluate(rankers, test, len(data.vocabulary), fitted, ks=KS, progress=advance)
-    facts = ListFacts.of(data.fit, len(data.vocabulary))
+        report = evaluate(rankers, test, len(shown), fitted, ks=KS, progress=advance)
+    facts = ListFacts.of(data.fit, len(shown))
     seen = distinct_pairs([test.contexts[row] for row in report.rows])
     return Evaluation(
         origin=_record(recommender, data, report, log, metric, opponent),
         report=report,
         metric=metric,
         lists={name: list_metrics(r.ranked, seen, facts, KS[0]) for name, r in report.results.items()},
-        segments=by_segment(data, features, test, report, KS[0]),
+        segments=by_segment(data, shown, features, test, report, KS[0]),
         comparison=None if opponent is None else _compare(report, opponent, metric, margin),
     )
 
@@ -127,10 +128,20 @@ def _check_made_from(recommender: Recommender, data: Dataset, place: Path) -> No
 
 
 def _same_items(one: Vocabulary, other: Vocabulary) -> bool:
-    return [item.item_id for item in one.items] == [item.item_id for item in other.items]
+    """Whether the kept items are the same; new items are a release's own."""
+    return [item.item_id for item in one.items[: one.num_kept]] == [
+        item.item_id for item in other.items[: other.num_kept]
+    ]
 
 
-def _opponent(against: str, data: Dataset, num_threads: int) -> Opponent:
+def _shown(recommender: Recommender, opponent: Opponent | None) -> Vocabulary:
+    """Everything that either may show. Two releases of the same features have the same new items, or none."""
+    ours = recommender.release.vocabulary
+    theirs = opponent.ranker.release.vocabulary if opponent and isinstance(opponent.ranker, Recommender) else ours
+    return max(ours, theirs, key=len)
+
+
+def _opponent(against: str, data: Dataset, recommender: Recommender, num_threads: int) -> Opponent:
     """What to compare with, if the cut of `data` is no leak for it."""
     if against in _BASELINE_NAMES:
         return Opponent(against, against, None)
@@ -151,7 +162,7 @@ def _opponent(against: str, data: Dataset, num_threads: int) -> Opponent:
             "or comparing would leak; compare releases of the same features, or an older one"
         )
     try:
-        ranker = Translated(other, other.release.vocabulary, data.vocabulary)
+        ranker = Translated(other, other.release.vocabulary, recommender.release.vocabulary)
     except ArtifactError as error:
         raise ArtifactError(f"{place}: {error}") from None
     return Opponent(other.release.name, manifest.digest, ranker)

@@ -1,35 +1,29 @@
 """An open-loop load generator: requests leave at their appointed moments, whatever became of those before.
 
-Latency counts from the appointed moment, so an answer that made others wait is not forgiven.
+Latency counts from the appointed moment, so an answer that made others wait is not forgiven, and neither is the
+generator's own delay. It shares the machine with the server, so it is kept lean: one protocol object a
+connection, no task a request.
 Source: Schroeder, Wierman, Harchol-Balter, NSDI 2006 (open against closed systems).
 """
 
 import asyncio
-import json
-import subprocess
-import sys
+import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
+import uvloop
+
+from recsys.pipeline.pauses import Pauses
+
 LATE_MS: Final = 100.0
-PAUSE_MS: Final = 20.0
-"""Longest that an idle process may be kept from running before the machine is said to have paused."""
 _MAX_CONNECTIONS: Final = 512
 _TIMEOUT_S: Final = 10.0
 _KEEP_IDLE_S: Final = 2.0
 """A connection that was idle for longer may be closed by the server at any moment, and is not used again."""
-_CONTROL = f"""
-import sys, time
-last = time.monotonic()
-while True:
-    time.sleep(0.002)
-    now = time.monotonic()
-    if now - last > {PAUSE_MS / 1000}:
-        print(last, now, flush=True)
-    last = now
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,12 @@ class Call:
     path: str
     body: dict[str, Any]
 
+    def message(self) -> bytes:
+        """As it goes over the wire."""
+        body = orjson.dumps(self.body)
+        head = f"POST {self.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        return head.encode() + b"\r\n\r\n" + body
+
 
 @dataclass(slots=True)
 class Outcomes:
@@ -47,9 +47,11 @@ class Outcomes:
     latencies_ms: list[float] = field(default_factory=list)
     late: int = 0
     late_in_pause: int = 0
-    """Late answers during which an idle process on this machine was paused too; they are not in `late`."""
+    """Late answers that would have been in time without the pauses of the machine meanwhile; they are not in `late`."""
     errors: int = 0
     degraded: dict[str, int] = field(default_factory=dict)
+    generator_share: float = 0.0
+    """Processor time of this generator, in cores."""
 
     @property
     def degraded_share(self) -> float:
@@ -57,102 +59,177 @@ class Outcomes:
         return sum(self.degraded.values()) / max(1, len(self.latencies_ms))
 
 
-class _Control:
-    """A process that does nothing but notice when it was not allowed to run."""
+@dataclass(slots=True)
+class _Sent:
+    """A request under way."""
 
-    def __enter__(self) -> "_Control":
-        self._process = subprocess.Popen([sys.executable, "-c", _CONTROL], stdout=subprocess.PIPE, text=True)  # noqa: S603
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        lines = self._process.communicate(timeout=10)[0].splitlines()
-        self.pauses = [tuple(map(float, line.split())) for line in lines if len(line.split()) == 2]
-
-    def overlaps(self, start: float, stop: float) -> bool:
-        """Whether a pause fell between two moments."""
-        return any(begin < stop and end > start for begin, end in self.pauses)
+    call: Call
+    moment: float
+    is_measured: bool
 
 
-class _Client:
-    """Connections to one port, each used by one request at a time."""
+class _Generator:
+    """Sends what is due on connections that are each used by one request at a time."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, schedule: Iterator[_Sent]) -> None:
         self._port = port
-        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._places = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._schedule = schedule
+        self._next = next(schedule, None)
+        self._waiting: deque[_Sent] = deque()
+        self._idle: list[tuple[float, _Connection]] = []
+        self._num_connections = 0
+        self._num_under_way = 0
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.done = asyncio.Event()
+        self.spans: list[tuple[float, float]] = []
+        self.outcomes = Outcomes()
 
-    async def post(self, call: Call) -> tuple[int, dict[str, Any]]:
-        body = json.dumps(call.body).encode()
-        head = f"POST {call.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        async with self._places:
-            reader, writer = await self._connection()
-            writer.write(head.encode() + b"\r\n\r\n" + body)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            lines = answer.lower().split(b"\r\n")
-            length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
-            content = await reader.readexactly(length)
-            self._idle.append((time.monotonic(), reader, writer))
-        return int(answer.split(b" ", 2)[1]), json.loads(content)
+    def tick(self) -> None:
+        """Send all that is due, and come again when the next is."""
+        now = time.monotonic()
+        while self._next is not None and self._next.moment <= now:
+            self._num_under_way += 1
+            self._waiting.append(self._next)
+            self._next = next(self._schedule, None)
+        self._send()
+        if self._next is not None:
+            self._loop.call_later(max(0.0, self._next.moment - time.monotonic()), self.tick)
+        elif not self._num_under_way:
+            self.done.set()
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        while self._idle:
-            since, reader, writer = self._idle.pop()
-            if time.monotonic() - since < _KEEP_IDLE_S:
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection("127.0.0.1", self._port)
+    def answered(self, sent: _Sent, connection: "_Connection", status: int, content: bytes) -> None:
+        """Note what came, and use the connection again."""
+        now = time.monotonic()
+        self._idle.append((now, connection))
+        if status != 200:
+            self.outcomes.errors += 1
+        elif sent.is_measured:
+            self.spans.append((sent.moment, now))
+            reason = orjson.loads(content).get("degraded")
+            if reason:
+                self.outcomes.degraded[reason] = self.outcomes.degraded.get(reason, 0) + 1
+        self._ended()
+
+    def lost(self, sent: _Sent | None) -> None:
+        """A connection is gone, and with it the request that it carried."""
+        self._num_connections -= 1
+        if sent is not None:
+            self.outcomes.errors += 1
+            self._ended()
+
+    def give_up(self) -> None:
+        """Whatever has no answer by now is an error."""
+        self.outcomes.errors += self._num_under_way
+        for _, connection in self._idle:
+            connection.close()
+
+    def _ended(self) -> None:
+        self._num_under_way -= 1
+        if self._waiting:
+            self._send()
+        if self._next is None and not self._num_under_way:
+            self.done.set()
+
+    def _send(self) -> None:
+        while self._waiting:
+            while self._idle and time.monotonic() - self._idle[-1][0] > _KEEP_IDLE_S:
+                self._idle.pop()[1].close()
+            if self._idle:
+                self._idle.pop()[1].send(self._waiting.popleft())
+            elif self._num_connections < _MAX_CONNECTIONS:
+                self._num_connections += 1
+                task = self._loop.create_task(self._open(self._waiting.popleft()))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            else:
+                return
+
+    async def _open(self, sent: _Sent) -> None:
+        try:
+            _, connection = await self._loop.create_connection(lambda: _Connection(self), "127.0.0.1", self._port)
+        except OSError:
+            self.lost(sent)
+        else:
+            connection.send(sent)
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time over one connection."""
+
+    def __init__(self, generator: _Generator) -> None:
+        self._generator = generator
+        self._sent: _Sent | None = None
+        self._received = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        sent, self._sent = self._sent, None
+        self._generator.lost(sent)
+
+    def send(self, sent: _Sent) -> None:
+        """Send one request; the answer goes to the generator."""
+        self._sent = sent
+        self._transport.write(sent.call.message())
 
     def close(self) -> None:
-        for _, _, writer in self._idle:
-            writer.close()
+        """No more requests."""
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received = self._received + data
+        head, found, content = received.partition(b"\r\n\r\n")
+        if not found or self._sent is None:
+            return
+        start = head.lower().index(b"content-length:") + len(b"content-length:")
+        if len(content) < int(head[start:].split(b"\r\n", 1)[0]):
+            return
+        sent, self._sent, self._received = self._sent, None, b""
+        self._generator.answered(sent, self, int(head[9:12]), content)
 
 
-def run(port: int, calls: Sequence[Call], rate_per_s: float, beside: Sequence[Call] = ()) -> Outcomes:
-    """Send `calls` at a constant rate, and `beside` (not measured, but an error there counts) at the same one."""
-    with _Control() as control:
-        spans, outcomes = asyncio.run(_send(port, calls, rate_per_s, beside))
+def run(
+    port: int, calls: Sequence[Call], rate_per_s: float, beside: Sequence[Call] = (), server_pid: int | None = None
+) -> Outcomes:
+    """Send `calls` at a constant rate, and `beside` (not measured, but an error there counts) at the same one.
+
+    What this process and the server `server_pid` do to the machine is never called a pause of it.
+    """
+    started, used = time.monotonic(), time.process_time()
+    ours = [os.getpid()] if server_pid is None else [os.getpid(), server_pid]
+    with Pauses(ours) as pauses:
+        spans, outcomes = uvloop.run(_send(port, calls, rate_per_s, beside))
+    outcomes.generator_share = (time.process_time() - used) / (time.monotonic() - started)
     for start, stop in spans:
-        outcomes.latencies_ms.append((stop - start) * 1000)
-        if (stop - start) * 1000 > LATE_MS:
-            if control.overlaps(start, stop):
-                outcomes.late_in_pause += 1
-            else:
+        latency_ms = (stop - start) * 1000
+        outcomes.latencies_ms.append(latency_ms)
+        if latency_ms > LATE_MS:
+            if latency_ms - pauses.overlap_ms(start, stop) > LATE_MS:
                 outcomes.late += 1
+            else:
+                outcomes.late_in_pause += 1
     return outcomes
 
 
 async def _send(
     port: int, calls: Sequence[Call], rate_per_s: float, beside: Sequence[Call]
 ) -> tuple[list[tuple[float, float]], Outcomes]:
-    client, outcomes = _Client(port), Outcomes()
-    spans: list[tuple[float, float]] = []
-    start = time.monotonic() + 0.1
+    generator = _Generator(port, _schedule(calls, beside, time.monotonic() + 0.1, rate_per_s))
+    generator.tick()
+    last_s = max(len(calls), len(beside)) / rate_per_s
+    try:
+        await asyncio.wait_for(generator.done.wait(), last_s + _TIMEOUT_S)
+    except TimeoutError:
+        generator.give_up()
+    return generator.spans, generator.outcomes
 
-    async def one(call: Call, moment: float, measured: bool) -> None:
-        await asyncio.sleep(max(0.0, moment - time.monotonic()))
-        try:
-            status, answer = await asyncio.wait_for(client.post(call), _TIMEOUT_S)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            outcomes.errors += 1
-            return
-        outcomes.errors += status != 200
-        if measured and status == 200:
-            spans.append((moment, time.monotonic()))
-            if answer.get("degraded"):
-                outcomes.degraded[answer["degraded"]] = outcomes.degraded.get(answer["degraded"], 0) + 1
 
-    # Tasks are made a second ahead, so that millions of requests need not be tasks at once.
-    waiting: set[asyncio.Task[None]] = set()
+def _schedule(calls: Sequence[Call], beside: Sequence[Call], start: float, rate_per_s: float) -> Iterator[_Sent]:
+    """Both in the order of their moments, those beside half a step after the others."""
     for i in range(max(len(calls), len(beside))):
-        moment = start + i / rate_per_s
-        if moment - time.monotonic() > 1:
-            await asyncio.sleep(0.5)
-        for group, measured, shift in ((calls, True, 0.0), (beside, False, 0.5)):
-            if i < len(group):
-                task = asyncio.create_task(one(group[i], moment + shift / rate_per_s, measured))
-                waiting.add(task)
-                task.add_done_callback(waiting.discard)
-    await asyncio.gather(*waiting)
-    client.close()
-    return spans, outcomes
+        if i < len(calls):
+            yield _Sent(calls[i], start + i / rate_per_s, True)
+        if i < len(beside):
+            yield _Sent(beside[i], start + (i + 0.5) / rate_per_s, False)

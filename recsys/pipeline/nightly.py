@@ -1,6 +1,7 @@
 """The nightly job: features → train → gate → refit on all data → publish."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def run(
     features_config: FeaturesConfig,
     recipe: Recipe,
     optimize_config: OptimizeConfig,
-    sources: list[Path],
+    sources: Sequence[str | Path],
     state: Path,
     *,
     activate: bool,

@@ -46,7 +46,7 @@ def run(
     """Train both ways before each of the last `num_days` days with events, and rank for that day's users.
 
     Finished nights are kept in `folder` and not done again, so that a killed run goes on; `max_nights` ends this
-    call after so many. The first night is trained from scratch only: the second one starts from it.
+    call after so many, 0 only prints. The first night is trained from scratch only: the second one starts from it.
 
     Raises:
         DataError: the log has no times, or not so many days.
@@ -54,8 +54,9 @@ def run(
     features_build.run(config, sources, folder / "features")
     days = _last_days(folder / "features", num_days + 1)
     done = _read(folder / NIGHTS_FILE, days, recipe)
+    stop = len(days) if max_nights is None else len(done) + max_nights
     with bar("nights") as advance:
-        for number in range(len(done), min(len(days), len(done) + (max_nights or len(days)))):
+        for number in range(len(done), min(len(days), stop)):
             row = _night(folder, recipe, days, number)
             with (folder / NIGHTS_FILE).open("a") as file:
                 file.write(json.dumps({"recipe": recipe.model_dump(mode="json"), **row}) + "\n")

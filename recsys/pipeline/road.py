@@ -1,16 +1,17 @@
 """The whole road in one call: features, train, optimize, evaluate. The demo and benchmarks walk it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features import build as features_build
+from features.build import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys.contracts.artifact import Manifest
 from recsys.dataset import Protocol
 from recsys.evaluation.summary import Evaluation
-from recsys.pipeline import evaluation
+from recsys.pipeline import evaluation, nightly_features
 from recsys.training import train
 from recsys.training.config import Recipe
 
@@ -28,10 +29,10 @@ class RoadResult:
 
 
 def run(
-    features_config: features_build.FeaturesConfig,
+    features_config: FeaturesConfig,
     recipe: Recipe,
     optimize_config: OptimizeConfig,
-    sources: list[Path],
+    sources: Sequence[str | Path],
     folder: Path,
     protocol: Protocol,
     *,
@@ -43,7 +44,7 @@ def run(
     `force`: past the gate, marked. `start`: a checkpoint that training goes on from.
     """
     marks = [time.monotonic()]
-    features = features_build.run(features_config, sources, folder / "features")
+    features = nightly_features.run(features_config, sources, folder / "features")
     marks.append(time.monotonic())
     checkpoint = train.run(recipe, folder / "features", folder / "checkpoint", protocol=protocol, start=start)
     marks.append(time.monotonic())

@@ -51,7 +51,7 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
         url = f"sqlite:///{folder}/store.db"
         _simulate(url, vocabulary, NUM_WARM + num_cold, num_events)
         with _server(releases, url) as (port, pid, ready_s), bar("serve") as advance:
-            run = _Run(port, vocabulary, [f"cold-{n}" for n in range(num_cold)], num_requests)
+            run = _Run(port, pid, vocabulary, [f"cold-{n}" for n in range(num_cold)], num_requests)
             for step, (name, phase) in enumerate(run.phases()):
                 advance(name, step, 5)
                 phase()
@@ -71,8 +71,9 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
 class _Run:
     """The phases of one benchmark, and the figures they leave."""
 
-    def __init__(self, port: int, vocabulary: Vocabulary, cold_users: list[str], num_requests: int) -> None:
+    def __init__(self, port: int, pid: int, vocabulary: Vocabulary, cold_users: list[str], num_requests: int) -> None:
         self._port = port
+        self._pid = pid
         self._items = [item.item_id for item in vocabulary.items]
         self._cold = iter(cold_users)
         self._num_requests = num_requests
@@ -113,7 +114,7 @@ class _Run:
     def _mixed(self) -> None:
         users = [next(self._cold) if i % 10 == 9 else self._warm_user() for i in range(self._num_requests)]
         beside = [self._event(self._warm_user()) for _ in users]
-        done = load.run(self._port, [_call(user) for user in users], RATE_PER_S, beside)
+        done = load.run(self._port, [_call(user) for user in users], RATE_PER_S, beside, self._pid)
         self.figures |= {
             "requests": len(users),
             "rate_per_s": RATE_PER_S,
@@ -127,20 +128,21 @@ class _Run:
         }
 
     def _warm_capacity(self) -> None:
-        self.figures["capacity_warm_per_s"] = self._capacity(lambda: self._warm_user(), 50.0)
+        self.figures["capacity_warm_per_s"] = self._capacity(lambda: self._warm_user(), 100.0)
 
     def _cold_capacity(self) -> None:
-        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 2.0)
+        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 4.0)
 
     def _overload(self) -> None:
         rate = _OVERLOAD * max(1.0, self.figures["capacity_warm_per_s"])
         calls = [_call(self._warm_user()) for _ in range(int(rate * _STEP_S))]
-        done = load.run(self._port, calls, rate)
+        done = load.run(self._port, calls, rate, server_pid=self._pid)
         self.figures |= {
             "overload_rate_per_s": rate,
             "overload_requests": len(calls),
             "overload_late": done.late,
             "overload_late_in_pause": done.late_in_pause,
+            "overload_generator_cores": round(done.generator_share, 2),
             "overload_errors": done.errors,
             "overload_degraded_share": round(done.degraded_share, 4),
             "overload_p99_ms": _percentile(done.latencies_ms, 99),
@@ -154,7 +156,7 @@ class _Run:
                 calls = [_call(user()) for _ in range(max(8, int(rate * _STEP_S)))]
             except StopIteration:  # no user is left that was never asked for
                 return held
-            done = load.run(self._port, calls, rate)
+            done = load.run(self._port, calls, rate, server_pid=self._pid)
             if not _holds(done):
                 return held
             held, rate = rate, round(rate * 1.25, 1)

@@ -151,9 +151,12 @@ def nights_table(values: dict[str, Any]) -> str:
 
 def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
     """A row a trial, the best first, and where the best recipe is."""
-    table = _table("validation only", *trials[0])
+    short = {"num_layers": "layers", "learning_rate": "rate", "weight_decay": "decay", "num_negatives": "negatives"}
+    columns = [name for name in trials[0] if name != "seconds"]
+    table = _table("validation only", *(short.get(name, name) for name in columns))
     for row in trials:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
+        values = (row[name] for name in columns)
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v) for v in values))
     return f"{_text(table)}\nbest recipe: {place}"
 
 
@@ -303,3 +306,55 @@ def engine_table(values: dict[str, Any]) -> str:
         cells = f"{row['events']:,}", f"{row['batch']}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
         rows.add_row(row["call"], *cells, f"{row['windows_per_s']:.0f}")
     return f"{_text(rows)}\na session of a full window keeps {values['session_bytes']:,} bytes"
+
+
+def experiment_report(values: dict[str, Any]) -> str:
+    """Conclusion, arms, then differences with their intervals."""
+    trial, arms = values["experiment"], values["arms"]
+    ended = "" if trial["stopped_ms"] is None else ", stopped"
+    lines = [
+        f"experiment {trial['name']}, since {values['started_at']}{ended}: {values['conclusion']}",
+        f"sample ratio p = {values['sample_ratio_p']:.3g}; {values['users_in_two_arms']:,} users in two arms left out",
+    ]
+    metrics = list(arms[0]["figures"])
+    of_arms = _table("mean of a user's outcome", "arm", "release", "users", "still open", *metrics)
+    for arm in arms:
+        means = (arm["figures"].get(metric) for metric in metrics)
+        cells = ["–" if figure is None else f"{figure['mean']:.4g}" for figure in means]
+        of_arms.add_row(arm["arm"], arm["release"] or "current", f"{arm['users']:,}", f"{arm['users_open']:,}", *cells)
+    level = 1 - trial["alpha"]
+    of_pairs = _table(
+        f"difference to {arms[0]['arm']}; {level:.0%} at all looks together",
+        "arm",
+        "metric",
+        "difference",
+        "interval",
+        "p",
+        "",
+    )
+    for row in values["differences"]:
+        cells = ["–"] * 3
+        if row["difference"] is not None:
+            interval = f"[{row['low']:+.4g}, {row['high']:+.4g}]"
+            cells = [f"{row['difference']:+.4g}", interval, f"{row['p_value']:.3g}"]
+        of_pairs.add_row(row["arm"], f"{row['metric']} ({row['role']})", *cells, row["verdict"])
+    return "\n".join([*lines, _text(of_arms), _text(of_pairs)])
+
+
+def histories_table(values: dict[str, Any]) -> str:
+    """Accuracy of each way to read a long history, and what it costs at the size that is served."""
+    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
+    columns = ["", "NDCG@10", "recall@10", "fused NDCG@10", "against the last window", "training s"]
+    accuracy = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {values['num_seeds']} seeds", *columns)
+    for name, row in values["rivals"].items():
+        gap = row["difference"]
+        against = "" if gap is None else f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
+        figures = (f"{row[key]:.4f}" for key in ("ndcg@10", "recall@10", "fused_ndcg@10"))
+        accuracy.add_row(name, *figures, against, f"{row['training_s']:.0f}")
+    costs = values["costs"]
+    columns = ["", "cold ms", "cold, kept ms", "one more event ms", "cold MFLOP", "one more MFLOP", "session kB"]
+    title = f"a history of {costs['events']:,} events, windows of {costs['window']:,}, default recipe, one thread"
+    cost = _table(title, *columns)
+    for name, row in costs["rows"].items():
+        cost.add_row(name, *(f"{value:,.1f}" for value in row.values()))
+    return f"{_text(accuracy)}\n\n{_text(cost)}"

@@ -47,40 +47,48 @@ class IndexChoice(Config):
 
 
 class ItemIndex:
-    """Search over item vectors; row i of the index is token i + 1."""
+    """Search over item vectors; row i of the index is token i + 1.
 
-    def __init__(self, index: Any, choice: IndexChoice | None = None, items: ItemTable | None = None) -> None:
+    With shifts, vectors are one longer inside, and a query ends in 1: an item's shift is added to its score.
+    """
+
+    def __init__(
+        self,
+        index: Any,
+        choice: IndexChoice | None = None,
+        items: ItemTable | None = None,
+        shift_V: Floats | None = None,
+    ) -> None:
         """`items` are the vectors that candidates are scored by where the index's own scores are not exact."""
-        self._index = index
         self._choice = choice or IndexChoice()
+        self._index = _on_gpu(index) if self._choice.device == "gpu" else index
         self._items = items
-        if not self.is_exact:
-            assert items is not None, self._choice
-        if self._choice.device == "gpu":
-            self._index = _on_gpu(index)
+        self._shift_V = shift_V
+        assert self.is_exact or items is not None, self._choice
 
     @classmethod
-    def build(cls, items_VD: Floats) -> "ItemIndex":
-        """Exact search over the item vectors, token order, PAD not among them."""
-        index = faiss.IndexFlatIP(items_VD.shape[1])
-        index.add(np.ascontiguousarray(items_VD, dtype=np.float32))
-        return cls(index)
+    def build(cls, items_VD: Floats, shift_V: Floats | None = None) -> "ItemIndex":
+        """Exact search over the item vectors, token order, PAD not among them; `shift_V` is added to their scores."""
+        rows = shifted(items_VD, shift_V)
+        index = faiss.IndexFlatIP(rows.shape[1])
+        index.add(rows)
+        return cls(index, shift_V=shift_V)
 
     @classmethod
-    def open(cls, folder: Path, items: ItemTable, choice: IndexChoice) -> "ItemIndex":
+    def open(cls, folder: Path, items: ItemTable, choice: IndexChoice, shift_V: Floats | None = None) -> "ItemIndex":
         """The index of a release: inverted lists are read, everything else is built from the items."""
         if choice.kind is IndexKind.IVF:
             path = folder / INDEX_FILE
             try:
-                return cls(faiss.read_index(str(path)), choice, items)
+                return cls(faiss.read_index(str(path)), choice, items, shift_V)
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1]
                 raise ArtifactError(f"{path}: not an index: {reason}; run `recsys optimize` again") from None
-        index = blank(choice, items.width)
-        vectors_VD = items.vectors_VD()
-        index.train(vectors_VD)
-        index.add(vectors_VD)
-        return cls(index, choice, items)
+        rows = shifted(items.vectors_VD(), shift_V)
+        index = blank(choice, rows.shape[1])
+        index.train(rows)
+        index.add(rows)
+        return cls(index, choice, items, shift_V)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -88,7 +96,7 @@ class ItemIndex:
     @property
     def width(self) -> int:
         """D."""
-        return int(self._index.d)
+        return int(self._index.d) - (self._shift_V is not None)
 
     @property
     def is_exact(self) -> bool:
@@ -97,10 +105,22 @@ class ItemIndex:
 
     def vectors(self, tokens: Tokens) -> Floats:
         """Item vectors of tokens in 1 … V, shape [len(tokens), D]."""
+        return self._rows(tokens)[:, : self.width]
+
+    def scores(self, vector_D: Floats, tokens: Tokens) -> Floats:
+        """What `search` would say of chosen tokens in 1 … V, shape [len(tokens)]."""
+        scores: Floats = self._rows(tokens) @ self._queries(vector_D[None])[0]
+        return scores
+
+    def _rows(self, tokens: Tokens) -> Floats:
+        """Vectors with their shifts, if there are any; PAD's mean nothing."""
         if self._items is not None:
-            return self._items.embed(tokens)
+            return shifted(self._items.embed(tokens), None if self._shift_V is None else self._shift_V[tokens - 1])
         found: Floats = self._index.reconstruct_batch(tokens.astype(np.int64) - 1)
         return found
+
+    def _queries(self, queries_BD: Floats) -> Floats:
+        return shifted(queries_BD, None if self._shift_V is None else np.ones(len(queries_BD), dtype=np.float32))
 
     def search(self, queries_BD: Floats, k: int, exclude: Sequence[Tokens] | None = None) -> tuple[Tokens, Floats]:
         """The k best items of each query, best first: (tokens_BK, scores_BK); PAD where fewer exist.
@@ -115,9 +135,10 @@ class ItemIndex:
     def _search(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
         limit = min(k, len(self))
         wanted = limit if self.is_exact else min(_RESCORED * limit, len(self))
-        tokens_BC, scores_BC = self._candidates(np.ascontiguousarray(queries_BD), wanted, without)
+        inside_BD = self._queries(queries_BD)
+        tokens_BC, scores_BC = self._candidates(inside_BD, wanted, without)
         if not self.is_exact:
-            tokens_BC, scores_BC = self._rescored(queries_BD, tokens_BC)
+            tokens_BC, scores_BC = self._rescored(inside_BD, tokens_BC)
         tokens_BK = np.full((len(queries_BD), k), PAD, dtype=np.int32)
         scores_BK = np.full((len(queries_BD), k), -np.inf, dtype=np.float32)
         tokens_BK[:, :limit], scores_BK[:, :limit] = tokens_BC[:, :limit], scores_BC[:, :limit]
@@ -150,10 +171,17 @@ class ItemIndex:
 
     def _rescored(self, queries_BD: Floats, tokens_BC: Tokens) -> tuple[Tokens, Floats]:
         """Candidates in the order of their exact scores, ties by token."""
-        scores_BC = np.einsum("bcd,bd->bc", self.vectors(tokens_BC), queries_BD).astype(np.float32)
+        rows_BCD = self._rows(tokens_BC.ravel()).reshape(*tokens_BC.shape, -1)
+        scores_BC = np.einsum("bcd,bd->bc", rows_BCD, queries_BD).astype(np.float32)
         scores_BC[tokens_BC == PAD] = -np.inf
         order = np.stack([np.lexsort((t, -s)) for t, s in zip(tokens_BC, scores_BC, strict=True)])
         return np.take_along_axis(tokens_BC, order, axis=1), np.take_along_axis(scores_BC, order, axis=1)
+
+
+def shifted(vectors_ND: Floats, shift_N: Floats | None) -> Floats:
+    """The vectors with their shifts as one more number each; as they are without."""
+    whole = vectors_ND if shift_N is None else np.column_stack([vectors_ND, shift_N])
+    return np.ascontiguousarray(whole, dtype=np.float32)
 
 
 def blank(choice: IndexChoice, width: int) -> Any:

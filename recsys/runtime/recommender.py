@@ -30,6 +30,8 @@ class ScoredItem:
     item_id: str
     score: float
     title: str | None
+    is_new: bool = False
+    """Placed by what the catalogue says of it, not by events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Query:
 
     def scores(self, tokens: Tokens) -> Floats:
         """The scores by which `best` ranks, of chosen distinct tokens."""
-        scores: Floats = self.release.index.vectors(tokens) @ self.vector_1D[0]
+        scores = self.release.index.scores(self.vector_1D[0], tokens)
         if not self.release.fusion.is_off:
             terms = self.known.terms(self.release.fusion)
             _, here, there = np.intersect1d(tokens, self.known.tokens, assume_unique=True, return_indices=True)
@@ -115,15 +117,15 @@ class Recommender:
         Raises:
             UnknownItemError: no item of the history is in the vocabulary.
         """
-        tokens = self.release.vocabulary.tokens(history)
-        tokens = tokens[tokens != PAD]
+        tokens = self.release.vocabulary.history(history)
         if not len(tokens):
             raise UnknownItemError(
                 f"none of the {len(history)} items of the history is in release {self.release.name}; "
                 "send at least one item of the catalogue"
             )
         hidden = self._hidden(exclude, keep)
-        found, scores = self.ranked([tokens], k, [_without(hidden, tokens, exclude_seen)])
+        seen = _known(self.release.vocabulary.tokens(history))
+        found, scores = self.ranked([tokens], k, [_without(hidden, seen, exclude_seen)])
         return self._list(found[0], scores[0])
 
     def recommend_users(
@@ -169,10 +171,12 @@ class Recommender:
         token_of_index = np.concatenate([[PAD], self.release.vocabulary.tokens(stored.item_ids())]).astype(np.int32)
         histories = stored.each(user_ids)
         while batch := list(islice(histories, ENCODE_BATCH)):
-            known = [(user_id, _known(token_of_index[history])) for user_id, history in batch]
-            known = [(user_id, tokens) for user_id, tokens in known if len(tokens)]
+            seen = [(user_id, _known(token_of_index[history])) for user_id, history in batch]
+            num_kept = self.release.vocabulary.num_kept
+            known = [(user_id, tokens) for user_id, tokens in seen if (tokens <= num_kept).any()]
             without = [_without(hidden, tokens, exclude_seen) for _, tokens in known]
-            found_BK, scores_BK = self.ranked([tokens for _, tokens in known], k, without)
+            kept = [tokens[tokens <= num_kept] for _, tokens in known]
+            found_BK, scores_BK = self.ranked(kept, k, without)
             yield UserBatch([user_id for user_id, _ in known], found_BK, scores_BK, len(batch) - len(known))
 
     def popular(self, k: int, *, exclude: Collection[str] = ()) -> list[ScoredItem]:
@@ -216,7 +220,7 @@ class Recommender:
 
     def _scored(self, token: int, score: float) -> ScoredItem:
         item = self.release.vocabulary.item(int(token))
-        return ScoredItem(item.item_id, float(score), item.title)
+        return ScoredItem(item.item_id, float(score), item.title, item.is_new)
 
 
 def _known(tokens: Tokens) -> Tokens:

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
-from recsys.contracts.ids import Vocabulary
+from recsys.contracts.ids import Floats, Vocabulary
 from recsys.contracts.precision import EngineName
 from recsys.runtime.engine import Engine
 from recsys.runtime.engines import Parts, open_engine
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.runtime.new_items import NewItems
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
 
@@ -57,14 +60,26 @@ class Release:
         parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads)
         opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
         choice = manifest.metrics.get("index", {}).get("choice", {})  # releases of before had one kind
-        index = ItemIndex.open(folder, items, IndexChoice.from_mapping(choice, f"{folder}: index"))
+        new = NewItems.from_mapping(manifest.config.get("new_items", {}), f"{folder}: new_items")
+        index = ItemIndex.open(
+            folder, items, IndexChoice.from_mapping(choice, f"{folder}: index"), shifts(vocabulary, new)
+        )
         transitions = TransitionTable.load(folder)
-        sizes = {len(vocabulary), len(index), transitions.num_items}
-        if len(sizes) != 1 or index.width != opened.info.width:
+        fits = len(vocabulary) == len(index) and vocabulary.num_kept == transitions.num_items
+        if not fits or index.width != opened.info.width:
             raise ArtifactError(
-                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)}, "
-                f"transitions of {transitions.num_items}, engine of width {opened.info.width}; "
-                "run `recsys optimize` again"
+                f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)} "
+                f"({vocabulary.num_kept} kept), transitions of {transitions.num_items}, "
+                f"engine of width {opened.info.width}; run `recsys optimize` again"
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
         return cls(folder.name, folder, manifest, vocabulary, window, fusion, transitions, opened, index)
+
+
+def shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:
+    """What is added to each item's score; None where there is no new item."""
+    if vocabulary.num_kept == len(vocabulary):
+        return None
+    is_new_V = np.arange(len(vocabulary)) >= vocabulary.num_kept
+    shifts: Floats = np.where(is_new_V, new.shift, 0.0).astype(np.float32)
+    return shifts

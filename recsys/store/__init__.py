@@ -3,6 +3,7 @@
 from recsys.store.counts import ArmCounts
 from recsys.store.events import HISTORY_CAP, AppendResult, EventStore, Glance, StoredHistory
 from recsys.store.impressions import Impression
+from recsys.store.outcomes import Entry, Outcome, Outcomes
 from recsys.store.recall import Attribution
 
 __all__ = [
@@ -10,8 +11,11 @@ __all__ = [
     "AppendResult",
     "ArmCounts",
     "Attribution",
+    "Entry",
     "EventStore",
     "Glance",
     "Impression",
+    "Outcome",
+    "Outcomes",
     "StoredHistory",
 ]

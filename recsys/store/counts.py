@@ -1,7 +1,6 @@
 """Exact counts of what became of answers, and the shares they give with 95 % intervals."""
 
 import math
-from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields
 
 _Z = 1.959964  # 97.5 % point of the normal distribution
@@ -41,21 +40,25 @@ class ArmCounts:
     targets_squared: int = 0
     hits_targets: int = 0
 
-    def add(self, targets: Set[str], items: Sequence[str]) -> None:
-        """Count one answer's hits."""
-        num_hits = len(targets & set(items))
+    def add(self, num_targets: int, num_hits: int) -> None:
+        """Count one answer with so many targets, of which so many had been recommended."""
         self.answers += 1
-        self.with_targets += bool(targets)
+        self.with_targets += bool(num_targets)
         self.hit_answers += bool(num_hits)
-        self.targets += len(targets)
+        self.targets += num_targets
         self.hits += num_hits
         self.hits_squared += num_hits**2
-        self.targets_squared += len(targets) ** 2
-        self.hits_targets += num_hits * len(targets)
+        self.targets_squared += num_targets**2
+        self.hits_targets += num_hits * num_targets
 
     def __iadd__(self, other: "ArmCounts") -> "ArmCounts":
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+    def __isub__(self, other: "ArmCounts") -> "ArmCounts":
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) - getattr(other, field.name))
         return self
 
     def recall(self) -> Share:

@@ -3,17 +3,19 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import users
+from recsys.store import contexts, joining, users
 from recsys.store.impressions import Impression, record
+from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
+    answer_counts,
     displays,
     documents,
     events,
@@ -34,6 +36,7 @@ ones the nightly job cuts.
 """
 
 
+_FIELDS: Final = tuple(field.name for field in fields(Event))
 # Built once: to build a statement takes longer than to run it.
 _NEWEST: Final = (
     sa.select(events.c.item_id, events.c.seq, events.c.timestamp_ms)
@@ -81,6 +84,12 @@ class EventStore:
         self._engine = engine
         self._clock = clock
         self.attribution = Attribution(engine, clock)
+        self.outcomes = Outcomes(engine)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The database, for what reads other rows of it."""
+        return self._engine
 
     @classmethod
     def open(cls, url: str, clock: Callable[[], float] = time.time) -> "EventStore":
@@ -91,8 +100,12 @@ class EventStore:
         """
         return cls(open_engine(url), clock)
 
-    def append(self, batch: Sequence[Event]) -> AppendResult:
+    def append(
+        self, batch: Sequence[Event], context_of: Mapping[int, Sequence[contexts.ContextValue]] | None = None
+    ) -> AppendResult:
         """Store events in one transaction; they are durable when this returns. An event_id is stored once.
+
+        `context_of` holds the context of some events by their place in the batch: it is counted, not kept.
 
         Raises:
             StoreError: nothing was stored.
@@ -100,13 +113,22 @@ class EventStore:
         if not batch:
             return AppendResult(0, 0)
         now_ms = self._now_ms()
-        rows = [{**asdict(e), "event_id": e.event_id or uuid.uuid4().hex, "received_ms": now_ms} for e in batch]
+        rows = [
+            {name: getattr(event, name) for name in _FIELDS}
+            | {"event_id": event.event_id or uuid.uuid4().hex, "received_ms": now_ms}
+            for event in batch
+        ]
         statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
         with trouble("events not stored"), self._engine.begin() as connection:
             # What this statement wrote. A look afterwards would find what others wrote, too.
-            written = connection.execute(statement.returning(events.c.user_id, events.c.seq), rows).all()
-            users.add(self._engine, connection, written)
-        return AppendResult(len(written), len(batch) - len(written))
+            found = connection.execute(
+                statement.returning(events.c.user_id, events.c.seq, events.c.event_id), rows
+            ).all()
+            users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
+            if context_of:
+                told = {rows[place]["event_id"]: (values, batch[place].item_id) for place, values in context_of.items()}
+                contexts.add(self._engine, connection, told, {row.event_id for row in found})
+        return AppendResult(len(found), len(batch) - len(found))
 
     def import_events(self, batches: Iterable[Sequence[Event]]) -> AppendResult:
         """Append many batches; safe to run again, as every event carries an id made from its place."""
@@ -211,12 +233,7 @@ class EventStore:
         """
         with trouble("session not joined"), self._engine.begin() as connection:
             both = users.lock(connection, [session_id, user_id])
-            own = sa.update(impressions).where(impressions.c.user_id == session_id)
-            connection.execute(own.values(user_id=user_id))
-            own = sa.update(events).where(events.c.user_id == session_id)
-            # As if they came now, so that recall is counted again.
-            moved = own.values(user_id=user_id, received_ms=self._now_ms()).returning(events.c.user_id, events.c.seq)
-            written = connection.execute(moved).all()
+            written = joining.move(connection, session_id, user_id, self._now_ms())
             users.add(self._engine, connection, written)
             users.recount(connection, both)
         return len(written)
@@ -287,6 +304,8 @@ class EventStore:
             shortened = users.lock(connection, sa.select(events.c.user_id).where(old))
             deleted = connection.execute(sa.delete(events).where(old)).rowcount
             users.recount(connection, shortened)
+            shown = sa.select(impressions.c.request_id).where(impressions.c.served_ms < before_ms)
+            connection.execute(sa.delete(answer_counts).where(answer_counts.c.request_id.in_(shown)))
             connection.execute(sa.delete(impressions).where(impressions.c.served_ms < before_ms))
             connection.execute(sa.delete(displays).where(displays.c.displayed_ms < before_ms))
         with trouble("store not vacuumed"), self._engine.connect() as connection:
@@ -311,6 +330,16 @@ class EventStore:
         most_first = sa.select(counts.c.user_id).order_by(counts.c.num_events.desc(), counts.c.user_id).limit(limit)
         with trouble("users not read"), self._engine.connect() as connection:
             return list(connection.scalars(most_first))
+
+    def popular_by_context(
+        self, min_events: int, num_items: int
+    ) -> dict[contexts.ContextValue, contexts.ContextPopularity]:
+        """The most frequent items of each context value that has at least so many events.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return contexts.popular(self._engine, min_events, num_items)
 
     def close(self) -> None:
         """Give connections back."""

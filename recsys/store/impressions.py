@@ -19,6 +19,10 @@ class Impression:
     arm: str
     source: str
     items: Sequence[str]
+    degraded: str | None = None
+    """The trouble that kept the model from answering."""
+    late: bool = False
+    """Whether the answer took longer than its deadline."""
 
 
 def record(connection: sa.Connection, batch: Sequence[Impression], served_ms: int) -> None:
@@ -32,6 +36,8 @@ def record(connection: sa.Connection, batch: Sequence[Impression], served_ms: in
             "source": each.source,
             "items": json.dumps(list(each.items)),
             "served_ms": served_ms,
+            "degraded": each.degraded,
+            "late": each.late,
         }
         for each in batch
     ]

@@ -1,19 +1,30 @@
 """Answers joined to what their users did next: counts by hour, release and arm, kept in the store.
 
-An hour is counted anew from the rows themselves whenever something of it has changed, so the counts are exact
-whatever comes late, twice or out of order. Hours whose rows have been pruned are left as they are.
+An answer is counted anew from the rows themselves whenever it may have changed, and what it counted for before is
+taken off. So the counts are exact whatever comes late, twice or out of order, and the work grows with what is new.
+Hours whose rows have been pruned are left as they are.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from recsys.store.counts import ArmCounts
-from recsys.store.schema import displays, documents, events, impressions, insert, recall_hours, trouble
+from recsys.store.schema import (
+    answer_counts,
+    displays,
+    documents,
+    events,
+    impressions,
+    insert,
+    recall_hours,
+    trouble,
+)
 
 HOUR_MS: Final = 3_600_000
 PURCHASE: Final = "purchase"
@@ -23,7 +34,50 @@ _OVERLAP_MS: Final = 60_000
 """Looked at again each time: a transaction may become visible some time after the moment written in its rows."""
 _STATE: Final = "attribution"
 
+_AT_ONCE: Final = 500
+"""Answers that are counted at a time."""
+
 _Key = tuple[str, str]  # request_id, arm
+_Hour = tuple[int, str, str]  # hour since 1970, release, arm
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A row of `impressions`."""
+
+    request_id: str
+    arm: str
+    user_id: str | None
+    release: str
+    items: list[str]
+    served_ms: int
+
+    @property
+    def key(self) -> _Key:
+        return self.request_id, self.arm
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one answer counts for: a row of `answer_counts`."""
+
+    num_targets: int
+    num_hits: int
+    displayed: int = 0
+    clicked: int = 0
+    converted: int = 0
+    revenue: float = 0.0
+
+    def counts(self) -> ArmCounts:
+        """As counts of one answer."""
+        counts = ArmCounts(
+            displayed=self.displayed, clicked=self.clicked, converted=self.converted, revenue=self.revenue
+        )
+        counts.add(self.num_targets, self.num_hits)
+        return counts
+
+
+_FIELDS: Final = tuple(field.name for field in fields(_Found))
 
 
 class Attribution:
@@ -34,7 +88,7 @@ class Attribution:
         self._clock = clock
 
     def update(self, window_ms: int) -> int:
-        """Bring the counts up to date; the number of hours counted anew. Several workers may call it.
+        """Bring the counts up to date; the number of hours that were looked at. Several workers may call it.
 
         An answer's targets are the items of its user's events after it and within `window_ms`, and those of
         events that echo its request_id.
@@ -45,13 +99,33 @@ class Attribution:
         now_ms = int(self._clock() * 1000)
         with trouble("recall not counted"), self._engine.begin() as connection:
             state = _locked_state(self._engine, connection)
-            since_ms = state["cursor_ms"] - _OVERLAP_MS
-            hours = _touched_hours(connection, since_ms, window_ms)
-            hours = {hour for hour in hours if hour * HOUR_MS >= state["frozen_before_ms"]}
-            for hour in sorted(hours):
-                self._write(connection, hour, _count(connection, hour, window_ms))
+            touched = _touched(connection, state["cursor_ms"] - _OVERLAP_MS, window_ms)
+            changes: dict[_Hour, ArmCounts] = defaultdict(ArmCounts)
+            for start in range(0, len(touched), _AT_ONCE):
+                answers = _answers(connection, touched[start : start + _AT_ONCE], state["frozen_before_ms"])
+                self._count(connection, answers, window_ms, changes)
+            _change(self._engine, connection, changes)
             _save_state(connection, state | {"cursor_ms": now_ms})
-        return len(hours)
+        return len({hour for hour, _, _ in changes})
+
+    def _count(
+        self, connection: sa.Connection, answers: list[_Answer], window_ms: int, changes: dict[_Hour, ArmCounts]
+    ) -> None:
+        """Note what each answer counts for now, and add the difference to `changes`."""
+        before = _noted(connection, answers)
+        rows = []
+        for answer, found in _found(connection, answers, window_ms):
+            change = changes[answer.served_ms // HOUR_MS, answer.release, answer.arm]
+            change += found.counts()
+            if answer.key in before:
+                change -= before[answer.key].counts()
+                if found == before[answer.key]:
+                    continue
+            rows.append({"request_id": answer.request_id, "arm": answer.arm, **asdict(found)})
+        if rows:
+            statement = insert(self._engine, answer_counts)
+            fresh = {name: statement.excluded[name] for name in _FIELDS}
+            connection.execute(statement.on_conflict_do_update(index_elements=["request_id", "arm"], set_=fresh), rows)
 
     def freeze(self, connection: sa.Connection, before_ms: int) -> None:
         """Hours that begin before a moment are about to lose rows: never count them again."""
@@ -80,15 +154,6 @@ class Attribution:
             sums[release, arm] += counts
         return dict(sums)
 
-    def _write(self, connection: sa.Connection, hour: int, counted: dict[tuple[str, str], ArmCounts]) -> None:
-        connection.execute(sa.delete(recall_hours).where(recall_hours.c.hour == hour))
-        rows = [
-            {"hour": hour, "release": release, "arm": arm, "counts": json.dumps(asdict(counts))}
-            for (release, arm), counts in counted.items()
-        ]
-        if rows:
-            connection.execute(sa.insert(recall_hours), rows)
-
 
 def _locked_state(engine: sa.Engine, connection: sa.Connection) -> dict[str, int]:
     """How far the counts are, locked until the transaction ends. Not a revision that workers look at."""
@@ -104,67 +169,107 @@ def _save_state(connection: sa.Connection, state: dict[str, int]) -> None:
     connection.execute(sa.update(documents).where(documents.c.name == _STATE).values(body=json.dumps(state)))
 
 
-def _by_user(window_ms: int) -> Any:
-    """Whether an event is one of its user's inside an answer's window."""
+def _touched(connection: sa.Connection, since_ms: int, window_ms: int) -> list[str]:
+    """request_ids of answers that are new, or that have new events or displays; a user's together."""
+    answer, new_event = (impressions.c.user_id, impressions.c.request_id), events.c.received_ms >= since_ms
     after = events.c.timestamp_ms - impressions.c.served_ms
-    return sa.and_(impressions.c.user_id == events.c.user_id, after > 0, after <= window_ms)
-
-
-def _by_echo(window_ms: int) -> Any:
-    """Whether an event echoes an answer's id. It may carry an earlier moment: the sender's clock is its own."""
-    after = events.c.timestamp_ms - impressions.c.served_ms
-    return sa.and_(impressions.c.request_id == events.c.request_id, after <= window_ms)
-
-
-def _touched_hours(connection: sa.Connection, since_ms: int, window_ms: int) -> set[int]:
-    """Hours with answers that are new, or that have new events or displays."""
-    hour = impressions.c.served_ms // HOUR_MS
-    new_event = events.c.received_ms >= since_ms
+    by_user = sa.and_(impressions.c.user_id == events.c.user_id, after > 0, after <= window_ms)
+    by_echo = sa.and_(impressions.c.request_id == events.c.request_id, after <= window_ms)
     looks = [
-        sa.select(hour).where(impressions.c.served_ms >= since_ms),
-        sa.select(hour).where(new_event, _by_user(window_ms)),
-        sa.select(hour).where(new_event, _by_echo(window_ms)),
-        sa.select(hour).where(displays.c.received_ms >= since_ms, displays.c.request_id == impressions.c.request_id),
+        sa.select(*answer).where(impressions.c.served_ms >= since_ms),
+        sa.select(*answer).where(new_event, by_user),
+        sa.select(*answer).where(new_event, by_echo),
+        sa.select(*answer).where(displays.c.received_ms >= since_ms, displays.c.request_id == impressions.c.request_id),
     ]
-    return {int(found) for look in looks for found in connection.scalars(look.distinct())}
+    found = {(row.user_id or "", row.request_id) for look in looks for row in connection.execute(look.distinct())}
+    return [request_id for _, request_id in sorted(found)]
 
 
-def _count(connection: sa.Connection, hour: int, window_ms: int) -> dict[tuple[str, str], ArmCounts]:
-    """Counts of one hour by (release, arm), from the rows."""
-    in_hour = impressions.c.served_ms.between(hour * HOUR_MS, (hour + 1) * HOUR_MS - 1)
-    targets: dict[_Key, set[str]] = defaultdict(set)
-    echoes: dict[_Key, list[Any]] = defaultdict(list)
-    for key, row in _events_of(connection, in_hour, _by_user(window_ms)):
-        targets[key].add(row.item_id)
-    for key, row in _events_of(connection, in_hour, _by_echo(window_ms)):
-        targets[key].add(row.item_id)
-        echoes[key].append(row)
-    displayed = set(
-        connection.scalars(
-            sa.select(displays.c.request_id).where(in_hour, displays.c.request_id == impressions.c.request_id)
+def _answers(connection: sa.Connection, request_ids: Sequence[str], frozen_before_ms: int) -> list[_Answer]:
+    """The answers of some requests, a user's together, the latest first; not of hours that are frozen."""
+    mine = impressions.c.request_id.in_(request_ids)
+    rows = connection.execute(sa.select(impressions).where(mine)).all()
+    found = [
+        _Answer(r.request_id, r.arm, r.user_id, r.release, json.loads(r.items), r.served_ms)
+        for r in rows
+        if r.served_ms // HOUR_MS * HOUR_MS >= frozen_before_ms
+    ]
+    return sorted(found, key=lambda answer: (answer.user_id or "", -answer.served_ms))
+
+
+def _noted(connection: sa.Connection, answers: Sequence[_Answer]) -> dict[_Key, _Found]:
+    """What the answers counted for when they were counted last."""
+    mine = answer_counts.c.request_id.in_({answer.request_id for answer in answers})
+    rows = connection.execute(sa.select(answer_counts).where(mine)).all()
+    return {(row.request_id, row.arm): _Found(**{name: getattr(row, name) for name in _FIELDS}) for row in rows}
+
+
+def _found(connection: sa.Connection, answers: Sequence[_Answer], window_ms: int) -> Iterator[tuple[_Answer, _Found]]:
+    """What became of each answer, from the rows."""
+    request_ids = {answer.request_id for answer in answers}
+    echoes: dict[str, list[Any]] = defaultdict(list)
+    for event in connection.execute(sa.select(events).where(events.c.request_id.in_(request_ids))):
+        echoes[event.request_id].append(event)
+    displayed = set(connection.scalars(sa.select(displays.c.request_id).where(displays.c.request_id.in_(request_ids))))
+    for user_id, of_user in groupby(answers, key=lambda answer: answer.user_id):
+        own = list(of_user)
+        following = _following(connection, user_id, own, window_ms)
+        for answer, items in zip(own, following, strict=True):
+            echoed = [e for e in echoes[answer.request_id] if e.timestamp_ms - answer.served_ms <= window_ms]
+            yield answer, _became(answer, items, echoed, is_displayed=answer.request_id in displayed)
+
+
+def _following(
+    connection: sa.Connection, user_id: str | None, answers: list[_Answer], window_ms: int
+) -> Iterator[Set[str]]:
+    """For each answer of a user, the latest first, the items of the user's events within its window.
+
+    One pass over answers and events: the window moves back, events enter at its beginning and leave at its end.
+    """
+    inside: Counter[str] = Counter()
+    rows: list[Any] = []
+    if user_id is not None:
+        first_ms, last_ms = answers[-1].served_ms, answers[0].served_ms + window_ms
+        wanted = sa.select(events.c.item_id, events.c.timestamp_ms)
+        mine = sa.and_(events.c.user_id == user_id, events.c.timestamp_ms.between(first_ms, last_ms))
+        rows = list(connection.execute(wanted.where(mine).order_by(events.c.timestamp_ms.desc())))
+    entered = left = 0
+    for answer in answers:
+        while entered < len(rows) and rows[entered].timestamp_ms > answer.served_ms:
+            inside[rows[entered].item_id] += 1
+            entered += 1
+        while left < entered and rows[left].timestamp_ms > answer.served_ms + window_ms:
+            inside[rows[left].item_id] -= 1
+            if not inside[rows[left].item_id]:
+                del inside[rows[left].item_id]
+            left += 1
+        yield inside.keys()
+
+
+def _became(answer: _Answer, items: Set[str], echoes: list[Any], *, is_displayed: bool) -> _Found:
+    """Each event is credited to the one answer that it names, so revenue is counted once; a shadow is not credited."""
+    shown = set(answer.items)
+    echoed = {event.item_id for event in echoes}
+    num_targets = len(items) + len(echoed - items)
+    num_hits = sum(item in items or item in echoed for item in shown)
+    if answer.arm == SHADOW_ARM:
+        return _Found(num_targets, num_hits)
+    credited = [event for event in echoes if event.item_id in shown]
+    purchases = [event for event in credited if event.event_type == PURCHASE]
+    revenue = sum(event.value or 0.0 for event in purchases)
+    return _Found(num_targets, num_hits, int(is_displayed), int(bool(credited)), int(bool(purchases)), revenue)
+
+
+def _change(engine: sa.Engine, connection: sa.Connection, changes: dict[_Hour, ArmCounts]) -> None:
+    """Add differences to the counts by hour."""
+    for (hour, release, arm), change in sorted(changes.items()):
+        mine = sa.and_(recall_hours.c.hour == hour, recall_hours.c.release == release, recall_hours.c.arm == arm)
+        known = connection.scalar(sa.select(recall_hours.c.counts).where(mine))
+        counts = ArmCounts() if known is None else ArmCounts(**json.loads(known))
+        counts += change
+        counts.revenue = round(counts.revenue, 6)  # what was taken off leaves nothing behind
+        row = {"hour": hour, "release": release, "arm": arm, "counts": json.dumps(asdict(counts))}
+        statement = insert(engine, recall_hours).values(row)
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["hour", "release", "arm"], set_={"counts": row["counts"]})
         )
-    )
-    sums: dict[tuple[str, str], ArmCounts] = defaultdict(ArmCounts)
-    for answer in connection.execute(sa.select(impressions).where(in_hour)):
-        key, counts = (answer.request_id, answer.arm), sums[answer.release, answer.arm]
-        items = json.loads(answer.items)
-        counts.add(targets[key], items)
-        if answer.arm != SHADOW_ARM:
-            counts.displayed += answer.request_id in displayed
-            _count_echoes(counts, echoes[key], items)
-    return dict(sums)
-
-
-def _events_of(connection: sa.Connection, in_hour: Any, matches: Any) -> Iterator[tuple[_Key, Any]]:
-    columns = (impressions.c.request_id, impressions.c.arm, events.c.item_id, events.c.event_type, events.c.value)
-    for row in connection.execute(sa.select(*columns).where(in_hour, matches)):
-        yield (row.request_id, row.arm), row
-
-
-def _count_echoes(counts: ArmCounts, echoes: list[Any], items: list[str]) -> None:
-    """Each event is credited to the one answer that it names, so revenue is counted once."""
-    shown = [event for event in echoes if event.item_id in items]
-    purchases = [event for event in shown if event.event_type == PURCHASE]
-    counts.clicked += bool(shown)
-    counts.converted += bool(purchases)
-    counts.revenue += sum(event.value or 0.0 for event in purchases)

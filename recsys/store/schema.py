@@ -1,15 +1,14 @@
 """Tables of the event store, and how a database is opened."""
 
-import contextlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
 from recsys.contracts.errors import StoreError
 
@@ -47,6 +46,8 @@ impressions = sa.Table(
     sa.Column("source", sa.String(32), nullable=False),
     sa.Column("items", sa.Text, nullable=False),
     sa.Column("served_ms", sa.BigInteger, nullable=False),
+    sa.Column("degraded", sa.String(32)),
+    sa.Column("late", sa.Boolean),
     sa.PrimaryKeyConstraint("request_id", "arm"),  # a shadow answers the same request under an arm of its own
     sa.Index("impressions_by_time", "served_ms"),
     sa.Index("impressions_by_user", "user_id", "served_ms"),
@@ -60,6 +61,28 @@ displays = sa.Table(
     sa.Column("received_ms", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("request_id", "item_id"),
     sa.Index("displays_by_arrival", "received_ms"),
+)
+answer_counts = sa.Table(
+    "answer_counts",
+    _metadata,
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("num_targets", sa.Integer, nullable=False),
+    sa.Column("num_hits", sa.Integer, nullable=False),
+    sa.Column("displayed", sa.Integer, nullable=False),
+    sa.Column("clicked", sa.Integer, nullable=False),
+    sa.Column("converted", sa.Integer, nullable=False),
+    sa.Column("revenue", sa.Float, nullable=False),
+    sa.PrimaryKeyConstraint("request_id", "arm"),
+)
+context_counts = sa.Table(
+    "context_counts",
+    _metadata,
+    sa.Column("field", sa.String(16), nullable=False),
+    sa.Column("value", sa.String(64), nullable=False),
+    sa.Column("item_id", sa.String(256), nullable=False),
+    sa.Column("num_events", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("field", "value", "item_id"),
 )
 recall_hours = sa.Table(
     "recall_hours",
@@ -82,6 +105,12 @@ tombstones = sa.Table(
     _metadata,
     sa.Column("user_id", sa.String(256), primary_key=True),
     sa.Column("forgotten_ms", sa.BigInteger, nullable=False),
+)
+joins = sa.Table(
+    "joins",
+    _metadata,
+    sa.Column("last_seq", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("session_id", sa.String(256), nullable=False),
 )
 documents = sa.Table(
     "documents",
@@ -159,11 +188,12 @@ def _checked_url(url: str, shown: str) -> sa.URL:
 def _create_tables(engine: sa.Engine) -> None:
     """Create the tables where they are missing; they have our columns when this returns."""
     for _ in _metadata.tables:
-        with contextlib.suppress(SQLAlchemyError):  # another process created one between our look and our creation
+        with suppress(SQLAlchemyError):  # another process created one between our look and our creation
             _metadata.create_all(engine)
             break
     else:
         _metadata.create_all(engine)
+    _add_columns(engine)
     with engine.begin() as connection:
         for table in _metadata.sorted_tables:
             connection.execute(sa.select(table).limit(0))
@@ -176,6 +206,20 @@ def _count_users(engine: sa.Engine, connection: sa.Connection) -> None:
     counted = sa.select(events.c.user_id, sa.func.count(), sa.func.max(events.c.seq)).group_by(events.c.user_id)
     statement = insert(engine, users).from_select(["user_id", "num_events", "last_seq"], counted.where(sa.true()))
     connection.execute(statement.on_conflict_do_nothing())
+
+
+def _add_columns(engine: sa.Engine) -> None:
+    """Give a database that an older version made the columns that came later, which may be null in its rows."""
+    for table in _metadata.sorted_tables:
+        there = {column["name"] for column in sa.inspect(engine).get_columns(table.name)}
+        missing = [column for column in table.columns if column.name not in there]
+        if not all(column.nullable for column in missing):
+            continue  # no table of ours: the look at its columns that follows says so
+        for column in missing:
+            kind = column.type.compile(engine.dialect)
+            # Another process may be first.
+            with suppress(OperationalError, ProgrammingError), engine.begin() as connection:
+                connection.exec_driver_sql(f"alter table {table.name} add column {column.name} {kind}")
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:

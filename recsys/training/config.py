@@ -10,6 +10,7 @@ from pydantic import Field
 from recsys.contracts.config import Config, read_toml
 from recsys.contracts.errors import ConfigError
 from recsys.model.config import ModelConfig
+from recsys.model.content import DEFAULT_RIDGE
 from recsys.windows import WindowConfig
 
 
@@ -42,6 +43,10 @@ class TrainingConfig(Config):
     """Rounds without a better validation NDCG@10 before training stops."""
     start_patience: int = Field(default=2, ge=1)
     """The same for a run that starts from an older checkpoint."""
+    new_items_ridge: float = Field(default=DEFAULT_RIDGE, gt=0)
+    """Penalty of the regression that places new items by what the catalogue says of them."""
+    new_items_max_loss: float = Field(default=0.0, ge=0, lt=1)
+    """Share of validation NDCG@10 that may be paid for showing new items; 0: they must pay for themselves."""
     absorb_share: float = Field(default=0.25, ge=0)
     """Then the held-out events are trained on too, for this share of the steps, the learning rate falling to 0."""
     max_minutes: float | None = Field(default=None, gt=0)

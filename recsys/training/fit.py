@@ -16,7 +16,7 @@ from recsys.dataset import Dataset, Histories
 from recsys.model import spectral
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
-from recsys.training import memory
+from recsys.training import memory, new_items
 from recsys.training.config import Recipe
 from recsys.training.fitted import Fitted, RoundListener, RoundResult
 from recsys.training.loop import Stretch, Trainer, WindowStream
@@ -71,6 +71,9 @@ def fit(
         fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
         listener.add(fitted.log[0])
     trainer.use(fitted.weights)
+    if validation is not None and processes.is_first:
+        chosen = new_items.choose(model, data, validation, recipe, fitted.fusion)
+        fitted = replace(fitted, new_items=chosen)
     epochs = fitted.epochs if start is None else max(1.0, fitted.epochs)
     _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * epochs)
     seen_ms = data.fit_end_ms if validation is None else validation.from_ms
@@ -148,7 +151,7 @@ def _for_so_long(trainer: Trainer, stream: WindowStream, known: Fitted) -> Fitte
         stretch = trainer.train(stream, num_steps, advance=advance)
     row = _row(1, stretch.steps / stream.epoch_steps, stretch, None, stretch.seconds)
     weights = [weight.clone() for weight in trainer.averaged]
-    return Fitted(epochs=known.epochs, fusion=known.fusion, weights=weights, log=[row])
+    return replace(known, weights=weights, log=[row])
 
 
 def _absorb(trainer: Trainer, stream: WindowStream, epochs: float) -> None:

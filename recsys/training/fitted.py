@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 
 from recsys.runtime.fusion import Fusion
+from recsys.training.new_items import Choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,5 +52,6 @@ class Fitted:
     trained_before_ms: int | None = None
     """`weights` have seen events before this moment only; None where the log has no times or users lost their last
     event to validation."""
+    new_items: Choice = field(default_factory=Choice)
     memory_bytes: int = 0
     """The peak that was expected before the first step."""

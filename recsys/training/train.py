@@ -24,6 +24,7 @@ from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
+from recsys.training.new_items import Choice
 from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
 from recsys.training.start import Start
@@ -76,6 +77,7 @@ def run(
             **recipe.model_dump(mode="json"),
             "protocol": protocol.value,
             "fusion": fitted.fusion.model_dump(),
+            "new_items": fitted.new_items.plain(),
             "refit": known is not None,
         }
         with artifact.writing(out, "checkpoint") as writer:
@@ -109,4 +111,5 @@ def _found_before(refit: Path, data: Dataset) -> Fitted:
     manifest = artifact.verify(refit, "checkpoint")
     artifact.check_parent(manifest, "features", data.manifest, refit)
     fusion = Fusion.from_mapping(manifest.config["fusion"], f"{refit}: fusion")
-    return Fitted(epochs=float(manifest.metrics["epochs"]), fusion=fusion)
+    new_items = Choice(**manifest.config.get("new_items", {}))
+    return Fitted(epochs=float(manifest.metrics["epochs"]), fusion=fusion, new_items=new_items)

@@ -43,7 +43,7 @@ def found(features: Path) -> dict[tuple[str, str], dict]:
     test = data.test_set()
     # Everybody gets item 1 (token 1), then 2 (token 2).
     report = evaluate({"model": Fixed([1, 2])}, test, len(data.vocabulary), Protocol.TIME, ks=(1,))
-    segments = by_segment(data, features, test, report, 1)
+    segments = by_segment(data, data.vocabulary, features, test, report, 1)
     return {(s.by, s.name): {**s.to_json(), **s.values["model"]} for s in segments}
 
 
@@ -94,7 +94,7 @@ def test_parts_of_a_division_add_up_to_the_whole(features: Path) -> None:
     test = data.test_set()
     ranker = Popularity(data.fit, len(data.vocabulary))
     report = evaluate({"popularity": ranker}, test, len(data.vocabulary), Protocol.TIME, ks=(2,))
-    segments = by_segment(data, features, test, report, 2)
+    segments = by_segment(data, data.vocabulary, features, test, report, 2)
     for by in ("history length", "item age", "item"):
         assert sum(s.num_targets for s in segments if s.by == by) == report.num_targets, by
     lengths = [s for s in segments if s.by == "history length" and s.num_users]
@@ -106,7 +106,7 @@ def test_last_out_prunes_nothing_and_still_knows_items_first_seen_in_the_test(fe
     data = dataset.load(features, Protocol.LAST_OUT)
     test = data.test_set()
     report = evaluate({"model": Fixed([1, 2, 3, 4])}, test, len(data.vocabulary), Protocol.LAST_OUT, ks=(4,))
-    rows = {(s.by, s.name): s.num_targets for s in by_segment(data, features, test, report, 4)}
+    rows = {(s.by, s.name): s.num_targets for s in by_segment(data, data.vocabulary, features, test, report, 4)}
     # ann's and new's last event is the only kind of event on item 4; bob's is on 2
     assert rows["item", "first seen after the cut"] == 2
     assert rows["item", "seen before the cut, pruned"] == 0

@@ -89,3 +89,16 @@ def test_an_index_without_selectors_leaves_the_same_items_out(monkeypatch) -> No
 def test_a_gpu_index_without_a_gpu_says_what_it_needs() -> None:
     with pytest.raises(ConfigError, match=r"faiss-gpu` in the place of faiss-cpu; use device = cpu"):
         ItemIndex.open(None, ITEMS, IndexChoice(device="gpu"))
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_shifted_items_stand_where_exact_search_puts_them(tmp_path, storage: str) -> None:
+    shift_V = np.where(np.arange(NUM_ITEMS) < NUM_ITEMS - 100, 0, -3).astype(np.float32)
+    config = IndexConfig(kind="ivf", storage=storage, min_recall=1.0)
+    said = index.build(ITEMS, USERS, config, tmp_path, shift_V=shift_V)
+    opened = ItemIndex.open(tmp_path, ITEMS, IndexChoice(**said["choice"]), shift_V)
+    exact = ItemIndex.build(ITEMS.vectors_VD(), shift_V)
+    np.testing.assert_allclose(opened.search(USERS, 10)[1], exact.search(USERS, 10)[1], rtol=1e-4)
+    some = np.array([1, NUM_ITEMS], dtype=np.int32)
+    np.testing.assert_allclose(opened.scores(USERS[0], some), ITEMS.embed(some) @ USERS[0] + [0, -3], rtol=1e-4)
+    np.testing.assert_array_equal(opened.vectors(some), ITEMS.embed(some))

@@ -183,6 +183,10 @@ def test_nightly_publishes_a_refitted_release(shop: Path) -> None:
     assert manifest.metrics["fitted_on"] == "all events"
     assert manifest.metrics["evaluation_before_refit"]["protocol"] == "time"
     assert "would leak" in refused("evaluate", folder, "--features", state / "gate" / "features")
+    again = ("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml", "--force", "--json")
+    first, second = (json.loads(recsys(*again, way).stdout) for way in ("--start", "--from-scratch"))
+    assert (first["started"], first["why_from_scratch"]) == (True, None)
+    assert (second["started"], second["why_from_scratch"]) == (False, "asked to")
 
 
 @pytest.mark.slow

@@ -44,6 +44,18 @@ def test_the_index_returns_the_largest_inner_products_but_never_what_is_excluded
     assert index.search(query, 6)[0].tolist() == [[3, 1, 2, 4, PAD, PAD]]
 
 
+def test_a_shift_is_added_to_an_items_score() -> None:
+    items = np.array([[1, 0], [0, 1], [2, 0]], dtype=np.float32)
+    index = ItemIndex.build(items, np.array([0, 3, -5], dtype=np.float32))
+    query = np.array([[1.0, 0.5]], dtype=np.float32)
+    tokens, scores = index.search(query, 3)
+    assert tokens.tolist() == [[2, 1, 3]]
+    assert scores.tolist() == [[3.5, 1.0, -3.0]]
+    assert index.scores(query[0], np.array([3, 2])).tolist() == [-3.0, 3.5]
+    assert index.width == 2
+    np.testing.assert_array_equal(index.vectors(np.array([3, 1])), items[[2, 0]])
+
+
 def test_the_next_item_of_the_ring_comes_first(recommender: Recommender) -> None:
     items = recommender.recommend(["sku-4", "sku-5", "sku-6"], k=3)
     assert items[0].item_id == "sku-7"

@@ -21,7 +21,7 @@ from recsys.runtime.release import Release
 from recsys.store import EventStore
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
-from serving.app import _listen, create_app
+from serving.app import _listen, create_app, server_settings
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.sessions import SessionCache
@@ -122,7 +122,7 @@ class Shop:
 @contextlib.contextmanager
 def running(app) -> Iterator[str]:
     """The address of a real uvicorn server in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(server_settings(app, ServeConfig(drain_s=5)))
     with _listen(ServeConfig(port=0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -107,5 +107,6 @@ def test_a_loop_that_is_late_is_given_an_answer_without_the_model(hurried, monke
     hurried.tell("sku-3", "sku-4")
     monkeypatch.setattr(type(hurried.endpoint.service.lag), "seconds", 0.2)
     answer = hurried.ask(user_id="ann", k=1)
-    assert (answer["degraded"], answer["source"]) == ("deadline", "popular")
+    assert answer["degraded"] in {"deadline", "overload"}  # the usual way, or where its bytes arrived
+    assert answer["source"] == "popular"
     assert 2 not in hurried.engine.encoded

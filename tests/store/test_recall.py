@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.contracts.events import Event
 from recsys.store import EventStore, Impression
@@ -128,6 +130,38 @@ def test_a_session_that_is_joined_to_a_user_is_counted_as_theirs(ledger: EventSt
     assert ledger.attribution.totals()["r1", "a"].hits == 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 30), st.integers(0, 4)), max_size=25))
+def test_counting_little_by_little_ends_as_counting_at_once_and_as_by_hand(tmp_path_factory, steps) -> None:
+    clock, stores = Clock(), []
+    for name in ("often", "once"):
+        stores.append(EventStore.open(f"sqlite:///{tmp_path_factory.mktemp('r') / name}.db", clock))
+    start, window_ms, answers, told = clock.ms, 7, [], []
+    for n, (kind, user, moment, item) in enumerate(steps):
+        if kind == 0:
+            clock.ms = start + moment
+            answers.append((f"q{n}", user, clock.ms, {f"i{item}", f"i{item + 1}"}))
+        else:
+            echo = answers[item % len(answers)][0] if kind == 2 and answers else None
+            told.append((user, f"i{item}", start + moment, echo))
+        for store in stores:
+            if kind == 0:
+                show(store, f"q{n}", f"u{user}", f"i{item}", f"i{item + 1}")
+            else:
+                act(store, f"u{user}", f"i{item}", start + moment, request_id=told[-1][3])
+        stores[0].attribution.update(window_ms)
+    targets = [
+        {i for u, i, at, echo in told if at - served <= window_ms and (echo == q or (u == user and at > served))}
+        for q, user, served, _ in answers
+    ]
+    for store in stores:
+        store.attribution.update(window_ms)
+        found = store.attribution.totals().get(("r1", "a"), ArmCounts())
+        assert (found.answers, found.targets) == (len(answers), sum(map(len, targets)))
+        assert found.hits == sum(len(t & items) for t, (_, _, _, items) in zip(targets, answers, strict=True))
+        store.close()
+
+
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     import numpy as np
 
@@ -136,7 +170,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
         counts = ArmCounts()
         for _ in range(200):
             targets = {f"i{n}" for n in range(generator.integers(1, 6))}
-            counts.add(targets, [item for item in targets if generator.random() < 0.2])
+            counts.add(len(targets), sum(generator.random() < 0.2 for _ in targets))
         share = counts.recall()
         covered += share.low <= 0.2 <= share.high
     assert 0.92 <= covered / 400 <= 0.98

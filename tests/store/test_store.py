@@ -159,3 +159,12 @@ def test_a_store_from_before_users_were_counted_is_counted_when_opened(url: str)
     assert again.most_active(5) == ["u", "v"]
     again.close()
     store.close()
+
+
+def test_context_is_counted_by_item_and_only_of_what_was_written(store: EventStore) -> None:
+    store.append([event("a", event_id="1"), event("b"), event("b")], {0: [("country", "de")], 1: [("country", "de")]})
+    store.append([event("a", event_id="1"), event("b")], {0: [("country", "de")], 1: [("country", "de")]})
+    found = store.popular_by_context(min_events=3, num_items=5)
+    assert [(value, p.num_events, p.item_ids) for value, p in found.items()] == [(("country", "de"), 3, ["b", "a"])]
+    assert store.popular_by_context(min_events=4, num_items=5) == {}
+    assert store.popular_by_context(min_events=3, num_items=1)["country", "de"].item_ids == ["b"]

@@ -1,0 +1,134 @@
+"""What is answered where its bytes arrive, and what never is."""
+
+import json
+import socket
+
+import pytest
+
+from recsys.contracts.ids import Vocabulary
+from serving.endpoint import Endpoint
+from serving.lag import LoopLag
+from serving.rules import Rules
+from serving.shedding import plain_request
+
+HEAD = "POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def message(body: str, head: str = HEAD, length: int | None = None) -> bytes:
+    return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n{body}".encode()
+
+
+def in_one_piece(shop, *sent: bytes) -> list[dict]:
+    """Answers to messages over one connection. A client library may send head and body one after the other."""
+    answers, address = [], shop.client.base_url
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        for each in sent:
+            connection.sendall(each)
+            received = b""
+            while b"\r\n\r\n" not in received or not received.endswith(b"}"):
+                received += connection.recv(65_536)
+            answers.append(json.loads(received.partition(b"\r\n\r\n")[2]))
+    return answers
+
+
+@pytest.fixture
+def behind(shop, monkeypatch):
+    """A shop whose event loop is behind. Its engine answered once before."""
+    shop.tell("sku-3", "sku-5")
+    shop.known = shop.ask(user_id="ann", k=4)
+    monkeypatch.setattr(Endpoint, "is_behind", True)
+    return shop
+
+
+def test_a_plain_request_is_read_from_its_bytes() -> None:
+    headers, user_id, k = plain_request(message('{"user_id": "ann", "k": 3}'))
+    assert (user_id, k) == ("ann", 3)
+    assert (b"host", b"x") in headers
+    assert plain_request(message('{"user_id": "ann"}'))[2] == 10
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        message('{"user_id": "ann", "filters": {"category": ["cups"]}}'),
+        message('{"user_id": "ann", "k": 0}'),
+        message('{"user_id": "ann", "k": true}'),
+        message('{"user_id": 7}'),
+        message('{"user_id": ""}'),
+        message('{"user_id": "a\\u0000"}'),
+        message("[]"),
+        message("{"),
+        message('{"user_id": "ann"}', length=17),  # the rest is still to come, or another message begins
+        message('{"user_id": "ann"}') * 2,
+        message('{"user_id": "ann"}', HEAD + "Content-Length: 3\r\n"),
+        message('{"user_id": "ann"}', HEAD + "Transfer-Encoding: chunked\r\n"),
+        message('{"user_id": "ann"}', HEAD + "Connection: close\r\n"),
+        message('{"user_id": "ann"}', HEAD.replace("recommendations", "events")),
+        message('{"user_id": "ann"}', HEAD.replace("POST", "GET")),
+        message('{"user_id": "ann"}', "POST /v1/recommendations HTTP/1.1\r\n"),
+        b"",
+    ],
+)
+def test_anything_unusual_goes_the_usual_way(unusual: bytes) -> None:
+    assert plain_request(unusual) is None
+
+
+def test_while_the_loop_is_behind_the_last_answer_comes_back_labelled(behind) -> None:
+    (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+    assert (shed["source"], shed["degraded"], shed["arm"]) == ("last_answer", "overload", "all")
+    assert shed["items"] == behind.known["items"]
+    assert shed.keys() == behind.known.keys()
+    assert shed["request_id"] != behind.known["request_id"]
+    metrics = behind.client.get("/metrics").text
+    assert 'recsys_degraded_total{reason="overload"} 1.0' in metrics
+    assert "recsys_impressions_lost_total 1.0" in metrics
+
+
+def test_while_the_loop_is_behind_todays_rules_hold(behind) -> None:
+    (shed,) = in_one_piece(behind, message('{"user_id": "nobody", "k": 2}'))
+    assert [item["item_id"] for item in shed["items"]] == ["sku-19", "sku-18"]
+    behind.endpoint.releases.set_rules(Rules(denied=["sku-5", "sku-19"]))
+    (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+    assert (shed["source"], [item["item_id"] for item in shed["items"]][:2]) == ("popular", ["sku-18", "sku-17"])
+
+
+def test_while_the_loop_is_behind_what_is_not_plain_is_answered_the_usual_way(behind) -> None:
+    assert behind.ask(user_id="ann", k=2, exclude=["sku-5"])["degraded"] is None
+    assert behind.tell("sku-1")["stored"] == 1
+    assert behind.client.post("/v1/recommendations", json={"user_id": 7}).status_code == 422
+
+
+def test_a_connection_goes_on_after_a_shed_answer(behind) -> None:
+    plain, other = message('{"user_id": "ann", "k": 4}'), message('{"user_id": "ann", "k": 4, "exclude": ["sku-5"]}')
+    answers = in_one_piece(behind, plain, other, plain, other)
+    assert [a["degraded"] for a in answers] == ["overload", None] * 2
+
+
+def test_a_message_that_comes_in_pieces_goes_the_usual_way(behind) -> None:
+    address, whole = behind.client.base_url, message('{"user_id": "ann"}')
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall(whole[:-5])
+        connection.sendall(whole[-5:])
+        assert b"HTTP/1.1 200" in connection.recv(65_536)
+
+
+def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open_shop, monkeypatch) -> None:
+    endpoint = open_shop(deadline_ms=100).endpoint
+    for waited_s, is_behind in ((0.019, False), (0.021, True)):
+        monkeypatch.setattr(LoopLag, "seconds", waited_s)
+        assert endpoint.is_behind == is_behind
+
+
+def test_who_may_not_ask_is_refused_also_while_the_loop_is_behind(open_shop, monkeypatch) -> None:
+    shop = open_shop(tokens=[{"name": "web", "sha256": "0" * 64, "scopes": ["read"]}])
+    monkeypatch.setattr(Endpoint, "is_behind", True)
+    (refused,) = in_one_piece(shop, message('{"user_id": "ann"}'))
+    assert "Authorization" in refused["detail"][0]["msg"]
+
+
+def test_the_vocabulary_is_not_needed_for_a_shed_answer(behind, monkeypatch) -> None:
+    def fail(*_args):
+        raise AssertionError("the last answer is encoded already")
+
+    monkeypatch.setattr(Vocabulary, "item", fail)
+    assert in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))[0]["source"] == "last_answer"

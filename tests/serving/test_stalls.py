@@ -1,0 +1,177 @@
+"""Each stage stalled in turn, with real worker threads and a clock that moves only once the worker is stuck.
+
+So the moment of every answer is known exactly, on any machine.
+"""
+
+import asyncio
+import selectors
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recsys.contracts.events import Event
+from recsys.runtime.recommender import Recommender
+from recsys.store import EventStore
+from serving.answers import AnswerService
+from serving.config import ServeConfig
+from serving.live import Releases
+from serving.metrics import Metrics
+from serving.schemas import RecommendationAnswer, RecommendationRequest
+from serving.sessions import SessionCache
+from tests.serving.conftest import FakeEngine, fake_release
+
+DEADLINE_MS, RESERVE_MS = 100, 10
+
+
+class StuckClock(selectors.DefaultSelector):
+    """Time of an event loop: it stands still while a thread may still finish, and jumps once one is stuck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.is_stuck = threading.Event()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def select(self, timeout: float | None = None):
+        found = super().select(0)
+        if found or timeout == 0:
+            return found
+        if timeout is not None and self.is_stuck.is_set():
+            self.now += timeout
+            return []
+        return super().select(0.01)  # threads run meanwhile, and wake the loop when they are done
+
+
+class Counter:
+    """A shop with one user, who has been answered once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = StuckClock()
+        self.engine = FakeEngine()
+        self.store = EventStore.open(f"sqlite:///{folder / 'store.db'}")
+        self.releases = Releases(Recommender(fake_release(self.engine)), self.store, SessionCache(10**7))
+        config = ServeConfig(deadline_ms=DEADLINE_MS, reserve_ms=RESERVE_MS, num_workers=1, max_waiting=1)
+        self.service = AnswerService(config, self.releases, self.store, Metrics(), self.clock)
+        self.loop = asyncio.SelectorEventLoop(self.clock)
+        self.loop.time = self.clock
+        self.go_on = threading.Event()
+
+    def tell(self, item: str, user: str = "ann") -> None:
+        self.store.append([Event(user_id=user, item_id=item, timestamp_ms=1)])
+
+    def ask(self, user: str = "ann", arrived: float | None = None, **wishes) -> RecommendationAnswer:
+        request = RecommendationRequest(user_id=user, k=2, **wishes)
+        moment = self.clock.now if arrived is None else arrived
+        return self.loop.run_until_complete(self.service.answer(request, moment))
+
+    def stall(self, target, name: str) -> None:
+        """Make a method hold its thread until the end of the test."""
+        true = getattr(target, name)
+
+        def stalled(*args, **kwargs):
+            self.clock.is_stuck.set()
+            self.go_on.wait(30)
+            return true(*args, **kwargs)
+
+        setattr(target, name, stalled)
+
+    def close(self) -> None:
+        self.go_on.set()
+        self.service.close()
+        self.store.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Iterator[Counter]:
+    opened = Counter(tmp_path)
+    opened.tell("sku-3")
+    yield opened
+    opened.close()
+
+
+def stage(counter: Counter, name: str) -> tuple[object, str]:
+    release = counter.releases.current.recommender.release
+    return {
+        "store: glance": (counter.store, "glance"),
+        "store: documents": (counter.store, "document"),
+        "store: purchases": (counter.store, "items_of_type"),
+        "store: events": (counter.store, "events_after"),
+        "index: neighbours": (release.index, "search"),
+        "engine: open": (counter.engine, "open"),
+        "engine: append": (counter.engine, "append"),
+        "index: ranking": (release.index, "search"),
+        "index: reasons": (release.index, "vectors"),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("store: glance", "popular"),
+        ("store: documents", "popular"),
+        ("store: purchases", "popular"),
+        ("store: events", "popular"),
+        ("index: neighbours", "popular_in_category"),
+        ("engine: open", "nearest"),
+    ],
+)
+def test_a_new_user_is_answered_at_the_deadline_whatever_stalls(counter: Counter, name: str, source: str) -> None:
+    counter.stall(*stage(counter, name))
+    answer = counter.ask(exclude_purchased=True)
+    assert (answer.degraded, answer.source, len(answer.items)) == ("deadline", source, 2)
+    assert answer.timings_ms["total"] == pytest.approx(DEADLINE_MS - RESERVE_MS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["store: glance", "store: purchases", "store: events", "engine: append", "index: ranking", "index: reasons"],
+)
+def test_a_known_user_gets_the_last_answer_at_the_deadline_whatever_stalls(counter: Counter, name: str) -> None:
+    first = counter.ask()
+    assert (first.degraded, first.source) == (None, "model")
+    counter.tell("sku-5")
+    counter.stall(*stage(counter, name))
+    answer = counter.ask(exclude_purchased=True)
+    assert (answer.degraded, answer.source) == ("deadline", "last_answer")
+    assert [item.item_id for item in answer.items] == [item.item_id for item in first.items]
+    assert answer.timings_ms["total"] == pytest.approx(DEADLINE_MS - RESERVE_MS)
+
+
+def test_what_was_spent_before_the_answer_began_is_not_spent_again(counter: Counter) -> None:
+    counter.clock.now = 0.06
+    counter.stall(counter.store, "glance")
+    answer = counter.ask(arrived=0.0)
+    assert answer.timings_ms["total"] == pytest.approx(DEADLINE_MS - RESERVE_MS)
+    counter.clock.now = 0.2
+    late = counter.ask(arrived=0.0)  # nothing is left: answered at once
+    assert (late.degraded, late.timings_ms["total"]) == ("deadline", pytest.approx(200))
+
+
+def test_a_loop_that_was_late_a_moment_ago_keeps_back_a_reserve(counter: Counter) -> None:
+    lag = counter.service.lag
+    lag._clock = counter.clock
+    for moment in (0.0, 0.005, 0.030):  # one beat was 20 ms late
+        counter.clock.now = moment
+        lag.beat()
+    counter.stall(counter.store, "glance")
+    answer = counter.ask()
+    assert answer.timings_ms["total"] == pytest.approx(DEADLINE_MS - RESERVE_MS - 20)
+
+
+def test_behind_a_stall_nothing_waits_that_cannot_be_done_in_time(counter: Counter) -> None:
+    counter.stall(counter.store, "glance")
+    labels = [counter.ask(user=f"new-{n}").degraded for n in range(4)]
+    assert labels == ["deadline", "deadline", "overload", "overload"]
+
+
+def test_a_request_with_its_own_events_is_answered_at_its_own_deadline(counter: Counter) -> None:
+    counter.stall(counter.engine, "encode")
+    request = RecommendationRequest(events=[{"item_id": "sku-3"}], k=2, deadline_ms=40)
+    answer = counter.loop.run_until_complete(counter.service.answer(request, counter.clock.now))
+    assert (answer.degraded, answer.source) == ("deadline", "nearest")
+    assert answer.timings_ms["total"] == pytest.approx(40 - RESERVE_MS)
