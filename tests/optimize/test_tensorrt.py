@@ -63,7 +63,7 @@ def test_a_plan_is_built_without_a_gpu_and_refused_where_it_is_not_for(small: Se
 
 
 @pytest.mark.parametrize(
-    ("inputs", "num_quantized"), [pytest.param("float", 0, marks=pytest.mark.slow), ("int8", 2 * 7)]
+    ("inputs", "num_quantized"), [pytest.param("float", 0, marks=pytest.mark.slow), ("int8", 2 * 4 + 1)]
 )
 def test_the_network_holds_8_bit_codes_and_half_precision(
     model: SequenceModel, inputs: str, num_quantized: int
