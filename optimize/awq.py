@@ -54,6 +54,7 @@ def fold(model: SequenceModel, calibration: Calibration, format_: WeightFormat) 
             scaled[name] = InputStatistics(
                 calibration[name].gram_II * inverse_I * inverse_I[:, None],
                 calibration[name].mean_abs_I * inverse_I,
+                calibration[name].peak_abs_I * inverse_I,
                 calibration[name].num_events,
             )
     return folded, scaled
@@ -111,7 +112,11 @@ def round_weights(
         else:
             weight = rounding.nearest(linear.weight, format_, share)
         parent, _, leaf = name.rpartition(".")
-        setattr(rounded.decoder.get_submodule(parent), leaf, RoundedLinear(weight))
+        setattr(
+            rounded.decoder.get_submodule(parent),
+            leaf,
+            RoundedLinear(weight, float(calibration[name].peak_abs_I.max())),
+        )
     return rounded
 
 

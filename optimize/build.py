@@ -7,20 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from optimize import gate, new_items, quantize, report
-from optimize.config import OptimizeConfig
+from optimize import calibration, gate, index, new_items, quantize, report, tiers
+from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
-from optimize.tensorrt import build_plan
+from optimize.index import Advance
+from optimize.steps import Steps
+from optimize.tensorrt import TensorRtConfig, build_plans
 from recsys import dataset
 from recsys.contracts import artifact, packing
-from recsys.contracts.ids import Vocabulary
+from recsys.contracts.artifact import ArtifactWriter
+from recsys.contracts.errors import GateError
+from recsys.contracts.ids import Floats, Vocabulary
+from recsys.contracts.precision import EngineName
 from recsys.dataset import Dataset, Protocol
 from recsys.model.checkpoint import Checkpoint
-from recsys.runtime.index import ItemIndex
+from recsys.runtime import consistency
+from recsys.runtime.engine import Engine
+from recsys.runtime.engines import Parts, open_engine
+from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.new_items import NewItems
-from recsys.runtime.openvino import OpenVinoEngine
-from recsys.runtime.release import VOCABULARY_PARENT
+from recsys.runtime.release import VOCABULARY_PARENT, shifts
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
@@ -35,10 +42,12 @@ def run(
     activate: bool = True,
     force: bool = False,
     evaluation: dict[str, Any] | None = None,
+    advance: Advance = lambda *_: None,
 ) -> tuple[str, artifact.Manifest]:
     """Build a release into the folder of releases `out`; returns its name and manifest.
 
     `evaluation` goes into the manifest: what the same recipe reached when it was trained before the cut.
+    A run that was interrupted goes on after its last finished step (see `optimize/steps.py`).
     `activate` points `current` at it (the first release of a folder always becomes current).
 
     Raises:
@@ -50,20 +59,28 @@ def run(
     data = dataset.load(features, Protocol(checkpoint.manifest.config["protocol"]))
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
+    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest})
     with artifact.writing(out / name, "release") as writer:
-        placed = write_parts(checkpoint, data, config, writer.folder)
-        fidelity = measure(checkpoint, data, config, writer.folder)
+        resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)
+        if config.engine is EngineName.TIERED:
+            resolved["tiers"] = _tiers(config, _parts(writer.folder, config, resolved))
+        parts = _parts(writer.folder, config, resolved)
+        engine = open_engine(config.engine, parts)
+        searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
+        _write_reference(checkpoint, engine, parts, searched)
+        fidelity = measure(checkpoint, data, config, engine, parts)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
-            gate.check(decided)
-        methods = quantize.compare_methods(checkpoint, data, config)
+            _check(decided, steps)
+        methods = _compared(checkpoint, data, config, steps)
         metrics = {**fidelity.model_dump(), "gate": decided.basis, "relative_error_by_method": methods}
         (writer.folder / REPORT_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
         manifest = writer.commit(
             parents=_parents(checkpoint, data, writer.folder),
-            config=_config(checkpoint, data, config) | {"new_items": placed.model_dump()},
+            config=resolved,
             metrics={
                 **metrics,
+                "index": searched,
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
@@ -73,46 +90,158 @@ def run(
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
+    steps.remove()
     if activate or artifact.current_name(out) is None:
         artifact.set_current(out, name)
     return name, manifest
 
 
-def write_parts(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> NewItems:
-    """Everything that an answer is computed from; returns how new items stand among the others."""
-    rounded = quantize.rounded(checkpoint, data, config)
-    build_engine(rounded, folder, checkpoint.window.size, config.cache, packed=config.packed)
-    if config.tensorrt is not None:
-        build_plan(rounded, checkpoint.window.size, config.tensorrt, folder)
+def _check(decided: gate.Verdict, steps: Steps) -> None:
+    """Refuse, and leave nothing behind."""
+    try:
+        gate.check(decided)
+    except GateError:
+        steps.remove()
+        raise
+
+
+def write_parts(
+    checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, steps: Steps, writer: ArtifactWriter
+) -> dict[str, Any]:
+    """Everything that an answer is computed from; what the manifest must say to open it.
+
+    Rounding and each engine are steps: an interrupted run does not do them again.
+    """
+    settings, size = config.model_dump(mode="json"), checkpoint.window.size
+
+    def round_(folder: Path) -> dict[str, Any]:
+        quantize.save(quantize.rounded(checkpoint, data, config), folder)
+        return {}
+
+    rounding = {
+        name: settings[name] for name in ("bits", "group_size", "compensate", "num_calibration_windows", "seed")
+    }
+    steps.run("rounded", rounding, round_)
+    rounded = quantize.load(checkpoint, config, steps.folder / "rounded")
+
+    def cpu(folder: Path) -> dict[str, Any]:
+        build_engine(rounded, folder, size, config.cache, packed=config.packed)
+        return {}
+
+    steps.run("cpu", {name: settings[name] for name in ("cache", "packed")}, cpu, after="rounded")
+    steps.hand_over("cpu", writer)
+    said: dict[str, Any] = {}
+    if EngineName.CUDA in config.engines:
+        steps.hand_over("rounded", writer)
+        said["cuda"] = (config.cuda or CudaConfig()).model_dump()
+    if EngineName.TENSORRT in config.engines:
+        plan = config.tensorrt or TensorRtConfig()
+        done = steps.run(
+            "tensorrt",
+            plan.model_dump(mode="json"),
+            lambda folder: build_plans(rounded, size, plan, folder),
+            after="rounded",
+        )
+        steps.hand_over("tensorrt", writer)
+        said["plans"] = done.metrics
     new, vectors_ND = new_items.place_new(checkpoint, data)
     vectors_VD = checkpoint.model.embedding.weight.detach().numpy()
-    ItemTable.of(np.concatenate([vectors_VD, vectors_ND]), config.items).save(folder)
-    Vocabulary([*checkpoint.vocabulary.items, *new]).save(folder, packed=config.packed)
+    ItemTable.of(np.concatenate([vectors_VD, vectors_ND]), config.items).save(writer.folder)
+    Vocabulary([*checkpoint.vocabulary.items, *new]).save(writer.folder, packed=config.packed)
     placed = new_items.settings(checkpoint, data, vectors_ND, config.new_items_share, config.seed)
-    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(folder, packed=config.packed)
-    return placed
+    said["new_items"] = placed.model_dump()
+    TransitionTable.fit(data.fit, len(checkpoint.vocabulary)).save(writer.folder, packed=config.packed)
+    return said
 
 
-def measure(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, folder: Path) -> report.FidelityReport:
-    """The parts in `folder`, read back as the endpoint reads them, against the checkpoint."""
-    items = ItemTable.load(folder)
-    engine = OpenVinoEngine(
-        folder,
-        items,
-        num_threads=config.num_threads,
-        precision=quantize.precision(config),
-        window_size=checkpoint.window.size,
-        cache=config.cache,
-    )
+def measure(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    config: OptimizeConfig,
+    engine: Engine,
+    parts: Parts,
+) -> report.FidelityReport:
+    """The engine that will serve and its rounded items, without new ones, against the checkpoint.
+
+    The index is judged by its recall (see `optimize/index.py`).
+    """
     return report.compare(
         checkpoint,
         engine,
-        ItemIndex.build(items.vectors_VD()[: len(checkpoint.vocabulary)]),
-        TransitionTable.load(folder),
+        ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)]),
+        TransitionTable.load(parts.folder),
         data,
         config.num_check_users,
         config.seed,
     )
+
+
+def _write_reference(checkpoint: Checkpoint, engine: Engine, parts: Parts, searched: dict[str, Any]) -> None:
+    """What the engine answers here and now: the endpoint compares itself with it."""
+    windows = consistency.random_windows(checkpoint.vocabulary.num_events, checkpoint.window.size)
+    reference = consistency.Reference.of(engine, _index(parts, searched), windows, checkpoint.manifest.digest)
+    reference.save(parts.folder / consistency.REFERENCE_FILE)
+
+
+def _index(parts: Parts, searched: dict[str, Any]) -> ItemIndex:
+    return ItemIndex.open(parts.folder, parts.items, IndexChoice(**searched["choice"]), _shifts(parts))
+
+
+def _shifts(parts: Parts) -> Floats | None:
+    return shifts(Vocabulary.load(parts.folder), NewItems(**parts.config["new_items"]))
+
+
+def _indexed(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    config: OptimizeConfig,
+    engine: Engine,
+    parts: Parts,
+    steps: Steps,
+    writer: ArtifactWriter,
+    advance: Advance,
+) -> dict[str, Any]:
+    """The index, a step: its choice, its recall on real user vectors, its latency."""
+    shift_V = _shifts(parts)
+
+    def make(folder: Path) -> dict[str, Any]:
+        windows = calibration.sample(data.fit, checkpoint.window, config.index.num_queries, config.seed + 2)
+        return index.build(parts.items, engine.encode(windows), config.index, folder, shift_V=shift_V, advance=advance)
+
+    settings = {
+        "items": config.items.value,
+        "engine": config.engine.value,
+        "new_items": parts.config["new_items"],
+        **config.index.model_dump(),
+    }
+    done = steps.run("index", settings, make, after="rounded")
+    steps.hand_over("index", writer)
+    return done.metrics
+
+
+def _parts(folder: Path, config: OptimizeConfig, resolved: dict[str, Any]) -> Parts:
+    return Parts(folder=folder, items=ItemTable.load(folder), config=resolved, num_threads=config.num_threads)
+
+
+def _tiers(config: OptimizeConfig, parts: Parts) -> dict[str, Any]:
+    """The engines of the tiers and the length at which they take over, measured here unless it is given."""
+    named = {"short": config.tiered.short, "long": config.tiered.long}
+    if config.tiered.threshold is not None:
+        return {**named, "threshold": config.tiered.threshold, "by_length": []}
+    short, long = (open_engine(EngineName(name), parts) for name in named.values())
+    return {**named, **tiers.measure(short, long, len(parts.items), seed=config.seed)}
+
+
+def _compared(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, steps: Steps) -> dict[str, float]:
+    """Error of every way to round, a step."""
+    settings = config.model_dump(mode="json")
+    names = ("bits", "group_size", "num_calibration_windows", "num_comparison_windows", "seed")
+    done = steps.run(
+        "methods",
+        {name: settings[name] for name in names},
+        lambda _: dict(quantize.compare_methods(checkpoint, data, config)),
+    )
+    return dict(done.metrics)
 
 
 def _parents(checkpoint: Checkpoint, data: Dataset, folder: Path) -> dict[str, str]:
@@ -130,6 +259,7 @@ def _config(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> di
         "protocol": data.protocol.value,
         "fusion": checkpoint.manifest.config["fusion"],
         "window": checkpoint.window.model_dump(),
+        "model": checkpoint.manifest.config["model"],
     }
 
 

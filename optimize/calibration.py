@@ -23,6 +23,7 @@ class InputStatistics:
 
     gram_II: Tensor
     mean_abs_I: Tensor
+    peak_abs_I: Tensor
     num_events: int
 
     @property
@@ -66,10 +67,13 @@ def collect(model: SequenceModel, windows: Sequence[Tokens]) -> Calibration:
 def _add(statistics: Calibration, name: str, inputs_NI: Tensor) -> None:
     width = inputs_NI.shape[1]
     entry = statistics.setdefault(
-        name, InputStatistics(inputs_NI.new_zeros(width, width), inputs_NI.new_zeros(width), 0)
+        name,
+        InputStatistics(inputs_NI.new_zeros(width, width), inputs_NI.new_zeros(width), inputs_NI.new_zeros(width), 0),
     )
     entry.gram_II += inputs_NI.T @ inputs_NI
     entry.mean_abs_I += inputs_NI.abs().sum(dim=0)
+    if len(inputs_NI):
+        entry.peak_abs_I = torch.maximum(entry.peak_abs_I, inputs_NI.abs().amax(dim=0))
     entry.num_events += len(inputs_NI)
 
 

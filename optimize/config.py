@@ -4,10 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from optimize.index import IndexConfig
 from optimize.rounding import WeightFormat
 from optimize.tensorrt import TensorRtConfig
 from recsys.contracts.config import Config
-from recsys.contracts.precision import CacheFormat, ItemFormat
+from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 
 
 class GateConfig(Config):
@@ -23,11 +24,28 @@ class GateConfig(Config):
     """With so many held-out users a loss beyond the limit is refused even if its interval reaches below it."""
 
 
+class CudaConfig(Config):
+    """Settings of the torch engine."""
+
+    precision: Literal["bf16", "fp16", "float32"] = "bf16"
+    device: str = "cuda"
+    """In torch's words; `cpu` for a check without a GPU."""
+
+
+class TieredConfig(Config):
+    """Two engines that serve as one."""
+
+    short: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    long: Literal["cpu", "cuda", "tensorrt"] = "cuda"
+    threshold: int | None = Field(default=None, ge=0)
+    """Most events of a window for `short`; None: measured on this machine."""
+
+
 class OptimizeConfig(Config):
     """Settings of the release builder."""
 
-    engine: Literal["cpu"] = "cpu"
-    """The engine that the release serves with."""
+    engine: EngineName = EngineName.CPU
+    """The engine that the release serves with, and that the gate judges."""
     bits: Literal[4, 8, 32] = 8
     """Bits of a weight; 32 keeps float32."""
     group_size: int | None = Field(default=None, ge=8)
@@ -49,10 +67,27 @@ class OptimizeConfig(Config):
     """Most users whose answers are compared with the reference."""
     packed: bool = True
     """Graphs, item list and transition counts packed by gzip, without loss; off to look into them."""
+    cuda: CudaConfig | None = None
+    """Weights for the torch engine go into the release beside the CPU engine."""
     tensorrt: TensorRtConfig | None = None
-    """A TensorRT plan that goes into the release beside the engine; needs the extra `tensorrt`."""
+    """TensorRT plans go into the release beside the CPU engine; needs the extra `tensorrt`."""
+    tiered: TieredConfig = TieredConfig()
+    """Engines of `engine = "tiered"`."""
+    index: IndexConfig = IndexConfig()
     gate: GateConfig = GateConfig()
     seed: int = 0
+
+    @property
+    def engines(self) -> frozenset[EngineName]:
+        """Engines that the release holds parts for; the CPU engine always."""
+        named = {EngineName.CPU, self.engine}
+        if self.engine is EngineName.TIERED:
+            named |= {EngineName(self.tiered.short), EngineName(self.tiered.long)}
+        if self.cuda is not None:
+            named.add(EngineName.CUDA)
+        if self.tensorrt is not None:
+            named.add(EngineName.TENSORRT)
+        return frozenset(named)
 
     @property
     def weights(self) -> WeightFormat | None:

@@ -19,7 +19,9 @@ from recsys.runtime.openvino import APPEND_GRAPH, OPEN_GRAPH, WEIGHTS
 _ALIGNMENT = 64
 
 
-def build_engine(model: SequenceModel, folder: Path, window_size: int, cache: CacheFormat, *, packed: bool) -> None:
+def build_engine(
+    model: SequenceModel, folder: Path, window_size: int, cache: CacheFormat, *, packed: bool = True
+) -> None:
     """Write the CPU engine into `folder`: `open.xml`, `append.xml` and the weights of both."""
     import openvino
 

@@ -3,19 +3,25 @@
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optimize import awq, calibration
 from optimize.config import OptimizeConfig
 from optimize.report import relative_error
+from optimize.rounding import RoundedLinear, RoundedWeight
 from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import ItemFormat
 from recsys.dataset import Dataset
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
+from recsys.runtime.cuda import DECODER
 from recsys.runtime.items import ItemTable
 
 
@@ -28,6 +34,31 @@ def rounded(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> Se
     statistics = calibration.collect(checkpoint.model, windows)
     folded, scaled = awq.fold(checkpoint.model, statistics, config.weights)
     return awq.round_weights(folded, scaled, config.weights, clip=True, compensate=config.compensate)
+
+
+def save(model: SequenceModel, folder: Path) -> None:
+    """Write `decoder.safetensors`: codes and scales of rounded matrices, everything else in float32."""
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in model.decoder.state_dict().items()}
+    for name, part in model.decoder.named_modules():
+        if isinstance(part, RoundedLinear):
+            arrays[f"{name}.input_peak"] = np.array(part.input_peak, dtype=np.float64)
+    safetensors.numpy.save_file(arrays, folder / DECODER)
+
+
+def load(checkpoint: Checkpoint, config: OptimizeConfig, folder: Path) -> SequenceModel:
+    """The rounded model that `save` wrote."""
+    if config.weights is None:
+        return checkpoint.model
+    arrays = safetensors.torch.load_file(folder / DECODER)
+    model = copy.deepcopy(checkpoint.model)
+    for name, _ in list(awq.linears(model)):
+        codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
+        weight = RoundedWeight(codes.reshape(len(codes), -1), scales[:, :, 0], config.weights)
+        parent, _, leaf = name.rpartition(".")
+        linear = RoundedLinear(weight, float(arrays.pop(f"{name}.input_peak")))
+        setattr(model.decoder.get_submodule(parent), leaf, linear)
+    model.decoder.load_state_dict(arrays)
+    return model
 
 
 def _check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
@@ -64,12 +95,29 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
         "plain rounding": lambda: awq.round_weights(model, statistics, format_, clip=False, compensate=False),
         "AWQ": lambda: awq.round_weights(folded, scaled, format_, clip=True, compensate=False),
         "AWQ, compensated": lambda: awq.round_weights(folded, scaled, format_, clip=True, compensate=True),
+        "AWQ, compensated, int8 inputs (W8A8)": lambda: _with_rounded_inputs(
+            awq.round_weights(folded, scaled, format_, clip=True, compensate=True)
+        ),
         "dynamic int8": lambda: _dynamic(model),
         "bf16": lambda: copy.deepcopy(model).bfloat16(),
         "items int8 alone": lambda: _with_rounded_items(model),
     }
     reference_BD = encode(model, others)
     return {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
+
+
+def _with_rounded_inputs(model: SequenceModel) -> SequenceModel:
+    """What W8A8 plans compute: inputs of matrices rounded to 8 bits, one static scale each."""
+
+    def rounded_inputs(part: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        assert isinstance(part, RoundedLinear)
+        scale = max(part.input_peak, 1e-12) / 127
+        return (((inputs[0] / scale).round().clamp(-128, 127) * scale),)
+
+    for part in model.modules():
+        if isinstance(part, RoundedLinear):
+            part.register_forward_pre_hook(rounded_inputs)
+    return model
 
 
 def _dynamic(model: SequenceModel) -> SequenceModel:

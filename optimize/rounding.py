@@ -57,8 +57,10 @@ class RoundedWeight:
 class RoundedLinear(nn.Module):
     """y = x (codes · scales)ᵀ, exported as codes, a conversion, a multiplication and a matrix product."""
 
-    def __init__(self, weight: RoundedWeight) -> None:
+    def __init__(self, weight: RoundedWeight, input_peak: float) -> None:
+        """`input_peak` is the largest input of the calibration windows, for engines that round inputs too."""
         super().__init__()
+        self.input_peak = input_peak
         num_outputs, num_inputs = weight.codes_OI.shape
         num_groups = weight.scales_OG.shape[1]
         assert num_inputs % num_groups == 0, (num_inputs, num_groups)

@@ -1,8 +1,8 @@
-"""A TensorRT plan of `OpenWindow`, from the same rounded model as the CPU engine. Built without a GPU.
+"""TensorRT plans of `OpenWindow` and `AppendEvents`, from the same rounded model as the CPU engine.
 
-The network is strongly typed: tensors have the type they are exported with (bf16 or fp16), and 8-bit matrices
-enter as codes before a DequantizeLinear, so they stay 8 bits in the plan. TensorRT-RTX compiles kernels for the
-GPU at hand when a plan is loaded; the plan itself holds weights and graph for a family of GPUs.
+The networks are strongly typed: tensors have the type they are exported with (bf16 or fp16), and 8-bit matrices
+enter as codes before a DequantizeLinear, so they stay 8 bits in the plan. TensorRT-RTX builds without a GPU and
+compiles kernels for the one at hand when a plan is loaded; TensorRT builds on the GPU that the plan is for.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from optimize.rounding import RoundedLinear
 from recsys.contracts.config import Config
@@ -22,41 +23,62 @@ from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
-from recsys.model.incremental import OpenWindow
+from recsys.model.incremental import AppendEvents, OpenWindow, in_precision
+from recsys.runtime.cache import BLOCK, rounded_up
+from recsys.runtime.gpu import CudaGpu
+from recsys.runtime.plans import ANY_DRIVER, Flavour, PlanName, bindings, slug
+from recsys.runtime.tensorrt import MIN_LENGTH
 
 _OPSET = 21
 _MIB = 2**20
 _BYTES = 2
 """Of a bf16 or fp16 number."""
+_INPUTS = {"open": ("embedded", "last"), "append": ("embedded", "last", "num_kept", "past")}
 
 
 class TensorRtConfig(Config):
-    """Settings of a plan."""
+    """Settings of the plans."""
 
+    flavour: Flavour = "rtx"
+    """`rtx`: TensorRT-RTX, needs no GPU to build; `full`: TensorRT, builds on the GPU that it is for."""
     precision: Literal["bf16", "fp16"] = "bf16"
+    activations: Literal["float", "int8"] = "float"
+    """`int8` (W8A8): inputs of matrices are rounded too, by scales of the calibration windows; needs 8-bit weights."""
     workspace_mib: int = Field(default=1024, ge=1)
     """Most scratch memory that a layer may take."""
     max_batch: int = Field(default=4, ge=1)
-    """Windows of full size that the plan can take at once."""
-    capability: Literal["SM75", "SM80", "SM86", "SM89", "SM120"] = "SM80"
-    """GPUs the plan is for: SM80 is the A100."""
+    """Windows of full size that a plan can take at once."""
+    max_new: int = Field(default=32, ge=1)
+    """New events of a session that the append plan can take at once; more are appended in turns."""
+    capability: Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"] = "SM80"
+    """GPUs that a plan of TensorRT-RTX is for: SM80 is the A100."""
+    hardware_compatible: bool = False
+    """`full` only: later GPUs of the Ampere family and above may run the plan too."""
+    version_compatible: bool = False
+    """`full` only: later versions of TensorRT may load the plan (ours checks the version all the same)."""
     optimization_level: int = Field(default=3, ge=0, le=5)
+    timing_cache: Path | None = None
+    """`full` only: measured tactics are read from here and written back, so that the next build is quick."""
 
 
-def build_plan(model: SequenceModel, window_size: int, config: TensorRtConfig, folder: Path) -> str:
-    """Write a plan into `folder`; returns its name: GPU, TensorRT version, precision and graph digest.
+def build_plans(model: SequenceModel, window_size: int, config: TensorRtConfig, folder: Path) -> dict[str, Any]:
+    """Write both plans into `folder`; what the manifest says of them.
 
     Raises:
         ConfigError: TensorRT is not installed, the largest batch does not fit the workspace, or weights are
             of 4 bits.
     """
     check_workspace(model.config, window_size, config)
-    trt = _tensorrt()
-    proto = onnx_graph(model, window_size, config).SerializeToString()
-    digest = hashlib.sha256(proto).hexdigest()[:12]
-    name = f"open-{config.capability.lower()}-rtx{trt.__version__}-{config.precision}-{digest}.plan"
-    (folder / name).write_bytes(_plan(trt, proto, model.config.width, window_size, config))
-    return name
+    trt = bindings(config.flavour)
+    said: dict[str, Any] = {"max_batch": config.max_batch, "max_new": config.max_new}
+    for graph in ("open", "append"):
+        proto = onnx_graph(model, window_size, config, graph).SerializeToString()
+        digest = hashlib.sha256(proto).hexdigest()[:12]
+        name = _name(trt, graph, digest, config)
+        plan = _plan(trt, proto, _profile(graph, model.config, window_size, config), config)
+        (folder / str(name)).write_bytes(plan)
+        said[graph] = {"file": str(name), "graph_digest": digest}
+    return said
 
 
 def check_workspace(model: ModelConfig, window_size: int, config: TensorRtConfig) -> None:
@@ -75,13 +97,25 @@ def check_workspace(model: ModelConfig, window_size: int, config: TensorRtConfig
         )
 
 
-def onnx_graph(model: SequenceModel, window_size: int, config: TensorRtConfig) -> Any:
-    """`OpenWindow` as an ONNX model with free batch and length, all floats in the plan's precision."""
+class _Boundary(nn.Module):
+    """float32 vectors in and out, whatever is computed with between."""
+
+    def __init__(self, graph: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner = graph
+        self.dtype = dtype
+
+    def forward(self, embedded: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        vector_BD, kept = self.inner(embedded.to(self.dtype), *others)
+        return vector_BD.float(), kept
+
+
+def onnx_graph(model: SequenceModel, window_size: int, config: TensorRtConfig, graph: str) -> Any:
+    """`OpenWindow` or `AppendEvents` as an ONNX model with free axes, floats inside in the plan's precision."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    module = OpenWindow(copy.deepcopy(model).to(dtype), CacheFormat.FLOAT16).eval()
-    example = torch.zeros(2, min(8, window_size), model.config.width, dtype=dtype), torch.tensor([3, 1]).int()
-    batch = torch.export.Dim("batch", min=1, max=max(2, config.max_batch))
-    length = torch.export.Dim("length", min=2, max=window_size)
+    kind = OpenWindow if graph == "open" else AppendEvents
+    module = _Boundary(in_precision(kind(copy.deepcopy(model), CacheFormat.FLOAT16), dtype), dtype).eval()
+    example, axes = _example(graph, model, window_size, config)
     with warnings.catch_warnings(), _quiet("torch.onnx"), _quiet("torch.export"), torch.inference_mode():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -89,25 +123,80 @@ def onnx_graph(model: SequenceModel, window_size: int, config: TensorRtConfig) -
             example,
             dynamo=True,
             opset_version=_OPSET,
-            dynamic_shapes=({0: batch, 1: length}, {0: batch}),
-            input_names=["embedded", "last"],
+            dynamic_shapes=(axes[0], axes[1:]),
+            input_names=list(_INPUTS[graph]),
             output_names=["vector", "kept"],
             verbose=False,
+            optimize=False,  # not before codes are dequantized by one operation: small ones would become floats
         )
     assert program is not None
-    return _with_dequantize(program.model_proto, model)
+    import onnxscript.optimizer
+
+    coded = _with_codes(program.model_proto, model, round_inputs=config.activations == "int8")
+    with _quiet("onnxscript"):
+        return onnxscript.optimizer.optimize(coded)
 
 
-def _with_dequantize(proto: Any, model: SequenceModel) -> Any:
-    """Each Cast, Mul and Reshape of integer codes as one DequantizeLinear, which is what TensorRT accepts."""
+def _example(
+    graph: str, model: SequenceModel, window_size: int, config: TensorRtConfig
+) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs to export with, and the axes of them that stay free."""
+    settings = model.config
+    batch = torch.export.Dim("batch", min=1, max=max(2, config.max_batch))
+    if graph == "open":
+        length = torch.export.Dim("length", min=MIN_LENGTH, max=window_size)
+        embedded = torch.zeros(2, min(8, window_size), settings.width)
+        return (embedded, _integers(3, 1)), ({0: batch, 1: length}, {0: batch})
+    new = torch.export.Dim("new", min=1, max=max(3, config.max_new))
+    kept = torch.export.Dim("kept", min=1, max=rounded_up(window_size))
+    past = torch.zeros(2, 5, 2 * settings.num_layers, settings.num_heads, settings.head_dim, dtype=torch.float16)
+    example = (torch.zeros(2, 3, settings.width), _integers(2, 1), _integers(4, 2), past)
+    return example, ({0: batch, 1: new}, {0: batch}, {0: batch}, {0: batch, 1: kept})
+
+
+def _integers(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _profile(
+    graph: str, model: ModelConfig, window_size: int, config: TensorRtConfig
+) -> dict[str, list[tuple[int, ...]]]:
+    """Least, usual and largest shape of each input."""
+    most = config.max_batch
+    if graph == "open":
+        lengths = [(1, MIN_LENGTH), (1, window_size), (most, window_size)]
+        return {"embedded": [(*axes, model.width) for axes in lengths], "last": [(1,), (1,), (most,)]}
+    heads = (2 * model.num_layers, model.num_heads, model.head_dim)
+    return {
+        "embedded": [(1, 1, model.width), (1, 1, model.width), (most, config.max_new, model.width)],
+        "last": [(1,), (1,), (most,)],
+        "num_kept": [(1,), (1,), (most,)],
+        "past": [
+            (1, BLOCK, *heads),
+            (1, rounded_up(window_size), *heads),
+            (most, rounded_up(window_size), *heads),
+        ],
+    }
+
+
+def _with_codes(proto: Any, model: SequenceModel, *, round_inputs: bool) -> Any:
+    """Each Cast, Mul and Reshape of integer codes as one DequantizeLinear, which is what TensorRT accepts.
+
+    With `round_inputs` the other input of each product is rounded to 8 bits as well (W8A8).
+    """
     from onnx import helper, numpy_helper
 
+    peaks = {name: part.input_peak for name, part in model.decoder.named_modules() if isinstance(part, RoundedLinear)}
     if any(part.weight.format.bits != 8 for part in model.modules() if isinstance(part, RoundedLinear)):
         raise ConfigError("a TensorRT plan takes weights of 8 bits or floats; use --bits 8")
     graph = proto.graph
     constants = {entry.name: entry for entry in graph.initializer}
     readers = {name: node for node in graph.node for name in node.input}
-    for cast in [node for node in graph.node if node.op_type == "Cast" and node.input[0].endswith(".codes")]:
+    found = [node for node in graph.node if node.op_type == "Cast" and node.input[0].endswith(".codes")]
+    assert len(found) == len(peaks), f"{len(found)} matrices of codes in the graph, {len(peaks)} in the model"
+    if round_inputs and not found:
+        raise ConfigError("int8 activations need weights of 8 bits; use --bits 8")
+    for cast in found:
         product = readers[cast.output[0]]
         reshape = readers[product.output[0]]
         assert (product.op_type, reshape.op_type) == ("Mul", "Reshape"), (product.op_type, reshape.op_type)
@@ -124,10 +213,51 @@ def _with_dequantize(proto: Any, model: SequenceModel) -> Any:
         graph.node.insert(0, dequantize)
         for node in (cast, product, reshape):
             graph.node.remove(node)
+        if round_inputs:
+            name = codes.name.removesuffix(".codes")
+            _round_input(graph, readers, dequantize.output[0], scales.data_type, peaks[name[name.index("layers.") :]])
     return proto
 
 
-def _plan(trt: Any, proto: bytes, width: int, window_size: int, config: TensorRtConfig) -> bytes:
+def _round_input(graph: Any, readers: dict[str, Any], weights: str, kind: int, peak: float) -> None:
+    """QuantizeLinear and DequantizeLinear, one scale for all, before the product that reads `weights`."""
+    from onnx import TensorProto, helper
+
+    product = readers[weights]
+    while product.op_type == "Transpose":
+        product = readers[product.output[0]]
+    assert product.op_type in ("MatMul", "Gemm"), product.op_type
+    place = list(graph.node).index(product)
+    stem = f"{weights}.input"
+    graph.initializer.append(helper.make_tensor(f"{stem}.scale", kind, [], [max(peak, 1e-12) / 127]))
+    graph.initializer.append(helper.make_tensor(f"{stem}.zero", TensorProto.INT8, [], [0]))
+    constants = [f"{stem}.scale", f"{stem}.zero"]
+    nodes = [
+        helper.make_node("QuantizeLinear", [product.input[0], *constants], [f"{stem}.codes"], name=f"{stem}.quantize"),
+        helper.make_node("DequantizeLinear", [f"{stem}.codes", *constants], [stem], name=f"{stem}.dequantize"),
+    ]
+    for node in reversed(nodes):
+        graph.node.insert(place, node)
+    product.input[0] = stem
+
+
+def _name(trt: Any, graph: str, digest: str, config: TensorRtConfig) -> PlanName:
+    gpu, driver = config.capability.lower(), ANY_DRIVER
+    if config.flavour == "full":
+        here = CudaGpu().here()
+        gpu, driver = "sm80plus" if config.hardware_compatible else slug(here.gpu_name), here.driver
+    return PlanName(
+        graph=graph,
+        gpu=gpu,
+        driver=driver,
+        flavour=config.flavour,
+        version=str(trt.__version__),
+        precision=config.precision if config.activations == "float" else f"{config.precision}w8a8",
+        digest=digest,
+    )
+
+
+def _plan(trt: Any, proto: bytes, profile: dict[str, list[tuple[int, ...]]], config: TensorRtConfig) -> bytes:
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -138,36 +268,35 @@ def _plan(trt: Any, proto: bytes, width: int, window_size: int, config: TensorRt
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib * _MIB)
     settings.builder_optimization_level = config.optimization_level
-    settings.num_compute_capabilities = 1
-    settings.set_compute_capability(getattr(trt.ComputeCapability, config.capability), 0)
-    profile = builder.create_optimization_profile()
-    largest = (config.max_batch, window_size, width)
-    profile.set_shape("embedded", (1, 2, width), (1, window_size, width), largest)
-    profile.set_shape("last", (1,), (1,), (config.max_batch,))
-    settings.add_optimization_profile(profile)
+    if config.flavour == "rtx":
+        settings.num_compute_capabilities = 1
+        settings.set_compute_capability(getattr(trt.ComputeCapability, config.capability), 0)
+    else:
+        _settings_of_full(trt, settings, config)
+    shapes = builder.create_optimization_profile()
+    for name, (least, usual, largest) in profile.items():
+        shapes.set_shape(name, least, usual, largest)
+    settings.add_optimization_profile(shapes)
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
         raise ConfigError(
-            f"TensorRT {trt.__version__} built no plan for {config.max_batch} windows of {window_size:,} events in "
-            f"{config.workspace_mib:,} MiB; its own message stands above"
+            f"TensorRT {trt.__version__} built no plan for shapes up to {profile} in {config.workspace_mib:,} MiB; "
+            "its own message stands above"
         )
+    if config.flavour == "full" and config.timing_cache is not None:
+        config.timing_cache.write_bytes(bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)
 
 
-def _tensorrt() -> Any:
-    """The bindings of TensorRT-RTX, after the libraries they need.
-
-    Raises:
-        ConfigError: not installed; names the extra.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-        import tensorrt_rtx_bindings
-        import tensorrt_rtx_libs  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"a TensorRT plan needs the extra: pip install 'recsys[tensorrt]' ({error})") from None
-    return tensorrt_rtx_bindings
+def _settings_of_full(trt: Any, settings: Any, config: TensorRtConfig) -> None:
+    """What TensorRT-RTX does not have: compatibility and measured tactics."""
+    if config.hardware_compatible:
+        settings.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if config.version_compatible:
+        settings.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if config.timing_cache is not None:
+        known = config.timing_cache.read_bytes() if config.timing_cache.is_file() else b""
+        settings.set_timing_cache(settings.create_timing_cache(known), ignore_mismatch=False)
 
 
 @contextlib.contextmanager

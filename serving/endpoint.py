@@ -96,7 +96,9 @@ class Endpoint:
 
     def _warm_up(self) -> None:
         try:
-            self.releases.current.recommender.warm_up()
+            recommender = self.releases.current.recommender
+            recommender.warm_up()
+            recommender.check()
         except Exception:
             logger.exception("warm-up failed; not ready")
         else:

@@ -7,11 +7,13 @@ import typer
 from recsys.cli.benchmark import benchmark_app
 from recsys.cli.data import features_app, store_app
 from recsys.cli.experiment import experiment_app
+from recsys.cli.optimize import optimize_app
 from recsys.cli.verbs import verbs_app
 from recsys.contracts.errors import RecsysError
 
 app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(verbs_app)
+app.add_typer(optimize_app, name="optimize")
 app.add_typer(features_app, name="features")
 app.add_typer(store_app, name="store")
 app.add_typer(experiment_app, name="experiment")

@@ -7,6 +7,8 @@ import typer
 
 from recsys.cli.options import (
     ConfigOption,
+    EngineOption,
+    FeaturesOption,
     FormatOption,
     JsonOption,
     MapOption,
@@ -154,6 +156,7 @@ def benchmark_case(
 @benchmark_app.command("engine")
 def benchmark_engine(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    engine: EngineOption = None,
     rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a row.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 2,
     as_json: JsonOption = False,
@@ -161,8 +164,35 @@ def benchmark_engine(
     """Latency and throughput of opening and continuing windows, by length and batch, and the cost of a session."""
     from recsys.pipeline import engine_benchmark, tables
 
-    values = engine_benchmark.run(releases, rounds, threads)
+    values = engine_benchmark.run(releases, rounds, threads, engine)
     emit(as_json, values, tables.engine_table(values))
+
+
+@benchmark_app.command("heads")
+def benchmark_heads(
+    features: FeaturesOption,
+    heads: Annotated[str, typer.Option(help="Numbers of heads, by commas; the inner width stays.")] = "1,2,4,8",
+    recipe: RecipeOption = "default",
+    max_minutes: Annotated[float, typer.Option(help="Training of each shape.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a shape.")] = 30,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Draw the frontier here, a .png file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Heads x head_dim at equal width: latency on the CPU engine, accuracy after a short training, the frontier."""
+    from recsys.contracts.errors import ConfigError
+    from recsys.pipeline import heads_benchmark, tables
+
+    try:
+        numbers = [int(number) for number in heads.split(",")]
+    except ValueError:
+        raise ConfigError(f"--heads {heads!r}: expected numbers by commas, as 1,2,4") from None
+    values = heads_benchmark.run(
+        features, load_recipe(recipe, None, max_minutes), numbers, num_rounds=rounds, num_threads=threads
+    )
+    if picture is not None:
+        heads_benchmark.picture(values, picture)
+    emit(as_json, values, tables.heads_table(values))
 
 
 @benchmark_app.command("windows")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recsys.contracts.config import read_toml
+from recsys.contracts.precision import EngineName
 
 if TYPE_CHECKING:
     from features.build import FeaturesConfig
@@ -21,6 +22,9 @@ FormatOption = Annotated[str, typer.Option("--format", help="Named format of the
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with the settings of this verb.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A bundled recipe or a path to a .toml file.")]
+EngineOption = Annotated[
+    EngineName | None, typer.Option("--engine", help="Another engine than the release's own.", show_choices=True)
+]
 FeaturesOption = Annotated[Path, typer.Option("--features", help="Features artifact.")]
 MinutesOption = Annotated[float | None, typer.Option("--max-minutes", help="Stop training after this long.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of weights, batches and samples.")]

@@ -89,29 +89,6 @@ def search_command(
     emit(as_json, values, tables.trials_table(found.trials, found.place))
 
 
-@verbs_app.command("optimize")
-def optimize_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint.")],
-    features: FeaturesOption,
-    out: Annotated[Path, typer.Option(help="Folder of releases.")],
-    engine: Annotated[str, typer.Option(help="Engine to build: cpu.")] = "cpu",
-    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, 4, or 32 for float.")] = 8,
-    plan: Annotated[str | None, typer.Option(help="A TensorRT plan beside the engine: bf16 or fp16.")] = None,
-    activate: Annotated[bool, typer.Option(help="Point `current` at the new release.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Round the weights, build engine and index, compare with float32, and publish a release."""
-    from optimize import build
-    from recsys.pipeline import tables
-
-    tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
-    settings = optimize_config(config, engine=engine, bits=bits, **tensorrt)
-    name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force)
-    emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))
-
-
 @verbs_app.command("evaluate")
 def evaluate_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],

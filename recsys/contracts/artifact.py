@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recsys.contracts.errors import ArtifactError
 
 MANIFEST_NAME: Final = "manifest.json"
-FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1}
+FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1, "step": 1}
 """Version of each kind that this program writes and reads."""
 
 _CURRENT_NAME = "current"

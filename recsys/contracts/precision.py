@@ -1,4 +1,4 @@
-"""Number formats that a release names: written by `optimize`, read by the engines."""
+"""Number formats and engines that a release names: written by `optimize`, read by the engines."""
 
 from enum import StrEnum
 
@@ -19,3 +19,12 @@ class ItemFormat(StrEnum):
     FLOAT16 = "float16"
     INT8 = "int8"
     """Codes with one scale per item."""
+
+
+class EngineName(StrEnum):
+    """Engines by the names that settings and releases use."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    TIERED = "tiered"

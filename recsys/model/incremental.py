@@ -35,7 +35,7 @@ class OpenWindow(nn.Module):
 
     def forward(self, embedded_BLD: Tensor, last_B: Tensor) -> tuple[Tensor, ...]:
         """The vector after each window's last event, and what later events need."""
-        positions_L = torch.arange(embedded_BLD.shape[1])
+        positions_L = torch.arange(embedded_BLD.shape[1], device=embedded_BLD.device)
         known_B11L = (positions_L <= last_B.long()[:, None])[:, None, None]
         vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, None, None, known_B11L)
         return vector_BD, *_pack(kept, self.cache)
@@ -55,8 +55,8 @@ class AppendEvents(nn.Module):
     def forward(self, embedded_BED: Tensor, last_B: Tensor, num_kept_B: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
         """The vector after each session's last new event, and what later events need of the new ones."""
         num_new, num_kept = embedded_BED.shape[1], kept[0].shape[1]
-        new_E = torch.arange(num_new)
-        counts_BC = torch.arange(num_kept) < num_kept_B.long()[:, None]
+        new_E = torch.arange(num_new, device=embedded_BED.device)
+        counts_BC = torch.arange(num_kept, device=embedded_BED.device) < num_kept_B.long()[:, None]
         seen_BEC = counts_BC[:, None].expand(-1, num_new, -1)
         causal_BEE = (new_E <= new_E[:, None]).expand(embedded_BED.shape[0], -1, -1)
         mask_B1EX = torch.cat([seen_BEC, causal_BEE], dim=2)[:, None]
@@ -66,6 +66,18 @@ class AppendEvents(nn.Module):
         past = _unpack(kept, self.cache, embedded_BED.dtype)
         vector_BD, fresh = self.steps(embedded_BED, positions_BE, last_B, past, mask_B1EX, last_mask_B11X)
         return vector_BD, *_pack(fresh, self.cache)
+
+
+def in_precision(graph: OpenWindow | AppendEvents, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
+    """The graph itself with weights and arithmetic in `dtype`, angles of rotation in float32.
+
+    Rounded to bf16, a frequency would put event 1,000 radians away from where it is.
+    """
+    frequency_K: Any = graph.steps.frequency_K
+    exact_K = frequency_K.float().clone()
+    graph.to(device, dtype)
+    graph.steps.frequency_K = exact_K.to(device)
+    return graph.eval()
 
 
 class _Decoder(nn.Module):

@@ -1,10 +1,12 @@
 """The mission's table: an unoptimised pipeline (all ids, full attention over 2,048, float32, eager) against ours."""
 
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from recsys.dataset import Dataset, Protocol
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 from recsys.model.checkpoint import Checkpoint
-from recsys.pipeline import case_latency
+from recsys.pipeline import case_latency, case_replay
 from recsys.pipeline.case_latency import CONTEXT, Contenders
 from recsys.pipeline.demo import sample_log
 from recsys.runtime.recommender import Recommender
@@ -33,7 +35,7 @@ from recsys.windows import WindowConfig
 PROCESS_TIMEOUT_S = 300
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Side:
     """One pipeline's artifacts."""
 
@@ -41,11 +43,16 @@ class _Side:
     checkpoint: Path
     release: Path
 
+    @cached_property
+    def ndcg(self) -> dict[str, float]:
+        """NDCG@10 by user."""
+        return _ndcg(self)
+
 
 def run(
     features: Path | None, recipe: Recipe, config: OptimizeConfig, *, num_seeds: int, num_rounds: int, force: bool
 ) -> dict[str, Any]:
-    """Train both with the same recipe and budget, then measure latency, memory, disk and accuracy.
+    """Train all sides with the same recipe and budget, then measure latency, memory, disk and accuracy.
 
     Without `features` those of the bundled sample are built.
 
@@ -56,54 +63,72 @@ def run(
         if features is None:
             features = Path(folder) / "features"
             features_build.run(features_build.FeaturesConfig(), [sample_log(Path(folder))], features)
-        pairs = [_pair(features, recipe, seed, config, Path(folder), force) for seed in range(num_seeds)]
-        before, after = pairs[0]
-        float_release = _release(after.checkpoint, features, _float(config), Path(folder) / "float", force=True)
-        latency = _latency(before, after, float_release, config.num_threads, num_rounds)
+        runs = [_sides(features, recipe, seed, config, Path(folder), force) for seed in range(num_seeds)]
+        before, float_after, after = (runs[0][name] for name in ("before", "window", "quantization"))
+        contenders = Contenders(
+            Checkpoint.open(before.checkpoint),
+            Checkpoint.open(after.checkpoint),
+            Release.open(float_after.release, num_threads=config.num_threads),
+            Release.open(after.release, num_threads=config.num_threads),
+        )
+        events = dataset.load(after.features, Protocol.TIME).fit.tokens[: 2 * CONTEXT]
+        latency = case_latency.measure(contenders, events, num_rounds, config.num_threads)
+        replay = case_replay.run(
+            contenders.after.model.config, len(contenders.release.vocabulary), CONTEXT, config.num_threads, num_rounds
+        )
         memory = {
             "before": _process("before", before.checkpoint, config.num_threads),
             "after": _process("after", after.release, config.num_threads),
         }
-        disk = {"before": _size(before.release), "float32": _size(float_release), "after": _size(after.release)}
-        accuracy = _accuracy(pairs)
+        disk = {"before": _size(before.release), "float32": _size(float_after.release), "after": _size(after.release)}
+        accuracy = _accuracy(runs, "before", "quantization")
         manifest = artifact.read_manifest(after.release)
         return {
             **_headline(latency, memory, disk, accuracy, manifest.metrics),
             "awq_error_ratio_4": _error_ratio(_methods(after, features, config, bits=4)),
-            # Measured only where the peer is installed beside this project; not built into this command.
-            "replay_ratio_cold": None,
-            "replay_ratio_warm": None,
+            "replay_ratio_cold": _ratio(replay, latency["quantization"]),
+            "replay_ratio_warm": _ratio(replay, latency["cache"]),
+            "replay": replay,
             "latency_ms": latency,
+            "users_per_second": case_latency.throughput(contenders, events, num_rounds),
+            "accuracy_by_cause": _by_cause(runs),
             "memory": memory,
             "disk_bytes": disk,
-            "num_items": {side: len(Release.open(path.release).vocabulary) for side, path in _named(pairs[0]).items()},
+            "num_items": {
+                name: len(Release.open(side.release).vocabulary)
+                for name, side in (("before", before), ("after", after))
+            },
             "num_seeds": num_seeds,
             "gate": manifest.metrics["gate"],
             "summaries": "none: an answer reads the open window alone, so cold with and without summaries is the same",
         }
 
 
-def _named(pair: tuple[_Side, _Side]) -> dict[str, _Side]:
-    return {"before": pair[0], "after": pair[1]}
-
-
-def _pair(
+def _sides(
     features: Path, recipe: Recipe, seed: int, config: OptimizeConfig, folder: Path, force: bool
-) -> tuple[_Side, _Side]:
-    """Both pipelines of one seed, trained before the cut."""
+) -> dict[str, _Side]:
+    """The pipelines of one seed, trained before the cut; each switches one more thing on, as `latency_ms` names it."""
     values = recipe.model_dump()
     values["training"]["seed"] = seed
     ours = Recipe.from_mapping(values, "recipe")
-    full = WindowConfig(size=CONTEXT, overlap_share=1 / CONTEXT)
-    unoptimised = Recipe.from_mapping({**values, "window": full.model_dump()}, "recipe")
-    sides = []
-    for name, one, settings in (("before", unoptimised, _float(config)), ("after", ours, config)):
-        place = folder / f"{name}-{seed}"
-        data = features if name == "after" else _with_all_items(features, place / "features")
-        train.run(one, data, place / "checkpoint", protocol=Protocol.TIME)
-        release = _release(place / "checkpoint", data, settings, place / "releases", force=force or name == "before")
-        sides.append(_Side(data, place / "checkpoint", release))
-    return sides[0], sides[1]
+    window = WindowConfig(size=CONTEXT, overlap_share=1 / CONTEXT)
+    full = Recipe.from_mapping({**values, "window": window.model_dump()}, "recipe")
+    all_items = _with_all_items(features, folder / f"all-items-{seed}")
+    plain = _float(config)
+    sides = {
+        "before": _side(full, all_items, plain, folder / f"before-{seed}", force=True),
+        "pruning": _side(full, features, plain, folder / f"pruning-{seed}", force=True),
+        "window": _side(ours, features, plain, folder / f"window-{seed}", force=True),
+    }
+    checkpoint = sides["window"].checkpoint
+    release = _release(checkpoint, features, config, folder / f"quantization-{seed}", force=force)
+    return {**sides, "quantization": _Side(features, checkpoint, release)}
+
+
+def _side(recipe: Recipe, features: Path, config: OptimizeConfig, place: Path, *, force: bool) -> _Side:
+    train.run(recipe, features, place / "checkpoint", protocol=Protocol.TIME)
+    release = _release(place / "checkpoint", features, config, place / "releases", force=force)
+    return _Side(features, place / "checkpoint", release)
 
 
 def _with_all_items(features: Path, place: Path) -> Path:
@@ -122,23 +147,14 @@ def _with_all_items(features: Path, place: Path) -> Path:
 
 
 def _float(config: OptimizeConfig) -> OptimizeConfig:
-    return config.model_copy(update={"bits": 32, "items": ItemFormat.FLOAT32, "packed": False})
+    return config.model_copy(
+        update={"bits": 32, "items": ItemFormat.FLOAT32, "packed": False, "num_comparison_windows": 0}
+    )
 
 
 def _release(checkpoint: Path, features: Path, config: OptimizeConfig, out: Path, *, force: bool) -> Path:
     name, _ = optimize_build.run(config, checkpoint, features, out, force=force)
     return out / name
-
-
-def _latency(before: _Side, after: _Side, float_release: Path, num_threads: int, num_rounds: int) -> dict[str, float]:
-    data = dataset.load(after.features, Protocol.TIME)
-    contenders = Contenders(
-        Checkpoint.open(before.checkpoint),
-        Checkpoint.open(after.checkpoint),
-        Release.open(float_release, num_threads=num_threads),
-        Release.open(after.release, num_threads=num_threads),
-    )
-    return case_latency.measure(contenders, data.fit.tokens[: 2 * CONTEXT], num_rounds, num_threads)
 
 
 def _process(kind: str, folder: Path, num_threads: int) -> dict[str, float]:
@@ -152,15 +168,34 @@ def _size(release: Path) -> int:
     return sum(entry.size_bytes for entry in artifact.read_manifest(release).files.values())
 
 
-def _accuracy(pairs: list[tuple[_Side, _Side]]) -> PairedDifference:
-    """NDCG@10 of ours against the other's, on the users both know; values of a user are means over seeds."""
+def _accuracy(runs: list[dict[str, _Side]], old: str, new: str) -> PairedDifference:
+    """NDCG@10 of one side against another's, on the users both know; values of a user are means over seeds."""
     after, before = [], []
-    for old, new in pairs:
-        ours, theirs = _ndcg(new), _ndcg(old)
+    for sides in runs:
+        ours, theirs = sides[new].ndcg, sides[old].ndcg
         users = sorted(ours.keys() & theirs.keys())
         after.append([ours[user] for user in users])
         before.append([theirs[user] for user in users])
     return paired_difference(np.mean(after, axis=0), np.mean(before, axis=0), seed=0)
+
+
+def _by_cause(runs: list[dict[str, _Side]]) -> dict[str, dict[str, float]]:
+    """What each step alone changed of NDCG@10, relative, with its interval."""
+    names = list(runs[0])
+    found = {new: _accuracy(runs, old, new) for old, new in itertools.pairwise(names)}
+    return {
+        name: {
+            "change": round(one.relative, 5),
+            "low": round(one.relative_low, 5),
+            "high": round(one.relative_high, 5),
+        }
+        for name, one in found.items()
+    }
+
+
+def _ratio(replay: dict[str, float] | None, milliseconds: float) -> float | None:
+    """How many times faster than the peer, which encodes the whole history for every answer."""
+    return None if replay is None else round(replay["p50_ms"] / milliseconds, 2)
 
 
 def _ndcg(side: _Side) -> dict[str, float]:

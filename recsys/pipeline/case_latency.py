@@ -49,6 +49,30 @@ def measure(contenders: Contenders, events: Tokens, num_rounds: int, num_threads
     return {name: round(float(np.median(values)), 3) for name, values in samples.items()}
 
 
+def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[str, float]:
+    """Users encoded per second, `NUM_LENGTHS` different ones in one call; calls take turns, medians."""
+    window, engine = contenders.release.window, contenders.release.engine
+    histories = [_history(events, CONTEXT + i * window.stride // NUM_LENGTHS) for i in range(NUM_LENGTHS)]
+    windows = [open_window(history, window) for history in histories]
+    full = [history[-CONTEXT:] for history in histories]
+    sessions = engine.open([one[: window.size // 2] for one in windows])
+    new = [events[i : i + 1] for i in range(NUM_LENGTHS)]
+
+    def append() -> None:
+        sessions[:] = engine.append(sessions, new)
+
+    calls: dict[str, Callable[[], object]] = {
+        "before": lambda: encode(contenders.before.model, full),
+        "cold": lambda: engine.open(windows),
+        "warm": append,
+    }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(max(3, num_rounds // 8)):
+        for name, call in calls.items():
+            samples[name].append(_timed(call))
+    return {name: round(NUM_LENGTHS * 1000 / float(np.median(values)), 1) for name, values in samples.items()}
+
+
 def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int], float]]:
     window = contenders.release.window
     histories = [_history(events, CONTEXT + i * window.stride // NUM_LENGTHS) for i in range(NUM_LENGTHS)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts.ids import Tokens
+from recsys.contracts.precision import EngineName
 from recsys.runtime.engine import Engine, Session
 from recsys.runtime.release import Release
 
@@ -16,9 +17,9 @@ BATCHES = (1, 8)
 WARM_UP_ROUNDS = 2
 
 
-def run(releases: Path, num_rounds: int, num_threads: int) -> dict[str, Any]:
+def run(releases: Path, num_rounds: int, num_threads: int, engine_name: EngineName | None = None) -> dict[str, Any]:
     """Time a release's engine on windows of random items; calls of all rows take turns."""
-    release = Release.open(releases, num_threads=num_threads)
+    release = Release.open(releases, num_threads=num_threads, engine=engine_name)
     engine, size = release.engine, release.window.size
     generator = np.random.default_rng(0)
 
@@ -40,6 +41,7 @@ def run(releases: Path, num_rounds: int, num_threads: int) -> dict[str, Any]:
                 seconds[key].append(time.perf_counter() - started)
     info = engine.info
     return {
+        "engine": info.name,
         "precision": info.precision,
         "num_threads": info.num_threads,
         "cache": info.cache.value,

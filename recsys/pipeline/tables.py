@@ -16,6 +16,7 @@ from recsys.pipeline import case_report
 if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
     from recsys.model.flops import EncodeCost
     from recsys.pipeline.road import RoadResult
+    from recsys.runtime.consistency import Consistency
     from recsys.runtime.recommender import ScoredItem
 
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
@@ -226,6 +227,8 @@ def case_summary(values: dict[str, Any]) -> str:
     for name, value, rival in (
         ("latency, cold user", f"{values['latency_ratio_cold']:.1f} x faster", "3.37 x"),
         ("latency, warm user", f"{values['latency_ratio_warm']:.1f} x faster", "–"),
+        ("against RePlay's compiled SasRec, cold user", _times(values["replay_ratio_cold"]), "2 x"),
+        ("against RePlay's compiled SasRec, warm user", _times(values["replay_ratio_warm"]), "10 x"),
         ("peak memory", f"{values['memory_ratio']:.3f} ({values['peak_mb']:.0f} MB)", "0.458"),
         ("release on disk", f"{values['disk_ratio']:.3f}", "–"),
         ("NDCG@10", f"{values['accuracy_change']:+.2%} (at least {values['accuracy_change_low']:+.2%})", "+2.1 %"),
@@ -236,13 +239,62 @@ def case_summary(values: dict[str, Any]) -> str:
         ("start to first answer", f"{values['load_s']:.2f} s", "–"),
     ):
         figures.add_row(name, value, rival)
-    return f"{_text(steps)}\n\n{_text(figures)}\n\ngate: {values['gate']}"
+    causes = _table("NDCG@10 by cause", "switched on", "change", "at least", "at most")
+    for name, one in values["accuracy_by_cause"].items():
+        words = case_report.STEPS[name]
+        causes.add_row(words, f"{one['change']:+.2%}", f"{one['low']:+.2%}", f"{one['high']:+.2%}")
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
+    return (
+        f"{_text(steps)}\n\n{_text(figures)}\n\n{_text(causes)}\n\nusers per second, eight in one call: {rates}\n"
+        f"gate: {values['gate']}"
+    )
+
+
+def _times(ratio: float | None) -> str:
+    return "not installed" if ratio is None else f"{ratio:.1f} x faster"
+
+
+def heads_table(values: dict[str, Any]) -> str:
+    """Shapes of equal width, those on the frontier marked."""
+    title = f"inner width {values['inner_width']}, {values['num_threads']} threads"
+    rows = _table(title, "heads x head_dim", "open ms", "append ms", "validation NDCG@10", "epochs", "frontier")
+    for row in values["rows"]:
+        rows.add_row(
+            f"{row['num_heads']} x {row['head_dim']}",
+            f"{row['open_ms']:.2f}",
+            f"{row['append_ms']:.2f}",
+            f"{row['validation_ndcg@10']:.4f}",
+            f"{row['epochs']:.1f}",
+            "yes" if row["on_frontier"] else "",
+        )
+    return _text(rows)
+
+
+def consistency_table(found: "Consistency") -> str:
+    """Errors and agreement by length, and the verdict."""
+    rows = _table(
+        f"{found.engine} against {found.against}",
+        "events",
+        "windows",
+        "relative error",
+        "after appends",
+        "top-10 overlap",
+        "top-100 overlap",
+    )
+    for row in found.by_length:
+        appended = "–" if row.appended_error is None else f"{row.appended_error:.2g}"
+        overlaps = f"{row.top10_overlap:.3f}", f"{row.top100_overlap:.3f}"
+        rows.add_row(f"{row.length:,}", f"{row.num_windows}", f"{row.error:.2g}", appended, *overlaps)
+    limits = f"error at most {found.tolerance.max_relative_error:g}, top-10 overlap at least "
+    limits += f"{found.tolerance.min_top10_overlap:g}"
+    verdict = "they agree" if found.agrees else f"they differ: {'; '.join(found.problems)}"
+    return f"{_text(rows)}\n{verdict} ({limits})"
 
 
 def engine_table(values: dict[str, Any]) -> str:
     """Open and append by length and batch."""
     rows = _table(
-        f"{values['precision']}, {values['num_threads']} threads, cache {values['cache']}",
+        f"{values['engine']}: {values['precision']}, {values['num_threads']} threads, cache {values['cache']}",
         "call",
         "events",
         "batch",

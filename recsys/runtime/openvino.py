@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts import packing
-from recsys.contracts.ids import Floats, Tokens
+from recsys.contracts.ids import Tokens
 from recsys.contracts.precision import CacheFormat
-from recsys.runtime.cache import BLOCK, EventRows, stacked
-from recsys.runtime.engine import EngineInfo, Session
+from recsys.runtime.cache import EventRows, stacked
+from recsys.runtime.cached import CachedEngine
+from recsys.runtime.engine import EngineInfo
 from recsys.runtime.items import ItemTable
-from recsys.windows import padded, padded_batches, similar_lengths
 
-# B batch, L window length, E new events, D width
+# B batch, L window length, E new events
 
 OPEN_GRAPH = "open.xml"
 APPEND_GRAPH = "append.xml"
@@ -23,7 +23,7 @@ WEIGHTS = "engine.bin"
 """Constants of both graphs, equal ones stored once."""
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(CachedEngine):
     """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe."""
 
     def __init__(
@@ -56,21 +56,18 @@ class OpenVinoEngine:
             # A few events are too little work to share: with a busy core, two threads took ten times as long.
             for name, threads in ((OPEN_GRAPH, num_threads), (APPEND_GRAPH, 1))
         ]
-        self._items = items
-        self._info = EngineInfo(
-            name="openvino",
-            precision=precision,
-            width=self._graphs[0].output(0).partial_shape[1].get_length(),
-            num_threads=num_threads,
-            window_size=window_size,
-            cache=cache,
+        super().__init__(
+            EngineInfo(
+                name="openvino",
+                precision=precision,
+                width=self._graphs[0].output(0).partial_shape[1].get_length(),
+                num_threads=num_threads,
+                window_size=window_size,
+                cache=cache,
+            )
         )
+        self._items = items
         self._local = threading.local()
-
-    @property
-    def info(self) -> EngineInfo:
-        """Name, precision, width and limits."""
-        return self._info
 
     def _infer(self, graph: int, inputs: Sequence[Any]) -> list[Any]:
         """Outputs of this thread's own request (requests are not safe to share), valid until its next call."""
@@ -79,54 +76,9 @@ class OpenVinoEngine:
         results = self._local.requests[graph].infer(list(inputs), share_inputs=True, share_outputs=True)
         return [results[i] for i in range(len(results))]
 
-    def encode(self, windows: Sequence[Tokens]) -> Floats:
-        """One user vector per window, shape [B, D]. No window is empty."""
-        vectors_BD = np.empty((len(windows), self._info.width), dtype=np.float32)
-        for rows, tokens_BL, last_B in padded_batches(windows):
-            vectors_BD[rows] = self._infer(0, [self._items.embed(tokens_BL), last_B])[0]
-        return vectors_BD
+    def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
+        return self._infer(0, [self._items.embed(tokens_BL), last_B])
 
-    def open(self, windows: Sequence[Tokens]) -> list[Session]:
-        """See `Engine.open`."""
-        sessions: dict[int, Session] = {}
-        for chosen, tokens_BL, last_B in padded_batches(windows):
-            vector_BD, *kept = self._infer(0, [self._items.embed(tokens_BL), last_B])
-            for row, i in enumerate(chosen):
-                length = int(last_B[row]) + 1
-                rows = EventRows.of([part[row, :length] for part in kept])
-                sessions[i] = Session(vector_BD[row].copy(), length, rows.size_bytes, rows)
-        return [sessions[i] for i in range(len(windows))]
-
-    def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
-        """See `Engine.append`."""
-        for session, new in zip(sessions, events, strict=True):
-            if session.length + len(new) > self._info.window_size:
-                raise ValueError(
-                    f"{session.length} events and {len(new)} more do not fit into a window of "
-                    f"{self._info.window_size}; open the next window"
-                )
-        appended: dict[int, Session] = {}
-        for chosen in similar_lengths([session.length for session in sessions]):
-            appended.update(
-                zip(chosen, self._append([sessions[i] for i in chosen], [events[i] for i in chosen]), strict=True)
-            )
-        return [appended[i] for i in range(len(sessions))]
-
-    def _append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
-        """One batch of sessions of similar length."""
-        tokens_BE, last_B = padded(events)
-        lengths_B = np.array([session.length for session in sessions], dtype=np.int32)
-        kept = stacked([session.cache for session in sessions], lengths_B.tolist())
-        vector_BD, *fresh = self._infer(1, [self._items.embed(tokens_BE), last_B, lengths_B, *kept])
-        longer = []
-        for row, session in enumerate(sessions):
-            rows = session.cache.extended(session.length, [part[row, : last_B[row] + 1] for part in fresh])
-            length = session.length + int(last_B[row]) + 1
-            longer.append(Session(vector_BD[row].copy(), length, rows.size_bytes, rows))
-        return longer
-
-    def warm_up(self) -> None:
-        """Open short and long windows and continue them once, so that kernels and memory are in place."""
-        one = np.ones(1, dtype=np.int32)
-        for length in sorted({1, min(BLOCK, self._info.window_size - 1), self._info.window_size - 1}):
-            self.append(self.open([np.ones(length, dtype=np.int32)]), [one])
+    def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
+        kept = stacked(caches, lengths_B.tolist())
+        return self._infer(1, [self._items.embed(tokens_BE), last_B, lengths_B, *kept])

@@ -10,6 +10,7 @@ import numpy as np
 
 from recsys.contracts.errors import UnknownItemError, UnknownUserError
 from recsys.contracts.ids import PAD, Floats, Item, Tokens
+from recsys.runtime.consistency import check_release
 from recsys.runtime.fusion import Evidence, evidence, search
 from recsys.runtime.release import Release
 from recsys.windows import open_window, reachable
@@ -90,6 +91,14 @@ class Recommender:
         """Pay for first-call work now."""
         self.release.engine.warm_up()
         self.rank([np.ones(1, dtype=np.int32)], k=10)
+
+    def check(self) -> None:
+        """Compare the engine's answers with those that the release was published with.
+
+        Raises:
+            ArtifactError: they differ.
+        """
+        check_release(self.release.folder, self.release.engine, self.release.index)
 
     def recommend(
         self,

@@ -8,13 +8,13 @@ import numpy as np
 from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Floats, Vocabulary
-from recsys.contracts.precision import CacheFormat
+from recsys.contracts.precision import EngineName
 from recsys.runtime.engine import Engine
+from recsys.runtime.engines import Parts, open_engine
 from recsys.runtime.fusion import Fusion
-from recsys.runtime.index import ItemIndex
+from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.new_items import NewItems
-from recsys.runtime.openvino import OpenVinoEngine
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
 
@@ -26,6 +26,7 @@ class Release:
     """Everything an answer needs."""
 
     name: str
+    folder: Path
     manifest: artifact.Manifest
     vocabulary: Vocabulary
     window: WindowConfig
@@ -35,11 +36,14 @@ class Release:
     index: ItemIndex
 
     @classmethod
-    def open(cls, path: Path, *, num_threads: int = 2) -> "Release":
+    def open(cls, path: Path, *, num_threads: int = 2, engine: EngineName | None = None) -> "Release":
         """Load and check the release at `path`, or the current one of a folder of releases.
+
+        `engine` is another one than the release is meant to be served with.
 
         Raises:
             ArtifactError: damaged, or its parts belong to different checkpoints.
+            ConfigError: it has no such engine, or this machine cannot run it.
         """
         folder = artifact.resolve_release(path)
         manifest = artifact.verify(folder, "release")
@@ -53,29 +57,26 @@ class Release:
         vocabulary = Vocabulary.load(folder)
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
         items = ItemTable.load(folder)
-        engine = OpenVinoEngine(
-            folder,
-            items,
-            num_threads=num_threads,
-            precision=manifest.config["precision"],
-            window_size=window.size,
-            cache=CacheFormat(manifest.config["cache"]),
-        )
+        parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads)
+        opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
+        choice = manifest.metrics.get("index", {}).get("choice", {})  # releases of before had one kind
         new = NewItems.from_mapping(manifest.config.get("new_items", {}), f"{folder}: new_items")
-        index = ItemIndex.build(items.vectors_VD(), _shifts(vocabulary, new))
+        index = ItemIndex.open(
+            folder, items, IndexChoice.from_mapping(choice, f"{folder}: index"), shifts(vocabulary, new)
+        )
         transitions = TransitionTable.load(folder)
         fits = len(vocabulary) == len(index) and vocabulary.num_kept == transitions.num_items
-        if not fits or index.width != engine.info.width:
+        if not fits or index.width != opened.info.width:
             raise ArtifactError(
                 f"{folder}: index of {len(index)} items of width {index.width}, vocabulary of {len(vocabulary)} "
                 f"({vocabulary.num_kept} kept), transitions of {transitions.num_items}, "
-                f"engine of width {engine.info.width}; run `recsys optimize` again"
+                f"engine of width {opened.info.width}; run `recsys optimize` again"
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
-        return cls(folder.name, manifest, vocabulary, window, fusion, transitions, engine, index)
+        return cls(folder.name, folder, manifest, vocabulary, window, fusion, transitions, opened, index)
 
 
-def _shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:
+def shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:
     """What is added to each item's score; None where there is no new item."""
     if vocabulary.num_kept == len(vocabulary):
         return None

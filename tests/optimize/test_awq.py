@@ -43,7 +43,8 @@ def random_layer(num_events: int = 400) -> tuple[torch.Tensor, torch.Tensor, Inp
     inputs_NI = mixed_NI * torch.exp(torch.randn(64, generator=generator))
     weight_OI = torch.randn(48, 64, generator=generator) * 0.1
     gram_II = inputs_NI.double().T @ inputs_NI.double()
-    return weight_OI, inputs_NI, InputStatistics(gram_II, inputs_NI.abs().double().mean(dim=0), num_events)
+    size_NI = inputs_NI.abs().double()
+    return weight_OI, inputs_NI, InputStatistics(gram_II, size_NI.mean(dim=0), size_NI.amax(dim=0), num_events)
 
 
 def test_nearest_codes_by_hand() -> None:
@@ -77,6 +78,8 @@ def test_statistics_leave_padding_out() -> None:
     apart = [calibration.collect(model, [window]) for window in windows(0, 6)]
     for name, entry in together.items():
         assert entry.num_events == sum(len(window) for window in windows(0, 6))
+        peak_abs_I = torch.stack([part[name].peak_abs_I for part in apart]).amax(dim=0)
+        torch.testing.assert_close(entry.peak_abs_I, peak_abs_I, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(entry.gram_II, sum(part[name].gram_II for part in apart), rtol=1e-4, atol=1e-4)
 
 

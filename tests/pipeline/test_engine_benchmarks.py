@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from optimize.config import GateConfig, OptimizeConfig
-from recsys.pipeline import case_benchmark, case_report, engine_benchmark, tables
+from recsys.contracts.errors import ConfigError
+from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
 from recsys.pipeline.case_process import main as case_process
 from recsys.training.config import Recipe
 
@@ -31,10 +32,31 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
         num_seeds=1, num_rounds=3, force=True,
     )  # fmt: skip
     assert values.keys() >= KEYS
+    assert list(values["accuracy_by_cause"]) == ["pruning", "window", "quantization"]
+    assert all(rate > 0 for rate in values["users_per_second"].values())
     assert values["num_items"] == {"before": 30, "after": 30}
     case_report.picture(values, tmp_path / "case.png")
     assert (tmp_path / "case.png").stat().st_size > 1000
     assert "latency, warm user" in tables.case_summary(values)
+
+
+def test_head_shapes_of_equal_width_are_compared(ring_features, tiny_recipe: Recipe, tmp_path) -> None:
+    values = heads_benchmark.run(ring_features, tiny_recipe, [1, 4], num_rounds=2, num_threads=1)
+    assert [(row["num_heads"], row["head_dim"]) for row in values["rows"]] == [(1, 32), (4, 8)]
+    assert any(row["on_frontier"] for row in values["rows"])
+    heads_benchmark.picture(values, tmp_path / "heads.png")
+    assert (tmp_path / "heads.png").stat().st_size > 1000
+    assert "4 x 8" in tables.heads_table(values)
+    with pytest.raises(ConfigError, match="3 heads do not divide the inner width 32"):
+        heads_benchmark.run(ring_features, tiny_recipe, [3], num_rounds=1, num_threads=1)
+
+
+def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+    rows = [
+        {"open_ms": ms, "validation_ndcg@10": ndcg} for ms, ndcg in ((1.0, 0.1), (2.0, 0.2), (2.0, 0.15), (2.0, 0.2))
+    ]
+    beaten = [any(heads_benchmark._beats(other, row) for other in rows) for row in rows]
+    assert beaten == [False, False, True, False]
 
 
 def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:

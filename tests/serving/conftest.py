@@ -82,6 +82,7 @@ def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -
     nothing = np.zeros(len(KNOWN) + 2, dtype=np.int64)
     return Release(
         name=name,
+        folder=Path(name),
         manifest=SimpleNamespace(metrics={"ndcg10": {"reference": 0.5, "engine": 0.49}}, files={}),
         vocabulary=Vocabulary(items),
         window=window or WindowConfig(),

@@ -1,0 +1,85 @@
+"""`recsys optimize CHECKPOINT` builds a release; `recsys optimize check RELEASE` compares engines."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from recsys.cli.options import ConfigOption, EngineOption, FeaturesOption, JsonOption, emit, given, optimize_config
+from recsys.contracts.precision import EngineName
+
+DIFFERENT = 3
+"""Exit status where answers differ by more than the tolerance."""
+
+
+class _BuildByDefault(TyperGroup):
+    """`recsys optimize CHECKPOINT …` is `recsys optimize build CHECKPOINT …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+optimize_app = typer.Typer(
+    cls=_BuildByDefault, no_args_is_help=True, help="Build a release from a checkpoint; check its engines."
+)
+
+
+@optimize_app.command("build")
+def optimize_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint.")],
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="Folder of releases.")],
+    engine: Annotated[EngineName | None, typer.Option(help="Engine that serves. Default: cpu.")] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, 4, or 32 for float.")] = 8,
+    plan: Annotated[str | None, typer.Option(help="TensorRT plans beside the engine: bf16 or fp16.")] = None,
+    activate: Annotated[bool, typer.Option(help="Point `current` at the new release.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Round the weights, build engine and index, compare with float32, and publish a release."""
+    from optimize import build
+    from recsys.pipeline import progress, tables
+
+    tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
+    settings = optimize_config(config, bits=bits, **given({"engine": engine}), **tensorrt)
+    with progress.bar("optimize") as advance:
+        name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force, advance=advance)
+    emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))
+
+
+@optimize_app.command("check")
+def check_command(
+    release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
+    engine: EngineOption = None,
+    against: Annotated[EngineName | None, typer.Option(help="A second engine of the release.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="A file of --save. Default: the release's own.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the engine's answers here, for another machine.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Largest relative error allowed. Default: 0.03.")] = None,
+    min_overlap: Annotated[float | None, typer.Option(help="Least mean overlap of top tens. Default: 0.9.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a CPU engine.")] = 2,
+    picture: Annotated[Path | None, typer.Option(help="Draw error and overlap by length here, a .png file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The same inputs through two engines, or through one here and one elsewhere; exit status 3 if they differ."""
+    from recsys.pipeline import consistency, tables
+    from recsys.runtime.consistency import Tolerance
+
+    limits = given({"max_relative_error": max_error, "min_top10_overlap": min_overlap})
+    found = consistency.run(
+        release,
+        engine=engine,
+        against=against,
+        reference=reference,
+        save=save,
+        tolerance=Tolerance.from_mapping(limits, "recsys optimize check"),
+        num_threads=threads,
+    )
+    if picture is not None:
+        consistency.picture(found, picture)
+    emit(as_json, {**found.model_dump(), "agrees": found.agrees}, tables.consistency_table(found))
+    if not found.agrees:
+        raise typer.Exit(DIFFERENT)

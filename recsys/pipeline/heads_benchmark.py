@@ -1,0 +1,132 @@
+"""Head shape at equal width: many narrow heads or few wide ones, by latency on the CPU engine and by accuracy."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimize.export import build_engine
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.precision import CacheFormat, ItemFormat
+from recsys.dataset import Protocol
+from recsys.model.checkpoint import Checkpoint
+from recsys.runtime.engine import Engine
+from recsys.runtime.items import ItemTable
+from recsys.runtime.openvino import OpenVinoEngine
+from recsys.training import train
+from recsys.training.config import Recipe
+
+WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One trained shape."""
+
+    num_heads: int
+    head_dim: int
+    ndcg10: float | None
+    """NDCG@10 on the validation part of the fitted events."""
+    epochs: float
+    engine: Engine
+
+
+def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int, num_threads: int) -> dict[str, Any]:
+    """Train each shape alike, time all in turns, and mark those that no other beats in both.
+
+    Raises:
+        ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
+    """
+    inner = recipe.model.num_heads * recipe.model.head_dim
+    for num_heads in heads:
+        if num_heads < 1 or inner % num_heads or inner // num_heads < 4 or inner // num_heads % 2:
+            raise ConfigError(
+                f"{num_heads} heads do not divide the inner width {inner} into even heads of 4 or more; "
+                "choose a divisor"
+            )
+    with tempfile.TemporaryDirectory(prefix="recsys-heads-") as folder:
+        candidates = [
+            _trained(features, recipe, num_heads, inner // num_heads, Path(folder) / str(num_heads), num_threads)
+            for num_heads in heads
+        ]
+        milliseconds = _timed(candidates, recipe.window.size, num_rounds)
+    rows = [
+        {
+            "num_heads": candidate.num_heads,
+            "head_dim": candidate.head_dim,
+            **{f"{call}_ms": round(float(np.median(times)), 3) for call, times in milliseconds[place].items()},
+            "validation_ndcg@10": candidate.ndcg10,
+            "epochs": candidate.epochs,
+        }
+        for place, candidate in enumerate(candidates)
+    ]
+    for row in rows:
+        row["on_frontier"] = not any(_beats(other, row) for other in rows)
+    return {"width": recipe.model.width, "inner_width": inner, "num_threads": num_threads, "rows": rows}
+
+
+def picture(values: dict[str, Any], path: Path) -> None:
+    """Latency against accuracy, the frontier joined."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for row in values["rows"]:
+        colour = "tab:blue" if row["on_frontier"] else "tab:gray"
+        axes.plot(row["open_ms"], row["validation_ndcg@10"], "o", color=colour)
+        name = f" {row['num_heads']} x {row['head_dim']}"
+        axes.annotate(name, (row["open_ms"], row["validation_ndcg@10"]))
+    best = sorted((row["open_ms"], row["validation_ndcg@10"]) for row in values["rows"] if row["on_frontier"])
+    axes.plot(*zip(*best, strict=True), color="tab:blue", linewidth=1)
+    axes.set(xlabel="a full window encoded, median ms", ylabel="validation NDCG@10", title="heads x head_dim")
+    figure.savefig(path, dpi=120)
+
+
+def _trained(
+    features: Path, recipe: Recipe, num_heads: int, head_dim: int, folder: Path, num_threads: int
+) -> _Candidate:
+    values = recipe.model_dump()
+    values["model"] |= {"num_heads": num_heads, "head_dim": head_dim}
+    ours = Recipe.from_mapping(values, "recipe")
+    manifest = train.run(ours, features, folder / "checkpoint", protocol=Protocol.TIME)
+    checkpoint = Checkpoint.open(folder / "checkpoint")
+    build_engine(checkpoint.model, folder, ours.window.size, CacheFormat.FLOAT16)
+    engine = OpenVinoEngine(
+        folder,
+        ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32),
+        num_threads=num_threads,
+        precision="float32",
+        window_size=ours.window.size,
+        cache=CacheFormat.FLOAT16,
+    )
+    metrics = manifest.metrics
+    return _Candidate(num_heads, head_dim, metrics["validation_ndcg@10"], metrics["epochs"], engine)
+
+
+def _timed(candidates: Sequence[_Candidate], window_size: int, num_rounds: int) -> list[dict[str, list[float]]]:
+    """Milliseconds of each candidate: a full window opened, and one event appended to it. Candidates take turns."""
+    window = np.ones(window_size - 1, dtype=np.int32)
+    event = np.ones(1, dtype=np.int32)
+    found: list[dict[str, list[float]]] = [{"open": [], "append": []} for _ in candidates]
+    for round_ in range(num_rounds + WARM_UP_ROUNDS):
+        for candidate, times in zip(candidates, found, strict=True):
+            marks = [time.perf_counter()]
+            sessions = candidate.engine.open([window])
+            marks.append(time.perf_counter())
+            candidate.engine.append(sessions, [event])
+            marks.append(time.perf_counter())
+            if round_ >= WARM_UP_ROUNDS:
+                for call, start in (("open", 0), ("append", 1)):
+                    times[call].append((marks[start + 1] - marks[start]) * 1000)
+    return found
+
+
+def _beats(other: dict[str, Any], row: dict[str, Any]) -> bool:
+    """At least as quick and as accurate, and better in one of the two."""
+    theirs = (-other["open_ms"], other["validation_ndcg@10"])
+    ours = (-row["open_ms"], row["validation_ndcg@10"])
+    return theirs != ours and all(a >= b for a, b in zip(theirs, ours, strict=True))

@@ -1,0 +1,184 @@
+"""The CUDA engine: the rounded decoder by torch, in bf16 with fused attention; appends are one CUDA graph each.
+
+The only file of the runtime that imports torch, and only when this engine is opened. It runs on the CPU too
+(`device="cpu"`, without graphs), which is how tests hold it to the other engines.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import safetensors.numpy
+
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.ids import Tokens
+from recsys.contracts.precision import CacheFormat
+from recsys.runtime.cache import EventRows, stacked
+from recsys.runtime.cached import CachedEngine
+from recsys.runtime.engine import EngineInfo
+from recsys.runtime.items import ItemTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# B batch, L window length, E new events, C kept events (padded), V items
+
+DECODER = "decoder.safetensors"
+"""Weights of the rounded decoder: `NAME.codes` [O, G, I / G] with `NAME.scales` [O, G, 1] and `NAME.input_peak`,
+or `NAME.weight`."""
+_MAX_GRAPHS = 64
+_WARM_CALLS = 3
+
+
+class DeviceRows(EventRows):
+    """Keys and values that stay on the device."""
+
+    @staticmethod
+    def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
+        return like.new_zeros(shape)
+
+
+class CudaEngine(CachedEngine):
+    """Opens and continues windows on one device, one batch at a time. Thread-safe."""
+
+    rows = DeviceRows
+
+    def __init__(
+        self,
+        folder: Path,
+        items: ItemTable,
+        *,
+        model: dict[str, Any],
+        window_size: int,
+        cache: CacheFormat,
+        precision: Literal["bf16", "fp16", "float32"] = "bf16",
+        device: str = "cuda",
+    ) -> None:
+        """`model` are the decoder's settings.
+
+        Raises:
+            ConfigError: torch is not installed, or there is no such device.
+        """
+        torch = _torch(device)
+        from recsys.model.incremental import AppendEvents, OpenWindow, in_precision
+
+        self._device = torch.device(device)
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
+        decoder = _decoder(folder / DECODER, model, window_size)
+        graphs = OpenWindow(decoder, cache), AppendEvents(decoder, cache)
+        self._modules = [in_precision(graph, self._dtype, device) for graph in graphs]
+        self._items_VD = torch.from_numpy(items.all_VD()).to(self._device, self._dtype)
+        self._graphs: dict[tuple[tuple[int, ...], ...], _CapturedAppend] = {}
+        info = EngineInfo(
+            name=f"torch on {device}",
+            precision=f"{precision} arithmetic",
+            width=items.width,
+            num_threads=torch.get_num_threads(),
+            window_size=window_size,
+            cache=cache,
+        )
+        super().__init__(info, threading.RLock())
+
+    def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
+        import torch
+
+        with torch.inference_mode():
+            vector_BD, *kept = self._modules[0](self._items_VD[self._there(tokens_BL)], self._there(last_B))
+            return [_here(vector_BD), *kept]
+
+    def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
+        import torch
+
+        with torch.inference_mode():
+            kept = stacked(caches, lengths_B.tolist())
+            inputs = [self._items_VD[self._there(tokens_BE)], self._there(last_B), self._there(lengths_B), *kept]
+            vector_BD, *fresh = self._graph_of(inputs)(*inputs)
+            return [_here(vector_BD), *fresh]
+
+    def _graph_of(self, inputs: "list[Tensor]") -> Any:
+        """A captured graph for the common case, one new event each; the module itself otherwise."""
+        if self._device.type != "cuda" or inputs[0].shape[1] != 1:
+            return self._modules[1]
+        shapes = tuple(tuple(part.shape) for part in inputs)
+        if shapes not in self._graphs:
+            if len(self._graphs) == _MAX_GRAPHS:
+                return self._modules[1]
+            self._graphs[shapes] = _CapturedAppend(self._modules[1], inputs)
+        return self._graphs[shapes]
+
+    def _there(self, numbers: Tokens) -> "Tensor":
+        import torch
+
+        return torch.from_numpy(numbers).to(self._device)
+
+
+class _CapturedAppend:
+    """One shape of `AppendEvents` as a CUDA graph: a single launch instead of one per operation."""
+
+    def __init__(self, module: Any, inputs: "list[Tensor]") -> None:
+        import torch
+
+        self._inputs = [part.clone() for part in inputs]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels and workspaces must exist before the capture
+            for _ in range(_WARM_CALLS):
+                module(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = module(*self._inputs)
+
+    def __call__(self, *inputs: "Tensor") -> "tuple[Tensor, ...]":
+        """The outputs, valid until the next call."""
+        for place, part in zip(self._inputs, inputs, strict=True):
+            place.copy_(part)
+        self._graph.replay()
+        outputs: tuple[Tensor, ...] = self._outputs
+        return outputs
+
+
+def _here(vector_BD: "Tensor") -> Any:
+    return vector_BD.float().cpu().numpy()
+
+
+def _torch(device: str) -> Any:
+    """Torch, if it can compute on the device.
+
+    Raises:
+        ConfigError: one line that says what is missing.
+    """
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the cuda engine needs the extra: pip install 'recsys[train]' ({error})") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"the cuda engine needs an NVIDIA GPU and torch built for CUDA; torch {torch.__version__} sees none: "
+            "use the engine `cpu`"
+        )
+    return torch
+
+
+def _decoder(path: Path, settings: dict[str, Any], window_size: int) -> Any:
+    """The float decoder of the saved codes."""
+    import torch
+
+    from recsys.model.config import ModelConfig
+    from recsys.model.decoder import SequenceModel
+
+    model = SequenceModel(ModelConfig.from_mapping(settings, f"{path}: model"), 1, window_size)
+    weights: dict[str, Tensor] = {}
+    arrays = safetensors.numpy.load_file(path)
+    for name, array in arrays.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "codes":
+            dense = array.astype(np.float32) * arrays[f"{module}.scales"]
+            weights[f"{module}.weight"] = torch.from_numpy(dense.reshape(len(array), -1))
+        elif leaf not in ("scales", "input_peak"):
+            weights[name] = torch.from_numpy(array.astype(np.float32))
+    model.decoder.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,195 @@
+"""The TensorRT engine: two plans in bf16 or fp16, keys and values on the device, every known shape one CUDA graph."""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.ids import Tokens
+from recsys.contracts.precision import CacheFormat
+from recsys.runtime.cache import EventRows, stacked
+from recsys.runtime.cached import CachedEngine
+from recsys.runtime.engine import EngineInfo
+from recsys.runtime.gpu import CudaGpu, DeviceArray, Gpu, GpuRows
+from recsys.runtime.items import ItemTable
+from recsys.runtime.plans import PlanName, bindings
+
+# B batch, L window length, E new events, C kept events (padded), D width
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS = {"vector": np.dtype(np.float32), "kept": np.dtype(np.float16)}
+"""Of both graphs, whatever the plan computes in; the inputs are float32, float16 and int32."""
+MIN_LENGTH = 2
+"""Of the open plan's windows: exporters take an axis of 1 for a constant."""
+RUNTIME_CACHE = "tensorrt-{graph}.cache"
+"""Kernels that TensorRT-RTX compiled for this GPU, kept in the folder of releases."""
+_MAX_GRAPHS = 64
+
+
+class Plan:
+    """One loaded plan with its buffers. Not thread-safe."""
+
+    def __init__(self, context: Any, gpu: Gpu) -> None:
+        self.context = context
+        self._gpu = gpu
+        self._buffers: dict[str, DeviceArray] = {}
+        self._graphs: dict[tuple[tuple[int, ...], ...], Callable[[], None] | None] = {}
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, DeviceArray]:
+        """The outputs, valid until the next run.
+
+        A shape is enqueued the first time, captured the second, and one launch from then on.
+        """
+        for name, part in inputs.items():
+            self.context.set_input_shape(name, part.shape)
+            place = self._buffer(name, part.shape, part.dtype)
+            if isinstance(part, DeviceArray):
+                place[: len(part)] = part
+            else:
+                place.upload(part)
+        outputs = {
+            name: self._buffer(name, tuple(self.context.get_tensor_shape(name)), dtype)
+            for name, dtype in OUTPUTS.items()
+        }
+        key = tuple(tuple(part.shape) for part in inputs.values())
+        graph = self._graphs.get(key)
+        if graph is None and key in self._graphs and self._is_capturable():
+            graph = self._graphs[key] = self._gpu.capture(self._enqueue)
+        elif key not in self._graphs and len(self._graphs) < _MAX_GRAPHS:
+            self._graphs[key] = None
+        (graph or self._enqueue)()
+        return outputs
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """The tensor's own memory, seen in this shape; it grows, and then graphs that know the old one are dropped."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        held = self._buffers.get(name)
+        if held is None or held.nbytes < size:
+            held = self._buffers[name] = DeviceArray.zeros(self._gpu, shape, dtype)
+            self._graphs.clear()
+        self.context.set_tensor_address(name, held.address)
+        return DeviceArray(held.memory, held.address, tuple(shape), held.dtype)
+
+    def _is_capturable(self) -> bool:
+        """TensorRT-RTX may still be compiling kernels for a new shape."""
+        ask = getattr(self.context, "is_stream_capturable", None)
+        return ask is None or bool(ask(self._gpu.stream))
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(self._gpu.stream):
+            raise ConfigError("TensorRT could not run the plan; its own message stands above")
+
+
+class TensorRtEngine(CachedEngine):
+    """Opens windows by one plan and continues them by the other, one batch at a time. Thread-safe."""
+
+    rows = GpuRows
+
+    def __init__(
+        self,
+        folder: Path,
+        items: ItemTable,
+        *,
+        plans: Mapping[str, Any],
+        window_size: int,
+        gpu: Gpu | None = None,
+        load: Callable[[Path, PlanName], Any] | None = None,
+    ) -> None:
+        """`plans` is what the manifest says of them; `gpu` and `load` are CUDA's and TensorRT's own unless given.
+
+        Raises:
+            ConfigError: no GPU, no TensorRT, or plans of another GPU, driver, version or graph.
+        """
+        gpu = CudaGpu() if gpu is None else gpu
+        here = gpu.here()
+        names = {graph: PlanName.parse(plans[graph]["file"]) for graph in ("open", "append")}
+        for graph, name in names.items():
+            name.check(here, _version(name) if load is None else name.version, plans[graph]["graph_digest"])
+        self._open_plan, self._append_plan = (
+            Plan((load or _loaded)(folder / str(names[graph]), names[graph]), gpu) for graph in ("open", "append")
+        )
+        self._folder, self._items = folder, items
+        info = EngineInfo(
+            name=f"tensorrt on {here.gpu_name}",
+            precision=f"{names['open'].precision} arithmetic",
+            width=items.width,
+            num_threads=1,
+            window_size=window_size,
+            cache=CacheFormat.FLOAT16,
+        )
+        super().__init__(info, threading.RLock())
+        self.max_batch, self.max_new = int(plans["max_batch"]), int(plans["max_new"])
+
+    def warm_up(self) -> None:
+        """See `Engine.warm_up`; compiled kernels are kept for the next process."""
+        super().warm_up()
+        for graph, plan in (("open", self._open_plan), ("append", self._append_plan)):
+            _keep_kernels(plan.context, _runtime_cache(self._folder, graph))
+
+    def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
+        short = max(0, MIN_LENGTH - tokens_BL.shape[1])
+        found = self._open_plan.run(
+            {"embedded": self._items.embed(np.pad(tokens_BL, ((0, 0), (0, short)))), "last": last_B}
+        )
+        return [found["vector"].download(), found["kept"]]
+
+    def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
+        found = self._append_plan.run(
+            {
+                "embedded": self._items.embed(tokens_BE),
+                "last": last_B,
+                "num_kept": lengths_B,
+                "past": stacked(caches, lengths_B.tolist())[0],
+            }
+        )
+        return [found["vector"].download(), found["kept"]]
+
+
+def _version(name: PlanName) -> str:
+    return str(bindings(name.flavour).__version__)
+
+
+def _loaded(path: Path, name: PlanName) -> Any:
+    """An execution context of the plan at `path`, with the kernels that an earlier process compiled.
+
+    Raises:
+        ConfigError: TensorRT does not accept the plan.
+    """
+    trt = bindings(name.flavour)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise ConfigError(f"{path}: TensorRT {trt.__version__} cannot load the plan; its own message stands above")
+    if not hasattr(engine, "create_runtime_config"):
+        return engine.create_execution_context()
+    settings = engine.create_runtime_config()
+    cache = settings.create_runtime_cache()
+    kept = _runtime_cache(path.parent, name.graph)
+    if kept.is_file():
+        cache.deserialize(kept.read_bytes())
+    settings.set_runtime_cache(cache)
+    return engine.create_execution_context(settings)
+
+
+def _runtime_cache(folder: Path, graph: str) -> Path:
+    return folder.parent / RUNTIME_CACHE.format(graph=graph)
+
+
+def _keep_kernels(context: Any, place: Path) -> None:
+    """Save what TensorRT-RTX compiled, for the next process; TensorRT itself compiles nothing when it loads."""
+    if not hasattr(context, "get_runtime_config"):
+        return
+    content = bytes(context.get_runtime_config().get_runtime_cache().serialize())
+    fresh = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(place)
+    except OSError as error:
+        logger.warning("kernels not kept, the next start compiles them again: %s", error)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from optimize import index
+from optimize.index import IndexConfig
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.ids import PAD
+from recsys.contracts.precision import ItemFormat
+from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex
+from recsys.runtime.items import ItemTable
+
+NUM_ITEMS, WIDTH = 3000, 16
+
+
+def random_items() -> ItemTable:
+    """Items in loose clusters."""
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((40, WIDTH))
+    vectors = centres[generator.integers(40, size=NUM_ITEMS + 1)] + 2.0 * generator.standard_normal(
+        (NUM_ITEMS + 1, WIDTH)
+    )
+    vectors[PAD] = 0
+    return ItemTable.of(vectors.astype(np.float32), ItemFormat.FLOAT32)
+
+
+ITEMS = random_items()
+USERS = np.random.default_rng(2).standard_normal((200, WIDTH)).astype(np.float32)
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_lists_find_what_they_must_and_say_how_much(tmp_path, storage: str) -> None:
+    said = index.build(ITEMS, USERS, IndexConfig(exact_up_to=1000, storage=storage), tmp_path)
+    choice = IndexChoice(**said["choice"])
+    assert (choice.kind, choice.storage) == (IndexKind.IVF, storage)
+    assert choice.num_probed < choice.num_lists
+    assert said["recall@100"] >= 0.99 > said["tried"][0]["recall@100"]
+    exact = ItemIndex.build(ITEMS.vectors_VD()).search(USERS, 100)[0]
+    opened = ItemIndex.open(tmp_path, ITEMS, choice)
+    shares = [len(np.intersect1d(*pair)) / 100 for pair in zip(opened.search(USERS, 100)[0], exact, strict=True)]
+    assert np.mean(shares) == pytest.approx(said["recall@100"], abs=1e-5)
+
+
+def test_a_small_catalogue_is_searched_exactly(tmp_path) -> None:
+    said = index.build(ITEMS, USERS, IndexConfig(), tmp_path)
+    assert (said["choice"]["kind"], said["recall@100"], said["tried"]) == ("exact", 1.0, [])
+    assert not (tmp_path / INDEX_FILE).exists()
+
+
+def test_lists_that_cannot_reach_the_recall_give_way_to_exact_search(tmp_path) -> None:
+    generator = np.random.default_rng(1)
+    alike = np.repeat(generator.standard_normal((1, WIDTH)), NUM_ITEMS + 1, axis=0)
+    alike += 1e-4 * generator.standard_normal(alike.shape)  # finer than 8 bits between a far outlier and the rest
+    alike[1] *= 1000
+    items = ItemTable.of(alike.astype(np.float32), ItemFormat.FLOAT32)
+    said = index.build(items, USERS, IndexConfig(kind="ivf", storage="int8"), tmp_path)
+    assert said["tried"][-1]["recall@100"] < 0.99
+    assert said["choice"]["kind"] == "exact"
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_scores_are_exact_however_candidates_are_found(tmp_path, storage: str) -> None:
+    said = index.build(ITEMS, USERS, IndexConfig(kind="ivf", storage=storage), tmp_path)
+    tokens, scores = ItemIndex.open(tmp_path, ITEMS, IndexChoice(**said["choice"])).search(USERS[:3], 10)
+    expected = np.einsum("bkd,bd->bk", ITEMS.embed(tokens), USERS[:3])
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_excluded_items_stay_out_and_the_whole_catalogue_can_be_asked_for(tmp_path) -> None:
+    said = index.build(ITEMS, USERS, IndexConfig(kind="ivf"), tmp_path)
+    opened = ItemIndex.open(tmp_path, ITEMS, IndexChoice(**said["choice"]))
+    best = opened.search(USERS[:1], 5)[0][0]
+    tokens = opened.search(USERS[:1], NUM_ITEMS, [best])[0][0]
+    assert sorted(tokens[tokens != PAD]) == sorted(set(range(1, NUM_ITEMS + 1)) - set(best.tolist()))
+
+
+def test_an_index_without_selectors_leaves_the_same_items_out(monkeypatch) -> None:
+    from recsys.runtime import index as runtime_index
+
+    monkeypatch.setattr(runtime_index, "_on_gpu", lambda same: same)  # searched without `params`, as faiss-gpu must be
+    exact = ItemIndex.build(ITEMS.vectors_VD())
+    without = [exact.search(USERS[:1], 7)[0][0][::2]]
+    like_a_gpu = ItemIndex(exact._index, IndexChoice(device="gpu"), ITEMS)
+    for k in (5, NUM_ITEMS):
+        expected, found = exact.search(USERS[:1], k, without), like_a_gpu.search(USERS[:1], k, without)
+        np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_a_gpu_index_without_a_gpu_says_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"faiss-gpu` in the place of faiss-cpu; use device = cpu"):
+        ItemIndex.open(None, ITEMS, IndexChoice(device="gpu"))
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_shifted_items_stand_where_exact_search_puts_them(tmp_path, storage: str) -> None:
+    shift_V = np.where(np.arange(NUM_ITEMS) < NUM_ITEMS - 100, 0, -3).astype(np.float32)
+    config = IndexConfig(kind="ivf", storage=storage, min_recall=1.0)
+    said = index.build(ITEMS, USERS, config, tmp_path, shift_V=shift_V)
+    opened = ItemIndex.open(tmp_path, ITEMS, IndexChoice(**said["choice"]), shift_V)
+    exact = ItemIndex.build(ITEMS.vectors_VD(), shift_V)
+    np.testing.assert_allclose(opened.search(USERS, 10)[1], exact.search(USERS, 10)[1], rtol=1e-4)
+    some = np.array([1, NUM_ITEMS], dtype=np.int32)
+    np.testing.assert_allclose(opened.scores(USERS[0], some), ITEMS.embed(some) @ USERS[0] + [0, -3], rtol=1e-4)
+    np.testing.assert_array_equal(opened.vectors(some), ITEMS.embed(some))

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from optimize import build, quantize, report
+from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
+from recsys.contracts import artifact
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.precision import EngineName
+from recsys.runtime.release import Release
+
+CONFIG = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_threads=1)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("killed_in", "done_before"),
+    [
+        pytest.param((build, "build_engine"), ["rounded"], marks=pytest.mark.slow),
+        ((report, "compare"), ["cpu", "index", "rounded"]),
+    ],
+)
+def test_a_killed_run_goes_on_after_its_last_step(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch, killed_in, done_before: list[str]
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*killed_in, killed)
+        with pytest.raises(KilledError):
+            build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
+    steps = next(tmp_path.iterdir())
+    assert sorted(path.name for path in steps.iterdir()) == done_before
+    monkeypatch.setattr(quantize, "rounded", killed)  # a second rounding would be noticed
+    name, _ = build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "current"])
+
+
+def test_other_settings_and_damaged_steps_are_done_again(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path
+) -> None:
+    from optimize.steps import Steps
+
+    made: list[int] = []
+
+    def make(folder: Path) -> dict[str, int]:
+        made.append(1)
+        (folder / "file").write_text("content")
+        return {"times": len(made)}
+
+    steps = Steps(tmp_path, {"checkpoint": "a" * 64})
+    assert [steps.run("one", {"x": x}, make).metrics["times"] for x in (1, 1, 2)] == [1, 1, 2]
+    (steps.folder / "one" / "file").write_text("damaged")
+    assert steps.run("one", {"x": 2}, make).metrics["times"] == 3
+
+
+def test_a_release_is_served_by_tiers_whose_threshold_it_names(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "engine": EngineName.TIERED,
+            "cuda": CudaConfig(precision="float32", device="cpu"),
+            "tiered": TieredConfig(threshold=4),
+        }
+    )
+    _, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path)
+    assert manifest.config["tiers"]["threshold"] == 4
+    assert (manifest.metrics["index"]["choice"]["kind"], manifest.metrics["index"]["recall@100"]) == ("exact", 1.0)
+    assert "decoder.safetensors" in artifact.read_manifest(artifact.resolve_release(tmp_path)).files
+    assert Release.open(tmp_path).engine.info.name == "tiered: openvino up to 4 events, torch on cpu above"
+
+
+def test_an_engine_that_a_release_was_built_without_is_refused(ring_releases: Path) -> None:
+    for engine, words in ((EngineName.CUDA, "without the cuda engine"), (EngineName.TENSORRT, "without TensorRT")):
+        with pytest.raises(ConfigError, match=words):
+            Release.open(ring_releases, engine=engine)

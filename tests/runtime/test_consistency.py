@@ -1,0 +1,90 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.cli import app
+from recsys.contracts import artifact
+from recsys.contracts.errors import ArtifactError
+from recsys.pipeline import consistency as pipeline
+from recsys.runtime import consistency
+from recsys.runtime.consistency import Reference, Tolerance
+from recsys.runtime.recommender import Recommender
+from recsys.runtime.release import Release
+
+
+@pytest.fixture(scope="module")
+def release(ring_releases: Path) -> Release:
+    return Release.open(ring_releases, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def reference(release: Release) -> Reference:
+    return Reference.load(release.folder / consistency.REFERENCE_FILE)
+
+
+def test_windows_of_every_length_are_compared_and_hold_known_items_only(reference: Reference) -> None:
+    assert [len(window) for window in reference.windows] == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert all(window.min() >= 1 and window.max() <= 30 for window in reference.windows)
+
+
+def test_a_release_agrees_with_the_reference_it_holds(release: Release, reference: Reference) -> None:
+    found = consistency.compare(reference, release.engine, release.index, Tolerance())
+    assert found.agrees
+    assert found.max_relative_error < 2e-3  # what a float16 cache costs an append
+    assert found.top10_overlap == 1
+    assert [row.appended_error is None for row in found.by_length] == [True, False, False, False]
+
+
+def test_a_reference_is_read_as_it_was_written(reference: Reference, tmp_path: Path) -> None:
+    reference.save(tmp_path / "file")
+    again = Reference.load(tmp_path / "file")
+    assert (again.engine, again.release) == (reference.engine, reference.release)
+    np.testing.assert_array_equal(again.vectors_ND, reference.vectors_ND)
+    assert all((a == b).all() for a, b in zip(again.windows, reference.windows, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("factor", "problem"), [(1.05, "relative error 0.04"), (np.nan, "relative error nan"), (-1.0, "top-10 overlap")]
+)
+def test_an_engine_that_answers_otherwise_is_found_out(
+    release: Release, reference: Reference, factor: float, problem: str
+) -> None:
+    other = replace(reference, vectors_ND=reference.vectors_ND * np.float32(factor))
+    other = replace(other, top_NK=release.index.search(np.nan_to_num(other.vectors_ND), 100)[0])
+    found = consistency.compare(other, release.engine, release.index, Tolerance())
+    assert problem in " ".join(found.problems)
+
+
+def test_a_release_that_answers_otherwise_is_refused_before_it_serves(
+    release: Release, reference: Reference, tmp_path: Path
+) -> None:
+    Recommender(release).check()
+    replace(reference, vectors_ND=reference.vectors_ND + 1).save(tmp_path / consistency.REFERENCE_FILE)
+    with pytest.raises(ArtifactError, match=r"does not answer here as openvino did .*; run `recsys optimize check"):
+        Recommender(replace(release, folder=tmp_path)).check()
+
+
+def test_a_reference_of_another_release_and_a_file_that_is_none_are_refused(
+    ring_releases: Path, reference: Reference, tmp_path: Path
+) -> None:
+    ask = {"engine": None, "against": None, "save": None, "tolerance": Tolerance(), "num_threads": 1}
+    replace(reference, release="0" * 64).save(tmp_path / "other")
+    with pytest.raises(ArtifactError, match=r"of checkpoint 000000000000, this one is of"):
+        pipeline.run(ring_releases, reference=tmp_path / "other", **ask)
+    (tmp_path / "none").write_text("nothing")
+    with pytest.raises(ArtifactError, match="not a reference"):
+        pipeline.run(ring_releases, reference=tmp_path / "none", **ask)
+
+
+def test_the_command_compares_saves_and_draws(ring_releases: Path, tmp_path: Path, capsys) -> None:
+    folder = artifact.resolve_release(ring_releases)
+    saved, drawn = tmp_path / "saved", tmp_path / "drawn.png"
+    options = ["--save", str(saved), "--picture", str(drawn), "--threads", "1"]
+    app(["optimize", "check", str(folder), *options], standalone_mode=False)
+    assert "they agree (error at most 0.03" in capsys.readouterr().out
+    assert drawn.stat().st_size > 10_000
+    strict = ["optimize", "check", str(folder), "--reference", str(saved), "--max-error", "1e-9", "--json"]
+    assert app(strict, standalone_mode=False) == 3
+    assert '"agrees": false' in capsys.readouterr().out

@@ -1,0 +1,280 @@
+"""Every engine keeps the same law: any split of a window into appends gives what one encode gives."""
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from optimize import awq, calibration, quantize, tensorrt, tiers
+from optimize.rounding import WeightFormat
+from optimize.tensorrt import TensorRtConfig
+from recsys.contracts.errors import ConfigError
+from recsys.contracts.precision import CacheFormat, ItemFormat
+from recsys.model.config import ModelConfig
+from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
+from recsys.runtime.cuda import CudaEngine
+from recsys.runtime.engine import Engine
+from recsys.runtime.items import ItemTable
+from recsys.runtime.plans import Here, PlanName
+from recsys.runtime.tensorrt import TensorRtEngine
+from recsys.runtime.tiered import TieredEngine
+
+NUM_ITEMS, WINDOW = 50, 150
+CONFIG = ModelConfig(width=32, num_layers=2, num_heads=2, head_dim=16, feedforward_width=48, init_std=0.2)
+
+
+@pytest.fixture(scope="module")
+def model() -> SequenceModel:
+    """Rounded to 8 bits."""
+    torch.manual_seed(0)
+    float_model = SequenceModel(CONFIG, NUM_ITEMS, WINDOW).eval()
+    statistics = calibration.collect(float_model, windows(40, 60))
+    return awq.round_weights(float_model, statistics, WeightFormat(bits=8), clip=False, compensate=False)
+
+
+@pytest.fixture(scope="module")
+def items(model: SequenceModel) -> ItemTable:
+    return ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
+
+
+def windows(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(1, NUM_ITEMS + 1, length).astype(np.int32) for length in lengths]
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def cuda(model: SequenceModel, items: ItemTable, tmp_path_factory) -> Callable[..., CudaEngine]:
+    folder = tmp_path_factory.mktemp("cuda")
+    quantize.save(model, folder)
+    return lambda precision, cache: CudaEngine(
+        folder,
+        items,
+        model=CONFIG.model_dump(),
+        window_size=WINDOW,
+        cache=cache,
+        precision=precision,
+        device="cpu",
+    )
+
+
+class HostGpu:
+    """A device whose memory is this process's: what the engine asks of CUDA, asked of the CPU."""
+
+    stream = 7
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Any] = {}
+        self.num_captured = 0
+
+    def here(self) -> Here:
+        return Here(gpu_name="NVIDIA A100-SXM4-40GB", capability=80, driver="13.0")
+
+    def allocate(self, size_bytes: int) -> int:
+        block = ctypes.create_string_buffer(size_bytes)
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def free(self, address: int) -> None:
+        del self.blocks[address]
+
+    def copy(self, target: int, source: int, size_bytes: int) -> None:
+        ctypes.memmove(target, source, size_bytes)
+
+    def upload(self, target: int, numbers: np.ndarray) -> None:
+        ctypes.memmove(target, numbers.ctypes.data, numbers.nbytes)
+
+    def download(self, numbers: np.ndarray, source: int) -> None:
+        ctypes.memmove(numbers.ctypes.data, source, numbers.nbytes)
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        self.num_captured += 1
+        return enqueue
+
+
+class OnnxContext:
+    """The graph that a plan is built from, computed by onnx's own reference implementation."""
+
+    def __init__(self, proto: Any) -> None:
+        from onnx.reference import ReferenceEvaluator
+        from onnx.reference.op_run import OpRun
+
+        class GatherElements(OpRun):
+            """onnx's own takes 64 rows at most."""
+
+            def _run(self, data, indices, axis=0):
+                return (np.take_along_axis(data, indices, axis=axis),)
+
+        self._graph = ReferenceEvaluator(proto, new_ops=[GatherElements])
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._types = {"last": np.int32, "num_kept": np.int32, "past": np.float16, "kept": np.float16}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        self._shapes[name] = tuple(shape)
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        batch, length, width = self._shapes["embedded"]
+        heads = (2 * CONFIG.num_layers, CONFIG.num_heads, CONFIG.head_dim)
+        return (batch, width) if name == "vector" else (batch, length, *heads)
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self._addresses[name] = address
+
+    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        kind = np.dtype(self._types.get(name, np.float32))
+        size = int(np.prod(shape)) * kind.itemsize
+        block = (ctypes.c_char * size).from_address(self._addresses[name])
+        return np.frombuffer(block, kind).reshape(shape)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == HostGpu.stream
+        inputs = {name: self._numbers(name, shape) for name, shape in self._shapes.items()}
+        for name, values in zip(("vector", "kept"), self._graph.run(None, inputs), strict=True):
+            self._numbers(name, self.get_tensor_shape(name))[...] = values
+        return True
+
+
+@pytest.fixture(scope="module")
+def gpu() -> HostGpu:
+    return HostGpu()
+
+
+@pytest.fixture(scope="module")
+def tensorrt_engine(model: SequenceModel, items: ItemTable, gpu: HostGpu) -> TensorRtEngine:
+    config = TensorRtConfig(precision="fp16", max_batch=2, max_new=3)
+    protos = {graph: tensorrt.onnx_graph(model, WINDOW, config, graph) for graph in ("open", "append")}
+    plans: dict[str, Any] = {"max_batch": 2, "max_new": 3}
+    for graph in protos:
+        name = f"{graph}-sm80-driverany-rtx1.0-fp16-{'0' * 12}.plan"
+        plans[graph] = {"file": name, "graph_digest": "0" * 12}
+    return TensorRtEngine(
+        Path(),
+        items,
+        plans=plans,
+        window_size=WINDOW,
+        gpu=gpu,
+        load=lambda _, name: OnnxContext(protos[name.graph]),
+    )
+
+
+def check_law(engine: Engine, model: SequenceModel, tolerance: float) -> None:
+    """Four sessions at once, of mixed lengths, continued twice by different numbers of events."""
+    whole = windows(1, 30, 70, 80, seed=3)
+    more = [windows(n, m, seed=4 + n) for n, m in ((4, 1), (1, 2), (1, 1), (2, 5))]
+    sessions = engine.open(whole)
+    for turn in (0, 1):
+        sessions = engine.append(sessions, [events[turn] for events in more])
+    expected = encode(model, [np.concatenate([w, *events]) for w, events in zip(whole, more, strict=True)])
+    for row, session in enumerate(sessions):
+        assert error(session.vector_D, expected[row]) < tolerance
+    assert [session.length for session in sessions] == [6, 33, 72, 87]
+    assert error(engine.encode(whole), encode(model, whole)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache", "tolerance"),
+    [
+        ("float32", CacheFormat.FLOAT32, 1e-5),
+        ("float32", CacheFormat.INT8, 3e-2),
+        ("bf16", CacheFormat.FLOAT16, 3e-2),
+    ],
+)
+def test_torch_keeps_the_law(cuda, model: SequenceModel, precision: str, cache: CacheFormat, tolerance: float) -> None:
+    check_law(cuda(precision, cache), model, tolerance)
+
+
+def test_torch_without_a_gpu_says_what_to_use(items: ItemTable, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sees none: use the engine `cpu`"):
+        CudaEngine(tmp_path, items, model={}, window_size=8, cache=CacheFormat.FLOAT16)
+
+
+@pytest.mark.slow
+def test_the_graphs_of_plans_keep_the_law(tensorrt_engine: TensorRtEngine, model: SequenceModel, gpu: HostGpu) -> None:
+    check_law(tensorrt_engine, model, 1e-2)
+
+
+@pytest.mark.slow
+def test_a_shape_is_captured_when_it_is_seen_again_and_memory_is_given_back(
+    tensorrt_engine: TensorRtEngine, gpu: HostGpu
+) -> None:
+    event = windows(1)
+    before = gpu.num_captured
+    sessions = tensorrt_engine.open(windows(20))
+    for _ in range(4):
+        sessions = tensorrt_engine.append(sessions, event)
+    assert gpu.num_captured > before
+    held = len(gpu.blocks)
+    del sessions
+    assert len(gpu.blocks) < held
+
+
+@pytest.mark.slow
+def test_a_session_of_a_plan_may_be_continued_twice(tensorrt_engine: TensorRtEngine, model: SequenceModel) -> None:
+    start = windows(20)
+    session = tensorrt_engine.open(start)[0]
+    for seed in (1, 2):
+        events = windows(2, seed=seed)[0]
+        found = tensorrt_engine.append([session], [events])[0].vector_D
+        assert error(found, encode(model, [np.concatenate([start[0], events])])[0]) < 1e-2
+
+
+@pytest.fixture(scope="module")
+def tiered(cuda) -> TieredEngine:
+    return TieredEngine(cuda("float32", CacheFormat.FLOAT32), cuda("bf16", CacheFormat.FLOAT16), threshold=40)
+
+
+def test_tiers_answer_as_one_engine(tiered: TieredEngine, model: SequenceModel) -> None:
+    check_law(tiered, model, 3e-2)
+
+
+def test_short_windows_go_to_the_first_engine(tiered: TieredEngine, model: SequenceModel) -> None:
+    long, short = tiered.encode(windows(41, 40))
+    exact_long, exact_short = encode(model, windows(41, 40))
+    assert error(short, exact_short) < 1e-5 < 1e-4 < error(long, exact_long)
+
+
+@pytest.mark.parametrize(
+    ("short_ms", "long_ms", "expected"),
+    [((1, 2, 9), (3, 3, 3), 8), ((4, 1, 1), (3, 3, 3), 0), ((1,) * 3, (2,) * 3, 64)],
+)
+def test_the_threshold_is_the_last_length_before_the_long_engine_wins(short_ms, long_ms, expected: int) -> None:
+    rows = [
+        {"length": length, "short_ms": a, "long_ms": b}
+        for length, a, b in zip((1, 8, 64), short_ms, long_ms, strict=True)
+    ]
+    assert tiers.threshold(rows) == expected
+
+
+def test_the_measured_threshold_is_one_of_the_measured_lengths(cuda) -> None:
+    engine = cuda("float32", CacheFormat.FLOAT32)
+    found = tiers.measure(engine, engine, NUM_ITEMS, num_rounds=1)
+    assert [row["length"] for row in found["by_length"]] == [1, 2, 4, 8, 16, 32, 64, 128, 150]
+    assert found["threshold"] in [0, *(row["length"] for row in found["by_length"])]
+
+
+@pytest.mark.parametrize(
+    ("gpu_name", "capability", "driver", "version", "problem"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 80, "13.0", "11.2", None),
+        ("NVIDIA H100 80GB HBM3", 90, "13.0", "11.2", "GPU nvidia_a100_sxm4_40gb, here sm90"),
+        ("NVIDIA A100-SXM4-40GB", 80, "12.8", "11.2", "driver 13.0, here 12.8"),
+        ("NVIDIA A100-SXM4-40GB", 80, "13.0", "11.3", "TensorRT 11.2, here 11.3"),
+    ],
+)
+def test_a_plan_runs_on_what_it_was_built_for(gpu_name, capability, driver, version, problem) -> None:
+    name = PlanName.parse(f"open-nvidia_a100_sxm4_40gb-driver13.0-full11.2-bf16-{'a' * 12}.plan")
+    here = Here(gpu_name=gpu_name, capability=capability, driver=driver)
+    if problem is None:
+        name.check(here, version, "a" * 12)
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            name.check(here, version, "a" * 12)
