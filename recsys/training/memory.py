@@ -3,6 +3,7 @@
 import resource
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -72,7 +73,14 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """The most memory that this process has held so far.
+
+    On Linux by its own high-water mark: `getrusage` there counts what the process that started this one held, too.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -4,7 +4,6 @@ Run in a process of its own, as the peers are: `python -m recsys.training.speed 
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from recsys.dataset import Protocol
 from recsys.model.decoder import SequenceModel
 from recsys.training.config import Recipe
 from recsys.training.loop import Trainer, WindowStream
+from recsys.training.memory import peak_bytes
 
 LENGTH: Final = 200
 """Events that are read; a window holds one more, which is only predicted."""
@@ -41,7 +41,7 @@ def run(features: Path, seconds: float, num_threads: int) -> dict[str, Any]:
     trainer = Trainer(model, settings, num_events_V, horizon=stream.epoch_steps)
     trainer.train(stream, WARM_STEPS)
     stretch = trainer.train(stream, sys.maxsize, deadline=time.monotonic() + seconds)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = peak_bytes() / 2**20
     return {"tokens": stretch.tokens, "seconds": stretch.seconds, "peak_mb": peak_mb}
 
 
