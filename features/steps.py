@@ -1,8 +1,9 @@
 """Time and memory of a run, by step."""
 
-import resource
 import time
 from typing import Any
+
+from recsys.peak_memory import peak_bytes
 
 
 class Steps:
@@ -15,6 +16,5 @@ class Steps:
     def done(self, step: str) -> None:
         """Note the time since the step before, and the highest memory of the process so far."""
         now = time.monotonic()
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        self.rows.append({"step": step, "seconds": round(now - self._mark, 3), "peak_mb": round(peak_mb, 1)})
+        self.rows.append({"step": step, "seconds": round(now - self._mark, 3), "peak_mb": round(peak_bytes() / 1e6, 1)})
         self._mark = now

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.contracts.ids import Tokens
+from recsys.peak_memory import peak_bytes
 
 NUM_EVENTS = 2048
 
@@ -25,7 +26,7 @@ def main(kind: str, folder: str, num_threads: str) -> None:
     for i in range(5):
         answer(generator.integers(1, num_items + 1, NUM_EVENTS + i).astype(np.int32))
         first_s = first_s or time.monotonic() - started
-    print(json.dumps({"load_s": round(first_s, 3), "peak_mb": round(_peak_mb(), 1)}))  # noqa: T201
+    print(json.dumps({"load_s": round(first_s, 3), "peak_mb": round(peak_bytes() / 1e6, 1)}))  # noqa: T201
 
 
 def _before(checkpoint: Path, num_threads: int) -> tuple[Callable[[Tokens], object], int]:
@@ -51,12 +52,6 @@ def _after(release: Path, num_threads: int) -> tuple[Callable[[Tokens], object],
 
     recommender = Recommender.load(release, num_threads=num_threads)
     return lambda history: recommender.rank([history], k=10), len(recommender.release.vocabulary)
-
-
-def _peak_mb() -> float:
-    """Highest resident memory of this process, in 10^6 bytes."""
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

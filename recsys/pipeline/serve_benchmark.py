@@ -21,6 +21,7 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
 from recsys.contracts.ids import Vocabulary
+from recsys.peak_memory import peak_bytes
 from recsys.pipeline import load
 from recsys.pipeline.load import Call, Outcomes
 from recsys.pipeline.progress import bar
@@ -62,7 +63,7 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
                 advance(name, step, 5)
                 phase()
             advance("done", 5, 5)
-            memory = _peak_mb(pid)
+            memory = peak_bytes(pid) / 1e6
     size = sum(entry.size_bytes for entry in artifact.read_manifest(artifact.resolve_release(releases)).files.values())
     return {
         **run.figures,
@@ -266,15 +267,6 @@ def _metric(connection: http.client.HTTPConnection, name: str) -> float:
     connection.request("GET", "/metrics")
     found = re.search(rf"^{name} (\S+)$", connection.getresponse().read().decode(), re.MULTILINE)
     return float(found[1]) if found else 0.0
-
-
-def _peak_mb(pid: int) -> float:
-    """Highest resident memory so far, in 10^6 bytes."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    return float(psutil.Process(pid).memory_info().rss) / 1e6
 
 
 def _percentile(milliseconds: list[float], q: float) -> float:

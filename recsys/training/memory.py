@@ -1,9 +1,6 @@
 """What training will need of memory, said before it starts: most of it counted on a small batch, not guessed."""
 
-import resource
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -70,19 +67,6 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
         activations=kept,
         scratch=scratch,
     )
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held so far.
-
-    On Linux by its own high-water mark: `getrusage` there counts what the process that started this one held, too.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:

@@ -15,9 +15,9 @@ import torch
 from recsys import dataset
 from recsys.dataset import Protocol
 from recsys.model.decoder import SequenceModel
+from recsys.peak_memory import peak_bytes
 from recsys.training.config import Recipe
 from recsys.training.loop import Trainer, WindowStream
-from recsys.training.memory import peak_bytes
 
 LENGTH: Final = 200
 """Events that are read; a window holds one more, which is only predicted."""

@@ -18,8 +18,9 @@ from recsys.dataset import Dataset, Protocol
 from recsys.model import pretrained
 from recsys.model.checkpoint import START_FILE, save_weights
 from recsys.model.decoder import SequenceModel
+from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
-from recsys.training import curve, memory
+from recsys.training import curve
 from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
@@ -102,7 +103,7 @@ def _metrics(model: SequenceModel, fitted: Fitted, num_items: int) -> dict[str, 
         "num_threads": torch.get_num_threads(),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "expected_memory_bytes": fitted.memory_bytes,
-        "peak_memory_bytes": memory.peak_bytes(),
+        "peak_memory_bytes": peak_bytes(),
         "log": [asdict(row) for row in fitted.log],
     }
 
