@@ -285,10 +285,19 @@ def consistency_table(found: "Consistency") -> str:
         appended = "–" if row.appended_error is None else f"{row.appended_error:.2g}"
         overlaps = f"{row.top10_overlap:.3f}", f"{row.top100_overlap:.3f}"
         rows.add_row(f"{row.length:,}", f"{row.num_windows}", f"{row.error:.2g}", appended, *overlaps)
+    by_layer = [_text(_layers(found))] if found.by_layer else []
     limits = f"error at most {found.tolerance.max_relative_error:g}, top-10 overlap at least "
     limits += f"{found.tolerance.min_top10_overlap:g}"
     verdict = "they agree" if found.agrees else f"they differ: {'; '.join(found.problems)}"
-    return f"{_text(rows)}\n{verdict} ({limits})"
+    return "\n".join([_text(rows), *by_layer, f"{verdict} ({limits})"])
+
+
+def _layers(found: "Consistency") -> Table:
+    rows = _table("relative error by layer", "layer", "keys", "values", "keys after appends", "values after appends")
+    for row in found.by_layer:
+        errors = (row.keys, row.values, row.appended_keys, row.appended_values)
+        rows.add_row(f"{row.layer}", *("–" if error is None else f"{error:.2g}" for error in errors))
+    return rows
 
 
 def engine_table(values: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def _cuda(parts: Parts) -> Engine:
         raise ConfigError(
             f"{parts.folder}: built without the cuda engine; run `recsys optimize` with [optimize.cuda] in --config"
         )
-    return CudaEngine(
+    return CudaEngine.open_folder(
         parts.folder,
         parts.items,
         model=parts.config["model"],
