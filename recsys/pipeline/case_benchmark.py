@@ -72,10 +72,10 @@ def run(
             Release.open(after.release, num_threads=config.num_threads),
         )
         events = dataset.load(after.features, Protocol.TIME).fit.tokens[: 2 * CONTEXT]
-        latency = case_latency.measure(contenders, events, num_rounds, config.num_threads)
-        replay = case_replay.run(
-            contenders.after.model.config, len(contenders.release.vocabulary), CONTEXT, config.num_threads, num_rounds
-        )
+        shape = contenders.after.model.config, len(contenders.release.vocabulary), CONTEXT
+        with case_replay.running(*shape, config.num_threads) as peer:
+            peers = {} if peer is None else {"replay": peer.answer}
+            latency = case_latency.measure(contenders, events, num_rounds, config.num_threads, peers)
         memory = {
             "before": _process("before", before.checkpoint, config.num_threads),
             "after": _process("after", after.release, config.num_threads),
@@ -86,9 +86,9 @@ def run(
         return {
             **_headline(latency, memory, disk, accuracy, manifest.metrics),
             "awq_error_ratio_4": _error_ratio(_methods(after, features, config, bits=4)),
-            "replay_ratio_cold": _ratio(replay, latency["quantization"]),
-            "replay_ratio_warm": _ratio(replay, latency["cache"]),
-            "replay": replay,
+            "replay_ratio_cold": _replay_ratio(latency, "quantization"),
+            "replay_ratio_warm": _replay_ratio(latency, "cache"),
+            "replay": peer and {"p50_ms": latency["replay"], "load_s": peer.load_s, "peak_mb": peer.peak_mb},
             "latency_ms": latency,
             "users_per_second": case_latency.throughput(contenders, events, num_rounds),
             "accuracy_by_cause": _by_cause(runs),
@@ -193,9 +193,9 @@ def _by_cause(runs: list[dict[str, _Side]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _ratio(replay: dict[str, float] | None, milliseconds: float) -> float | None:
+def _replay_ratio(latency: dict[str, float], step: str) -> float | None:
     """How many times faster than the peer, which encodes the whole history for every answer."""
-    return None if replay is None else round(replay["p50_ms"] / milliseconds, 2)
+    return round(latency["replay"] / latency[step], 2) if "replay" in latency else None
 
 
 def _ndcg(side: _Side) -> dict[str, float]:
