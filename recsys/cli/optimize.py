@@ -55,6 +55,7 @@ def optimize_command(
 def check_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     engine: EngineOption = None,
+    device: Annotated[str | None, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")] = None,
     against: Annotated[EngineName | None, typer.Option(help="A second engine of the release.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint it was made from, in float32.")] = None,
     reference: Annotated[Path | None, typer.Option(help="A file of --save. Default: the release's own.")] = None,
@@ -74,6 +75,7 @@ def check_command(
     found = consistency.run(
         release,
         engine=engine,
+        device=device,
         against=against,
         checkpoint=checkpoint,
         reference=reference,

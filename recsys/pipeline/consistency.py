@@ -17,6 +17,7 @@ def run(
     path: Path,
     *,
     engine: EngineName | None,
+    device: str | None,
     against: EngineName | None,
     checkpoint: Path | None,
     reference: Path | None,
@@ -36,7 +37,7 @@ def run(
     """
     if sum(other is not None for other in (against, checkpoint, reference)) > 1:
         raise ConfigError("give one of --against ENGINE, --checkpoint DIR and --reference FILE")
-    release = Release.open(path, num_threads=num_threads, engine=engine)
+    release = Release.open(path, num_threads=num_threads, engine=engine, device=device)
     digest = release.manifest.parents["checkpoint"]
     kept = release.vocabulary.num_kept
     windows = random_windows(release.vocabulary.num_events[: kept + 1], release.window.size)

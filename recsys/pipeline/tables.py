@@ -219,9 +219,11 @@ def features_cost_table(values: dict[str, Any]) -> str:
 def case_summary(values: dict[str, Any]) -> str:
     """Latency by step, then the figures beside those to beat: an A100 with TensorRT."""
     latency = values["latency_ms"]
-    steps = _table("one user, median", "switched on", "ms", "times faster than before")
+    steps = _table("one user, median", "switched on", "ms", "times faster than before", "peak MB")
     for name, words in case_report.STEPS.items():
-        steps.add_row(words, f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}")
+        peak = values["memory"].get(name)  # of "cache" none: the same process
+        cells = f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}"
+        steps.add_row(words, *cells, "" if peak is None else f"{peak['peak_mb']:.0f}")
     figures = _table("after against before", "figure", "value", "to beat")
     upper = values["quantization_loss_upper"]
     for name, value, rival in (

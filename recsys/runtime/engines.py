@@ -21,6 +21,8 @@ class Parts:
     items: ItemTable
     config: dict[str, Any]
     num_threads: int
+    device: str | None = None
+    """Of the torch engine, if not the one it was built for: in torch's words."""
 
     @property
     def window_size(self) -> int:
@@ -68,7 +70,7 @@ def _cuda(parts: Parts) -> Engine:
         window_size=parts.window_size,
         cache=parts.cache,
         precision=settings["precision"],
-        device=settings["device"],
+        device=parts.device or settings["device"],
     )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optimize import build
+from optimize.config import CudaConfig, GateConfig, OptimizeConfig
 from recsys.cli import app
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError
@@ -70,7 +72,7 @@ def test_a_release_that_answers_otherwise_is_refused_before_it_serves(
 def test_a_reference_of_another_release_and_a_file_that_is_none_are_refused(
     ring_releases: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    ask = {"engine": None, "against": None, "checkpoint": None, "save": None, "by_layer": False}
+    ask = {"engine": None, "device": None, "against": None, "checkpoint": None, "save": None, "by_layer": False}
     ask |= {"tolerance": Tolerance(), "num_threads": 1}
     replace(reference, release="0" * 64).save(tmp_path / "other")
     with pytest.raises(ArtifactError, match=r"of checkpoint 000000000000, this one is of"):
@@ -111,8 +113,30 @@ def test_the_command_compares_layers_with_the_float32_model_and_across_machines(
     assert "relative error by layer" in capsys.readouterr().out
 
 
+def test_the_torch_engine_is_checked_on_another_device_than_it_was_built_for(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    config = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_comparison_windows=0, cuda=CudaConfig())
+    build.run(config, ring_checkpoint, ring_features, tmp_path / "releases")
+    check = ["optimize", "check", str(tmp_path / "releases"), "--engine", "cuda", "--against", "cpu", "--layers"]
+    with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
+        app(check, standalone_mode=False)
+    app([*check, "--device", "cpu", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["engine"], found["against"]) == ("torch on cpu", "openvino")
+    assert [row["layer"] for row in found["by_layer"]] == [1]
+    assert 1e-4 < found["by_layer"][0]["keys"] < 2e-2  # bf16 against float32 arithmetic
+
+
 def test_layers_need_something_that_holds_them(ring_releases: Path, tmp_path: Path) -> None:
-    ask = {"engine": None, "against": None, "checkpoint": None, "tolerance": Tolerance(), "num_threads": 1}
+    ask = {
+        "engine": None,
+        "device": None,
+        "against": None,
+        "checkpoint": None,
+        "tolerance": Tolerance(),
+        "num_threads": 1,
+    }
     with pytest.raises(ArtifactError, match=r"reference.safetensors: holds no keys and values .* --save FILE --layers"):
         pipeline.run(ring_releases, reference=None, save=None, by_layer=True, **ask)
     pipeline.run(ring_releases, reference=None, save=tmp_path / "saved", by_layer=False, **ask)
@@ -128,7 +152,7 @@ def test_only_the_checkpoint_of_the_release_is_compared_with(
         for name, entry in made.files.items():
             writer.link(ring_checkpoint, name, entry)
         writer.commit(parents=made.parents, config=made.config, metrics={})
-    ask = {"engine": None, "against": None, "save": None, "by_layer": True, "num_threads": 1}
+    ask = {"engine": None, "device": None, "against": None, "save": None, "by_layer": True, "num_threads": 1}
     with pytest.raises(ArtifactError, match="was made from checkpoint"):
         pipeline.run(ring_releases, checkpoint=tmp_path / "other", reference=None, tolerance=Tolerance(), **ask)
     with pytest.raises(ConfigError, match="give one of --against ENGINE, --checkpoint DIR and --reference FILE"):
