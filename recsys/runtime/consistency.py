@@ -156,7 +156,7 @@ def compare(reference: Reference, engine: Engine, index: ItemIndex, tolerance: T
     now = Reference.of(engine, index, windows, reference.release, by_layer=reference.kept is not None)
     lengths_N = np.array([len(window) for window in windows])
     error_N = _errors(reference.vectors_ND, now.vectors_ND)
-    appended = _appended(reference.windows, engine)
+    appended = sessions_after_appends(reference.windows, engine)
     appended_N = _appended_errors(reference, appended)
     overlaps = {depth: _overlaps(reference.top_NK[:, :depth], now.top_NK[:, :depth]) for depth in (10, DEPTH)}
     rows = []
@@ -213,8 +213,8 @@ def _problems(worst: float, top10: float, tolerance: Tolerance) -> list[str]:
     return problems
 
 
-def _appended(windows: Sequence[Tokens], engine: Engine) -> dict[int, Session]:
-    """By window: its session after the last few events were appended. Windows of one event have none."""
+def sessions_after_appends(windows: Sequence[Tokens], engine: Engine) -> dict[int, Session]:
+    """By place: the window's session, its last few events appended. Windows of one event have none."""
     chosen = [i for i, window in enumerate(windows) if len(window) > 1]
     pairs = [np.split(windows[i], [_cut(windows[i])]) for i in chosen]
     sessions = engine.append(engine.open([first for first, _ in pairs]), [last for _, last in pairs])
