@@ -10,6 +10,7 @@ from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 from recsys.runtime.consistency import REFERENCE_FILE, Consistency, Reference, Tolerance, compare, random_windows
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
+from recsys.runtime.layers import in_units_of
 from recsys.runtime.release import Release
 
 
@@ -49,6 +50,9 @@ def run(
     elif checkpoint is not None:
         exact = _float32(checkpoint, release, num_threads)
         known = replace(Reference.of(exact, release.index, windows, digest, by_layer=by_layer), engine="float32 model")
+        if known.kept is not None:
+            found = [release.engine.kept(session) for session in release.engine.open(windows)]
+            known = replace(known, kept=in_units_of(found, known.kept))
     else:
         file = reference or release.folder / REFERENCE_FILE
         known = Reference.load(file)

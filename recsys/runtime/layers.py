@@ -46,6 +46,25 @@ def rows(whole: Sequence[Pair], appended: Sequence[Pair]) -> list[LayerRow]:
     ]
 
 
+def in_units_of(found: Sequence[Floats], expected: Sequence[Floats]) -> tuple[Floats, ...]:
+    """`expected` with each channel of its values scaled to the one found (least squares over all windows).
+
+    AWQ divides channels of the values by what the output projection multiplies them with again, so a rounded engine
+    keeps other values than the float model and is none the worse for it. A scale that is not undone there shows in
+    the next layer.
+    """
+    product, square = (
+        np.sum(
+            [np.einsum("lnhk,lnhk->nhk", *pair, dtype=np.float64) for pair in zip(expected, others, strict=True)],
+            axis=0,
+        )
+        for others in (found, expected)
+    )
+    factor_2NHK = np.divide(product, square, out=np.ones_like(product), where=square > 0).astype(np.float32)
+    factor_2NHK[::2] = 1  # keys
+    return tuple(kept_L2NHK * factor_2NHK for kept_L2NHK in expected)
+
+
 def _largest(pairs: Sequence[Pair]) -> list[list[float]]:
     """Of each layer's keys and of its values."""
     found: list[list[float]] = np.max([_errors(*pair) for pair in pairs], axis=0).reshape(-1, 2).tolist()

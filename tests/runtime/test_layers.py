@@ -9,7 +9,7 @@ import torch
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
-from recsys.runtime import consistency
+from recsys.runtime import consistency, layers
 from recsys.runtime.consistency import Consistency, Reference, Tolerance
 from recsys.runtime.cuda import CudaEngine
 from recsys.runtime.index import ItemIndex
@@ -91,3 +91,16 @@ def test_how_sessions_are_kept_is_part_of_what_is_compared(model: SequenceModel,
     for row in compared(model, engine(model, cache)).by_layer:
         assert least < row.keys < most
         assert least < row.values < most
+
+
+def test_values_of_a_float_model_are_compared_in_the_units_of_the_engine() -> None:
+    generator = np.random.default_rng(0)
+    windows = [generator.normal(size=(length, 4, 2, 3)).astype(np.float32) for length in (5, 9)]
+    units = np.ones((4, 2, 3), dtype=np.float32)
+    units[1], units[3, 0] = 0.5, [1, 2, 4]  # values of both layers
+    windows[0][:, 3, 1, 2] = windows[1][:, 3, 1, 2] = 0  # a channel that is never used
+    engine_s = [window * units for window in windows]
+    for ours, theirs in zip(layers.in_units_of(engine_s, windows), engine_s, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    keys = layers.in_units_of([2 * window for window in windows], windows)[0][:, ::2]
+    np.testing.assert_array_equal(keys, windows[0][:, ::2])  # keys have no unit to choose
