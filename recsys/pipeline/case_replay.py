@@ -56,7 +56,7 @@ class Replay:
         line = self._process.stdout.readline() if ready else ""
         if not line:
             self._log.seek(0)
-            said = self._log.read()[-300:] if ready else f"no answer for {TIMEOUT_S} s"
+            said = self._log.read()[-300:].strip() if ready else f"no answer for {TIMEOUT_S} s"
             raise DataError(f"{SCRIPT} failed: {said}; run `make peers` again, or it by hand to see why")
         values: dict[str, Any] = json.loads(line)
         return values
