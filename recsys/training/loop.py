@@ -53,7 +53,8 @@ class WindowStream:
         """`events` are what the model reads, `wanted` what is predicted (see `batches.epoch`); without, the tokens."""
         self._events = histories.tokens if events is None else events
         self._wanted = histories.tokens if wanted is None else wanted
-        self._windows = batches.training_windows(histories, recipe.window)
+        windows = batches.training_windows(histories, recipe.window)
+        self._windows = [w for w in windows if self._wanted[w.first_target : w.stop].any()]
         self._generator = generator
         self._batch_tokens = recipe.training.batch_tokens or _suitable_batch(len(histories.tokens))
         self.epoch_steps = len(batches.plan(self._windows, self._batch_tokens, np.random.default_rng(0)))
