@@ -22,9 +22,9 @@ if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
 
 
-def _text(table: Table) -> str:
-    """The table as plain text, in a width that fits a terminal and a README."""
-    console = Console(file=io.StringIO(), width=110, color_system=None)
+def _text(table: Table, width: int = 110) -> str:
+    """The table as plain text, in a width that fits a terminal and a README unless another is given."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
@@ -364,7 +364,7 @@ def _rivals_table(values: dict[str, Any]) -> str:
         alone = f"{row['ndcg@10']:.4f}", difference(row, "ndcg@10"), f"{row['recall@10']:.4f}"
         fused = f"{row['fused_ndcg@10']:.4f}", difference(row, "fused_ndcg@10")
         table.add_row(name, *alone, *fused, f"{row['training_s']:.0f}")
-    return f"{_text(table)}\ndifferences: to {values['reference']}, 95 % intervals, paired by user"
+    return f"{_text(table, width=140)}\ndifferences: to {values['reference']}, 95 % intervals, paired by user"
 
 
 def histories_table(values: dict[str, Any]) -> str:
