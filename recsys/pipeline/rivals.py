@@ -104,33 +104,20 @@ def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Pr
         protocol = Protocol.TIME if has_times else Protocol.LAST_OUT
     data = dataset.load(features, protocol)
     found = data.validation(len(data.fit), seed=0)
-    place = {user_id: n for n, user_id in enumerate(found.train.user_ids)}
-    users, targets = [], []
-    for user_id, context, later in zip(found.user_ids, found.contexts, found.targets, strict=True):
-        wanted = later[_wanted(data, place[user_id])[-len(later) :]]
-        if len(wanted) and len(context) > longer_than:
-            users.append(place[user_id])
-            targets.append(wanted)
-    if not users:
+    long = np.flatnonzero([len(context) > longer_than for context in found.contexts])
+    if not len(long):
         raise DataError(f"{features}: no user has more than {longer_than} events and one to predict after them")
-    rows = np.sort(np.random.default_rng(0).permutation(len(users))[:num_users])
-    train = _of_users(found.train, [users[row] for row in rows])
+    rows = np.sort(np.random.default_rng(0).permutation(long)[:num_users])
+    place = {user_id: n for n, user_id in enumerate(found.train.user_ids)}
+    train = _of_users(found.train, [place[found.user_ids[row]] for row in rows])
     is_wanted = None if train.event_types is None else dataset.is_wanted(data.manifest, train.event_types)
     return Sample(
-        split=ValidationSet(train, list(train), [targets[row] for row in rows], train.user_ids, found.from_ms),
+        split=ValidationSet(train, list(train), [found.targets[row] for row in rows], train.user_ids, found.from_ms),
         num_items=len(data.vocabulary),
         masks_seen=protocol.masks_seen,
         is_wanted=is_wanted,
         data=data,
     )
-
-
-def _wanted(data: Dataset, user: int) -> npt.NDArray[np.bool_]:
-    """Which events of a fitted user are of a type to be predicted."""
-    span = slice(data.fit.offsets[user], data.fit.offsets[user + 1])
-    if data.fit.event_types is None:
-        return np.ones(span.stop - span.start, dtype=bool)
-    return dataset.is_wanted(data.manifest, data.fit.event_types[span])
 
 
 def _of_users(histories: Histories, users: list[int]) -> Histories:
