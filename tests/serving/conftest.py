@@ -64,6 +64,10 @@ class FakeEngine:
 
 
 CATEGORIES = ["lamps", "cups", None]
+METRICS = {
+    "ndcg10": {"reference": 0.5, "engine": 0.49},
+    "cost": {"float32_mb": 4.25, "float32_encode_ms": 61.0, "engine_encode_ms": 14.0},
+}
 
 
 def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -> Release:
@@ -83,7 +87,7 @@ def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -
     return Release(
         name=name,
         folder=Path(name),
-        manifest=SimpleNamespace(metrics={"ndcg10": {"reference": 0.5, "engine": 0.49}}, files={}),
+        manifest=SimpleNamespace(metrics=METRICS, files={}),
         vocabulary=Vocabulary(items),
         window=window or WindowConfig(),
         fusion=Fusion(),
