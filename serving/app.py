@@ -100,6 +100,7 @@ def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         app,
         http=SheddingProtocol,
         loop="uvloop",
+        log_config=None,  # uvicorn's own would close the handlers that there are; its lines come to ours
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first

@@ -20,19 +20,18 @@ from serving import app
 from serving.config import ServeConfig
 from tests.serving.conftest import FakeEngine, fake_app, running
 
-NUM_CHECKS = 3  # warm-up before the port is taken and after, and one answer
-SERVER = f"""
-NUM_CHECKS = {NUM_CHECKS}
+SERVER = """
 import sys
+import threading
 from pathlib import Path
 from serving import app
 from serving.config import ServeConfig
 from recsys.runtime.recommender import Recommender
 from tests.serving.conftest import FakeEngine, fake_release
 engine = FakeEngine()
-engine.go_on.clear()  # the engine stalls for ever, once it has been checked
-checks = iter(range(NUM_CHECKS))
-engine.go_on.wait = lambda _: next(checks, None) is None and __import__("threading").Event().wait()
+answers = ("answer", "cold")  # the engine stalls for ever in the threads that answer requests
+stalls = lambda: threading.current_thread().name.startswith(answers)
+engine.go_on.wait = lambda _: stalls() and threading.Event().wait()
 app.Recommender.load = lambda *_args, **_settings: Recommender(fake_release(engine))
 app.run(ServeConfig(port=0, deadline_ms=50), Path("releases"), sys.argv[1])
 """
@@ -90,6 +89,10 @@ def test_a_stalled_engine_does_not_keep_the_process_from_ending(tmp_path: Path, 
         process.send_signal(end)
         log = process.communicate(timeout=60)[1]
     assert "Traceback" not in log
+    (said,) = [line for line in log.splitlines() if "answer request_id=" in line]
+    assert f"request_id={answer['request_id']} release=r1" in said
+    assert "degraded=deadline" in said
+    assert "ann" not in said
     assert EventStore.open(url).history("ann") == ["sku-1"]
     with EventStore.open(url)._engine.connect() as connection:
         kept = connection.exec_driver_sql("select request_id, items from impressions").all()
