@@ -21,7 +21,7 @@ from recsys.runtime.release import Release
 from recsys.store import EventStore
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
-from serving.app import _listen, create_app, server_settings
+from serving.app import _handles, _listen, create_app, server_settings
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.sessions import SessionCache
@@ -128,7 +128,7 @@ def running(app) -> Iterator[str]:
     """The address of a real uvicorn server in a thread."""
     server = uvicorn.Server(server_settings(app, ServeConfig(drain_s=5)))
     with _listen(ServeConfig(port=0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": _handles(listening)})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True

@@ -1,5 +1,6 @@
 """The endpoint as a process: readiness, the port, and the end."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 
 from recsys.contracts.errors import ConfigError
 from recsys.store import EventStore
@@ -141,3 +143,29 @@ def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
         connection, _ = listening.accept()
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         connection.close()
+
+
+def test_many_connections_are_accepted_in_few_turns_of_the_event_loop() -> None:
+    """A turn is long where requests are worked on; with one handle each connection took one."""
+    num_clients, turns = 64, 0
+    accepted: list[asyncio.BaseTransport] = []
+
+    class Noted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(transport)
+
+    async def accept_all(listening: socket.socket) -> None:
+        nonlocal turns
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Noted, sock=handle) for handle in app._handles(listening)]
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(num_clients)]
+        while len(accepted) < num_clients:
+            await asyncio.sleep(0)
+            turns += 1
+        for open_one in (*clients, *accepted, *servers):
+            open_one.close()
+        await asyncio.sleep(0.01)  # closed in the loop's next turns
+
+    with app._listen(ServeConfig(port=0)) as listening:
+        uvloop.run(accept_all(listening))
+    assert turns < num_clients / 4
