@@ -402,7 +402,7 @@ def _read_events(
     user = place[frame["user_index"].to_numpy()]
     order = np.argsort(user, kind="stable")
     kinds = frame["event_type"].to_numpy()[order]
-    in_past, is_target = in_history(manifest, kinds), _is_of_types(manifest, "target_types", kinds)
+    in_past, is_target = in_history(manifest, kinds), is_wanted(manifest, kinds)
     seen = in_past | is_target
     order, kinds = order[seen], kinds[seen]
     user, time = user[order], frame["timestamp_ms"].to_numpy()[order]
@@ -414,6 +414,11 @@ def _read_events(
 def in_history(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Whether each event is of a type that makes the history."""
     return _is_of_types(manifest, "history_types", event_types)
+
+
+def is_wanted(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Whether each event is of a type that is to be predicted."""
+    return _is_of_types(manifest, "target_types", event_types)
 
 
 def _is_of_types(

@@ -51,6 +51,11 @@ class Endpoint:
         )
         metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.num_under_way)
 
+    @property
+    def is_ready(self) -> bool:
+        """It is warm, and the current release answers as when it was built."""
+        return self.warmed.is_set() and self.releases.current.is_verified
+
     def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`."""
         is_late = self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
@@ -98,16 +103,17 @@ class Endpoint:
         self.store.close()
 
     def _warm_up(self) -> None:
+        live = self.releases.current
         try:
-            recommender = self.releases.current.recommender
-            recommender.warm_up()
-            recommender.check()
-        except Exception:
-            logger.exception("warm-up failed; not ready")
-        else:
-            with suppress(StoreError):  # it is tried again, every now and then
-                self.learn_contexts()
-            self.warmed.set()
+            live.recommender.warm_up()
+            live.verify()
+        except Exception as error:
+            self.metrics.release_failures.inc()
+            # Events are taken all the same, and another release may be activated: the process goes on.
+            logger.error("not ready: %s", error, exc_info=not isinstance(error, RecsysError))
+        with suppress(StoreError):  # it is tried again, every now and then
+            self.learn_contexts()
+        self.warmed.set()
 
     def _keep_up(self) -> None:
         def refresh() -> None:

@@ -78,14 +78,16 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
         """The process lives."""
         return Health(status="ok")
 
-    @router.get("/readyz", responses={503: {"model": Health, "description": "Not warmed up."}})
+    @router.get("/readyz", responses={503: {"model": Health, "description": "Not warm, or the release is not fit."}})
     def readyz(response: Response) -> Health:
-        """The process can answer inside the deadline."""
+        """The process can answer inside the deadline, and as the release did when it was built."""
+        if endpoint.is_ready:
+            return Health(status="ready", release=endpoint.releases.current.name)
+        response.status_code = 503
         if not endpoint.warmed.is_set():
-            response.status_code = 503
             return Health(status="warming up")
-        live = endpoint.releases.current
-        return Health(status="ready", release=live.name)
+        status = "the release failed its check; the log says how"
+        return Health(status=status, release=endpoint.releases.current.name)
 
     @router.get("/metrics", response_class=Response, responses=GUARDED)
     def prometheus() -> Response:

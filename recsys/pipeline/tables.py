@@ -22,9 +22,9 @@ if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
 
 
-def _text(table: Table) -> str:
-    """The table as plain text, in a width that fits a terminal and a README."""
-    console = Console(file=io.StringIO(), width=110, color_system=None)
+def _text(table: Table, width: int = 110) -> str:
+    """The table as plain text, in a width that fits a terminal and a README unless another is given."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
@@ -219,9 +219,11 @@ def features_cost_table(values: dict[str, Any]) -> str:
 def case_summary(values: dict[str, Any]) -> str:
     """Latency by step, then the figures beside those to beat: an A100 with TensorRT."""
     latency = values["latency_ms"]
-    steps = _table("one user, median", "switched on", "ms", "times faster than before")
+    steps = _table("one user, median", "switched on", "ms", "times faster than before", "peak MB")
     for name, words in case_report.STEPS.items():
-        steps.add_row(words, f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}")
+        peak = values["memory"].get(name)  # of "cache" none: the same process
+        cells = f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}"
+        steps.add_row(words, *cells, "" if peak is None else f"{peak['peak_mb']:.0f}")
     figures = _table("after against before", "figure", "value", "to beat")
     upper = values["quantization_loss_upper"]
     for name, value, rival in (
@@ -285,10 +287,19 @@ def consistency_table(found: "Consistency") -> str:
         appended = "–" if row.appended_error is None else f"{row.appended_error:.2g}"
         overlaps = f"{row.top10_overlap:.3f}", f"{row.top100_overlap:.3f}"
         rows.add_row(f"{row.length:,}", f"{row.num_windows}", f"{row.error:.2g}", appended, *overlaps)
+    by_layer = [_text(_layers(found))] if found.by_layer else []
     limits = f"error at most {found.tolerance.max_relative_error:g}, top-10 overlap at least "
     limits += f"{found.tolerance.min_top10_overlap:g}"
     verdict = "they agree" if found.agrees else f"they differ: {'; '.join(found.problems)}"
-    return f"{_text(rows)}\n{verdict} ({limits})"
+    return "\n".join([_text(rows), *by_layer, f"{verdict} ({limits})"])
+
+
+def _layers(found: "Consistency") -> Table:
+    rows = _table("relative error by layer", "layer", "keys", "values", "keys after appends", "values after appends")
+    for row in found.by_layer:
+        errors = (row.keys, row.values, row.appended_keys, row.appended_values)
+        rows.add_row(f"{row.layer}", *("–" if error is None else f"{error:.2g}" for error in errors))
+    return rows
 
 
 def engine_table(values: dict[str, Any]) -> str:
@@ -341,20 +352,38 @@ def experiment_report(values: dict[str, Any]) -> str:
     return "\n".join([*lines, _text(of_arms), _text(of_pairs)])
 
 
+def choices_table(values: dict[str, Any]) -> str:
+    """Accuracy of the default's form and its rivals; what the log has no input for."""
+    lines = [f"{name} left out: {why}" for name, why in values["left_out"].items()]
+    return "\n".join([_rivals_table(values), *lines])
+
+
+def _rivals_table(values: dict[str, Any]) -> str:
+    """One line a rival: what it ranks alone and fused, and the differences to the reference."""
+    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
+    columns = ["", "NDCG@10", "difference", "recall@10", "fused NDCG@10", "difference", "training s"]
+    seeds = f"{values['num_seeds']} seed{'' if values['num_seeds'] == 1 else 's'}"
+    table = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {seeds}", *columns)
+
+    def difference(row: dict[str, Any], metric: str) -> str:
+        if row["differences"] is None:
+            return ""
+        gap = row["differences"][metric]
+        return f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
+
+    for name, row in values["rivals"].items():
+        alone = f"{row['ndcg@10']:.4f}", difference(row, "ndcg@10"), f"{row['recall@10']:.4f}"
+        fused = f"{row['fused_ndcg@10']:.4f}", difference(row, "fused_ndcg@10")
+        table.add_row(name, *alone, *fused, f"{row['training_s']:.0f}")
+    return f"{_text(table, width=140)}\ndifferences: to {values['reference']}, 95 % intervals, paired by user"
+
+
 def histories_table(values: dict[str, Any]) -> str:
     """Accuracy of each way to read a long history, and what it costs at the size that is served."""
-    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
-    columns = ["", "NDCG@10", "recall@10", "fused NDCG@10", "against the last window", "training s"]
-    accuracy = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {values['num_seeds']} seeds", *columns)
-    for name, row in values["rivals"].items():
-        gap = row["difference"]
-        against = "" if gap is None else f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
-        figures = (f"{row[key]:.4f}" for key in ("ndcg@10", "recall@10", "fused_ndcg@10"))
-        accuracy.add_row(name, *figures, against, f"{row['training_s']:.0f}")
     costs = values["costs"]
     columns = ["", "cold ms", "cold, kept ms", "one more event ms", "cold MFLOP", "one more MFLOP", "session kB"]
     title = f"a history of {costs['events']:,} events, windows of {costs['window']:,}, default recipe, one thread"
     cost = _table(title, *columns)
     for name, row in costs["rows"].items():
         cost.add_row(name, *(f"{value:,.1f}" for value in row.values()))
-    return f"{_text(accuracy)}\n\n{_text(cost)}"
+    return f"{_rivals_table(values)}\n\n{_text(cost)}"
