@@ -17,7 +17,8 @@ class GateConfig(Config):
     max_loss: float = Field(default=0.003, ge=0)
     """Relative loss of recall@10 and of NDCG@10 that is allowed."""
     max_relative_error: float = Field(default=0.1, gt=0)
-    """Of the user vector, always: where counts answer by themselves, lists hide a damaged decoder."""
+    """Of the user vector, encoded whole or appended to, always: where counts answer by themselves, lists hide a
+    damaged decoder."""
     min_top10_overlap: float = Field(default=0.97, ge=0, le=1)
     """Decides where the interval of the loss does not: held-out users are too few, or absent."""
     min_users: int = Field(default=1000, ge=1)

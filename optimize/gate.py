@@ -56,9 +56,12 @@ def _is_beyond(measured: MetricLoss, num_users: int, config: GateConfig) -> bool
 
 
 def _error(report: FidelityReport, config: GateConfig) -> list[str]:
-    if report.relative_error <= config.max_relative_error:  # false for nan
-        return []
-    return [f"relative error {report.relative_error:.3g}, at most {config.max_relative_error} allowed"]
+    errors = {"relative error": report.relative_error, "relative error after appends": report.appended_error}
+    return [
+        f"{name} {error:.3g}, at most {config.max_relative_error} allowed"
+        for name, error in errors.items()
+        if error is not None and not error <= config.max_relative_error  # true for nan
+    ]
 
 
 def _overlap(report: FidelityReport, config: GateConfig) -> list[str]:

@@ -13,6 +13,7 @@ from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
+from recsys.runtime.consistency import sessions_after_appends
 from recsys.runtime.engine import Engine
 from recsys.runtime.fusion import Evidence, Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
@@ -22,6 +23,9 @@ from recsys.windows import open_window, reachable
 # B users, D width, K results
 
 DEPTH = 100
+_NUM_APPENDED = 200
+_SESSIONS_AT_ONCE = 50
+"""Bounds the memory of kept keys and values."""
 
 
 class MetricLoss(BaseModel):
@@ -44,6 +48,9 @@ class FidelityReport(BaseModel):
     num_users: int
     relative_error: float
     """Mean over users of |engine − reference| / |reference| of the user vector (L2)."""
+    appended_error: float | None = None
+    """The same after last events were appended to kept sessions, as for a user who comes back, of some of the
+    users; None where no window has two events."""
     top10_overlap: float
     """Mean share of the reference's top 10 that the engine's top 10 holds, as served: fused with counts."""
     top100_overlap: float
@@ -77,6 +84,7 @@ def compare(
     return FidelityReport(
         num_users=len(windows),
         relative_error=relative_error(reference_BD, engine_BD),
+        appended_error=appended_error(windows, reference_BD, engine),
         top10_overlap=overlap(reference_BK[:, :10], engine_BK[:, :10]),
         top100_overlap=overlap(reference_BK, engine_BK),
         num_held_out_users=len(targets),
@@ -89,6 +97,17 @@ def relative_error(reference_BD: Floats, engine_BD: Floats) -> float:
     """Mean over users of the L2 norm of the difference over the L2 norm of the reference."""
     difference = np.linalg.norm(engine_BD - reference_BD, axis=1)
     return float(np.mean(difference / np.linalg.norm(reference_BD, axis=1)))
+
+
+def appended_error(windows: Sequence[Tokens], reference_BD: Floats, engine: Engine) -> float | None:
+    """`relative_error` of evenly chosen windows whose last events come as appends; None without any."""
+    longer = [i for i, window in enumerate(windows) if len(window) > 1]
+    chosen = longer[:: max(1, len(longer) // _NUM_APPENDED)]
+    found: list[Floats] = []
+    for start in range(0, len(chosen), _SESSIONS_AT_ONCE):
+        some = [windows[i] for i in chosen[start : start + _SESSIONS_AT_ONCE]]
+        found += [session.vector_D for session in sessions_after_appends(some, engine).values()]
+    return relative_error(reference_BD[chosen], np.stack(found)) if found else None
 
 
 def overlap(reference_BK: Tokens, engine_BK: Tokens) -> float:

@@ -1,10 +1,14 @@
-"""Time RePlay's compiled SasRec on one user: `replay_serve.py OUT.json ITEMS WIDTH LAYERS HEADS LENGTH THREADS ROUNDS`.
+"""RePlay's compiled SasRec on one user: `replay_serve.py ITEMS WIDTH LAYERS HEADS LENGTH THREADS`.
+
+Once it has answered for the first time it writes a line of JSON: seconds since the process started. Then, for each
+line that it reads, it answers once and writes a line: milliseconds of that answer, and the most memory so far.
 
 OpenVINO in float32: its own choice on processors that have bf16 would change the lists. Weights are untrained,
 which costs the same. Every answer encodes the whole history again: it keeps nothing between calls.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +21,7 @@ from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.models.nn.sequential.compiled import SasRecCompiled
 from replay.models.nn.sequential.sasrec import SasRec
 
-WARM_UP_ROUNDS, K = 2, 10
+K = 10
 
 
 class Float32Core(ov.Core):
@@ -28,9 +32,9 @@ class Float32Core(ov.Core):
         self.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-started = time.monotonic()
-out, *numbers = sys.argv[1:]
-num_items, width, num_layers, num_heads, length, threads, rounds = map(int, numbers)
+replies = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)  # whatever else is printed is no reply
+num_items, width, num_layers, num_heads, length, threads = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 ov.Core = Float32Core
@@ -59,17 +63,22 @@ def answer() -> Any:
     return torch.topk(compiled.predict(batch), K)
 
 
-milliseconds, first_s = [], 0.0
-for round_ in range(WARM_UP_ROUNDS + rounds):
+def age_s() -> float:
+    """Seconds since this process started, by Linux' own record of it."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held."""
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024 / 1e6
+
+
+answer()
+print(json.dumps({"load_s": age_s()}), file=replies)
+for _ in sys.stdin:
     before = time.perf_counter()
     answer()
-    first_s = first_s or time.monotonic() - started
-    if round_ >= WARM_UP_ROUNDS:
-        milliseconds.append((time.perf_counter() - before) * 1000)
-peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-values = {
-    "p50_ms": sorted(milliseconds)[len(milliseconds) // 2],
-    "load_s": first_s,
-    "peak_mb": int(peak.split()[1]) * 1024 / 1e6,
-}
-Path(out).write_text(json.dumps(values))
+    milliseconds = (time.perf_counter() - before) * 1000
+    print(json.dumps({"ms": milliseconds, "peak_mb": peak_mb()}), file=replies)

@@ -22,6 +22,8 @@ from serving.tracing import otlp_tracer
 logger = logging.getLogger(__name__)
 
 
+_REST = 3.0
+"""How many times as long as it worked, counting recall leaves the interpreter and the store to answers and events."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may wait to be seen, before plain ones are answered unread."""
 
@@ -49,6 +51,11 @@ class Endpoint:
         )
         metrics.watch("recsys_queue_requests", "Requests worked on or waiting", lambda: self.service.num_under_way)
 
+    @property
+    def is_ready(self) -> bool:
+        """It is warm, and the current release answers as when it was built."""
+        return self.warmed.is_set() and self.releases.current.is_verified
+
     def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`."""
         is_late = self.service.lag.seconds * 1000 > _BEHIND_SHARE * self.config.deadline_ms
@@ -74,7 +81,8 @@ class Endpoint:
         Raises:
             StoreError: the figures are as they were.
         """
-        self.store.attribution.update(round(self.config.attribution_hours * 3_600_000))
+        window_ms = round(self.config.attribution_hours * 3_600_000)
+        self.store.attribution.update(window_ms, lambda took_s: self._closing.wait(_REST * took_s))
         since_ms = int((time.time() - self.config.recall_days * 86_400) * 1000)
         self.metrics.show_recall(self.store.attribution.totals(since_ms))
 
@@ -95,16 +103,17 @@ class Endpoint:
         self.store.close()
 
     def _warm_up(self) -> None:
+        live = self.releases.current
         try:
-            recommender = self.releases.current.recommender
-            recommender.warm_up()
-            recommender.check()
-        except Exception:
-            logger.exception("warm-up failed; not ready")
-        else:
-            with suppress(StoreError):  # it is tried again, every now and then
-                self.learn_contexts()
-            self.warmed.set()
+            live.recommender.warm_up()
+            live.verify()
+        except Exception as error:
+            self.metrics.release_failures.inc()
+            # Events are taken all the same, and another release may be activated: the process goes on.
+            logger.error("not ready: %s", error, exc_info=not isinstance(error, RecsysError))
+        with suppress(StoreError):  # it is tried again, every now and then
+            self.learn_contexts()
+        self.warmed.set()
 
     def _keep_up(self) -> None:
         def refresh() -> None:

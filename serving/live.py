@@ -39,6 +39,8 @@ class LiveRelease:
         self.catalogue = Catalogue(recommender.release.vocabulary)
         self.popular: Tokens = recommender.release.vocabulary.popular()
         self._compiled: tuple[Rules, CompiledRules] | None = None
+        self.is_verified = False
+        """It answers here as when it was built."""
         self._neighbours: OrderedDict[int, tuple[Tokens, Floats]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -77,10 +79,21 @@ class LiveRelease:
             ArtifactError: it does not recommend.
         """
         self.recommender.warm_up()
+        self.sessions.warm_up()
         token = self.popular[:1]
         found, scores = self.sessions.ranking(token).best(1)
         if found[0] == PAD or not np.isfinite(scores[0]):
             raise ArtifactError(f"{self.name}: recommends nothing after its most popular item; run `recsys optimize`")
+
+    def verify(self) -> None:
+        """Compare its answers with those it was published with, once.
+
+        Raises:
+            ArtifactError: they differ.
+        """
+        if not self.is_verified:
+            self.recommender.check()
+            self.is_verified = True
 
 
 class Releases:
@@ -248,7 +261,8 @@ class Releases:
                     raise ConfigError(f"no release {name} here; list them first")
                 live = LiveRelease(self._load(self._folder / name), self._store, self._cache)
                 live.check()
-                self._live = {**self._live, name: live}
+            live.verify()
+            self._live = {**self._live, name: live}
             return live
 
     def _switch(self, live: LiveRelease) -> None:

@@ -38,7 +38,8 @@ class Status(Schema):
                     "releases": [
                         {
                             "name": "2026-11-24",
-                            "size_mb": 2.1,
+                            "size_mb": {"before": 4.2, "after": 1.3},
+                            "encode_ms": {"before": 61.0, "after": 14.0},
                             "accuracy": {"ndcg10": {"before": 0.3238, "after": 0.3237}},
                             "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
                         }
@@ -59,7 +60,8 @@ class Status(Schema):
     """By reason."""
     arms: list[dict[str, Any]]
     releases: list[dict[str, Any]]
-    """Of each loaded one, the current first: accuracy before it was made small (float32) and after, size, latency."""
+    """Of each loaded one, the current first: accuracy, size in 10^6 bytes and time to encode a full window, before it
+    was made small (float32 weights in torch) and after, as measured when it was made; latency of its answers here."""
     recall: list[dict[str, Any]]
     """Counts by release and arm, with shares and their 95 % intervals."""
     report: dict[str, Any]
@@ -76,14 +78,16 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
         """The process lives."""
         return Health(status="ok")
 
-    @router.get("/readyz", responses={503: {"model": Health, "description": "Not warmed up."}})
+    @router.get("/readyz", responses={503: {"model": Health, "description": "Not warm, or the release is not fit."}})
     def readyz(response: Response) -> Health:
-        """The process can answer inside the deadline."""
+        """The process can answer inside the deadline, and as the release did when it was built."""
+        if endpoint.is_ready:
+            return Health(status="ready", release=endpoint.releases.current.name)
+        response.status_code = 503
         if not endpoint.warmed.is_set():
-            response.status_code = 503
             return Health(status="warming up")
-        live = endpoint.releases.current
-        return Health(status="ready", release=live.name)
+        status = "the release failed its check; the log says how"
+        return Health(status=status, release=endpoint.releases.current.name)
 
     @router.get("/metrics", response_class=Response, responses=GUARDED)
     def prometheus() -> Response:
@@ -119,10 +123,15 @@ def _releases(endpoint: Endpoint) -> list[dict[str, Any]]:
     for live in [current, *(live for live in endpoint.releases.all_live if live is not current)]:
         manifest = live.recommender.release.manifest
         found = {name: manifest.metrics.get(name) for name in ("recall10", "ndcg10")}
+        cost = manifest.metrics.get("cost", {})  # none in a release of before
         rows.append(
             {
                 "name": live.name,
-                "size_mb": round(sum(entry.size_bytes for entry in manifest.files.values()) / 1e6, 2),
+                "size_mb": {
+                    "before": cost.get("float32_mb"),
+                    "after": round(sum(entry.size_bytes for entry in manifest.files.values()) / 1e6, 2),
+                },
+                "encode_ms": {"before": cost.get("float32_encode_ms"), "after": cost.get("engine_encode_ms")},
                 "accuracy": {k: {"before": v["reference"], "after": v["engine"]} for k, v in found.items() if v},
                 "latency": endpoint.metrics.percentiles(live.name),
             }

@@ -55,13 +55,16 @@ def optimize_command(
 def check_command(
     release: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     engine: EngineOption = None,
+    device: Annotated[str | None, typer.Option(help="Where torch computes: cpu, cuda, cuda:1.")] = None,
     against: Annotated[EngineName | None, typer.Option(help="A second engine of the release.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint it was made from, in float32.")] = None,
     reference: Annotated[Path | None, typer.Option(help="A file of --save. Default: the release's own.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the engine's answers here, for another machine.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Error by layer too: of keys and values.")] = False,
     max_error: Annotated[float | None, typer.Option(help="Largest relative error allowed. Default: 0.03.")] = None,
     min_overlap: Annotated[float | None, typer.Option(help="Least mean overlap of top tens. Default: 0.9.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of a CPU engine.")] = 2,
-    picture: Annotated[Path | None, typer.Option(help="Draw error and overlap by length here, a .png file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw error and overlap here, a .png file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The same inputs through two engines, or through one here and one elsewhere; exit status 3 if they differ."""
@@ -72,9 +75,12 @@ def check_command(
     found = consistency.run(
         release,
         engine=engine,
+        device=device,
         against=against,
+        checkpoint=checkpoint,
         reference=reference,
         save=save,
+        by_layer=layers,
         tolerance=Tolerance.from_mapping(limits, "recsys optimize check"),
         num_threads=threads,
     )

@@ -72,13 +72,14 @@ def run(
             Release.open(after.release, num_threads=config.num_threads),
         )
         events = dataset.load(after.features, Protocol.TIME).fit.tokens[: 2 * CONTEXT]
-        latency = case_latency.measure(contenders, events, num_rounds, config.num_threads)
-        replay = case_replay.run(
-            contenders.after.model.config, len(contenders.release.vocabulary), CONTEXT, config.num_threads, num_rounds
-        )
+        shape = contenders.after.model.config, len(contenders.release.vocabulary), CONTEXT
+        with case_replay.running(*shape, config.num_threads) as peer:
+            peers = {} if peer is None else {"replay": peer.answer}
+            latency = case_latency.measure(contenders, events, num_rounds, config.num_threads, peers)
         memory = {
-            "before": _process("before", before.checkpoint, config.num_threads),
-            "after": _process("after", after.release, config.num_threads),
+            **{name: _process("eager", runs[0][name].checkpoint, config) for name in ("before", "pruning", "window")},
+            "engine": _process("release", float_after.release, config),
+            "quantization": _process("release", after.release, config),
         }
         disk = {"before": _size(before.release), "float32": _size(float_after.release), "after": _size(after.release)}
         accuracy = _accuracy(runs, "before", "quantization")
@@ -86,9 +87,9 @@ def run(
         return {
             **_headline(latency, memory, disk, accuracy, manifest.metrics),
             "awq_error_ratio_4": _error_ratio(_methods(after, features, config, bits=4)),
-            "replay_ratio_cold": _ratio(replay, latency["quantization"]),
-            "replay_ratio_warm": _ratio(replay, latency["cache"]),
-            "replay": replay,
+            "replay_ratio_cold": _replay_ratio(latency, "quantization"),
+            "replay_ratio_warm": _replay_ratio(latency, "cache"),
+            "replay": peer and {"p50_ms": latency["replay"], "load_s": peer.load_s, "peak_mb": peer.peak_mb},
             "latency_ms": latency,
             "users_per_second": case_latency.throughput(contenders, events, num_rounds),
             "accuracy_by_cause": _by_cause(runs),
@@ -157,8 +158,8 @@ def _release(checkpoint: Path, features: Path, config: OptimizeConfig, out: Path
     return out / name
 
 
-def _process(kind: str, folder: Path, num_threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "recsys.pipeline.case_process", kind, str(folder), str(num_threads)]
+def _process(kind: str, folder: Path, config: OptimizeConfig) -> dict[str, float]:
+    command = [sys.executable, "-m", "recsys.pipeline.case_process", kind, str(folder), str(config.num_threads)]
     done = subprocess.run(command, check=True, capture_output=True, timeout=PROCESS_TIMEOUT_S)  # noqa: S603
     measured: dict[str, float] = json.loads(done.stdout)
     return measured
@@ -193,9 +194,9 @@ def _by_cause(runs: list[dict[str, _Side]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _ratio(replay: dict[str, float] | None, milliseconds: float) -> float | None:
+def _replay_ratio(latency: dict[str, float], step: str) -> float | None:
     """How many times faster than the peer, which encodes the whole history for every answer."""
-    return None if replay is None else round(replay["p50_ms"] / milliseconds, 2)
+    return round(latency["replay"] / latency[step], 2) if "replay" in latency else None
 
 
 def _ndcg(side: _Side) -> dict[str, float]:
@@ -230,13 +231,13 @@ def _headline(
     return {
         "latency_ratio_cold": round(latency["before"] / latency["quantization"], 2),
         "latency_ratio_warm": round(latency["before"] / latency["cache"], 2),
-        "memory_ratio": round(memory["after"]["peak_mb"] / memory["before"]["peak_mb"], 4),
+        "memory_ratio": round(memory["quantization"]["peak_mb"] / memory["before"]["peak_mb"], 4),
         "disk_ratio": round(disk["after"] / disk["before"], 4),
         "accuracy_change": round(accuracy.relative, 5),
         "accuracy_change_low": round(accuracy.relative_low, 5),
         "quantization_loss_upper": round(max(losses), 5) if losses else None,
         "top10_overlap": round(fidelity["top10_overlap"], 5),
         "awq_error_ratio_8": _error_ratio(fidelity["relative_error_by_method"]),
-        "peak_mb": memory["after"]["peak_mb"],
-        "load_s": memory["after"]["load_s"],
+        "peak_mb": memory["quantization"]["peak_mb"],
+        "load_s": memory["quantization"]["load_s"],
     }

@@ -32,13 +32,20 @@ class Contenders:
     release: Release
 
 
-def measure(contenders: Contenders, events: Tokens, num_rounds: int, num_threads: int) -> dict[str, float]:
+def measure(
+    contenders: Contenders,
+    events: Tokens,
+    num_rounds: int,
+    num_threads: int,
+    peers: Mapping[str, Callable[[], float]],
+) -> dict[str, float]:
     """Median milliseconds by step; every step keeps what the steps before it switched on.
 
-    `events` are tokens of the pruned vocabulary to make histories of.
+    `events` are tokens of the pruned vocabulary to make histories of. `peers` answer when asked and say how long
+    it took; they take their turns with the steps.
     """
     torch.set_num_threads(num_threads)
-    steps = _steps(contenders, events)
+    steps = {**_steps(contenders, events), **{name: _asked(answer) for name, answer in peers.items()}}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(num_rounds + 2):
         for name, step in steps.items():
@@ -119,6 +126,11 @@ def _warm(release: Release, windows: list[Tokens], events: Tokens) -> Callable[[
         return _timed(lambda: answer(user, event))
 
     return step
+
+
+def _asked(answer: Callable[[], float]) -> Callable[[int], float]:
+    """A peer as a step: it times itself."""
+    return lambda _: answer()
 
 
 def _history(events: Tokens, length: int) -> Tokens:

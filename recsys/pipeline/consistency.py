@@ -1,10 +1,16 @@
 """`recsys optimize check`: two engines of a release, or an engine and a reference of another machine."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError
-from recsys.contracts.precision import EngineName
+from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 from recsys.runtime.consistency import REFERENCE_FILE, Consistency, Reference, Tolerance, compare, random_windows
+from recsys.runtime.engine import Engine
+from recsys.runtime.items import ItemTable
+from recsys.runtime.layers import in_units_of
 from recsys.runtime.release import Release
 
 
@@ -12,33 +18,49 @@ def run(
     path: Path,
     *,
     engine: EngineName | None,
+    device: str | None,
     against: EngineName | None,
+    checkpoint: Path | None,
     reference: Path | None,
     save: Path | None,
+    by_layer: bool,
     tolerance: Tolerance,
     num_threads: int,
 ) -> Consistency:
-    """Compare an engine (default: the release's own) with another, a reference file, or the release's own reference.
+    """Compare an engine (default: the release's own) with another, with the float32 model, or with a reference file.
 
-    `save` writes what the engine answers, for another machine.
+    Without any of these, with the release's own reference. `save` writes what the engine answers, for another
+    machine. `by_layer` compares keys and values too, and puts them into what is saved.
 
     Raises:
-        ArtifactError: the reference is of another release.
+        ArtifactError: the checkpoint or the reference is of another release, or holds no keys and values.
         ConfigError: the release has no such engine, or this machine cannot run it.
     """
-    if against is not None and reference is not None:
-        raise ConfigError("give either --against ENGINE or --reference FILE")
-    release = Release.open(path, num_threads=num_threads, engine=engine)
+    if sum(other is not None for other in (against, checkpoint, reference)) > 1:
+        raise ConfigError("give one of --against ENGINE, --checkpoint DIR and --reference FILE")
+    release = Release.open(path, num_threads=num_threads, engine=engine, device=device)
     digest = release.manifest.parents["checkpoint"]
     kept = release.vocabulary.num_kept
     windows = random_windows(release.vocabulary.num_events[: kept + 1], release.window.size)
     if save is not None:
-        Reference.of(release.engine, release.index, windows, digest).save(save)
+        Reference.of(release.engine, release.index, windows, digest, by_layer=by_layer).save(save)
     if against is not None:
         other = Release.open(path, num_threads=num_threads, engine=against)
-        known = Reference.of(other.engine, other.index, windows, digest)
+        known = Reference.of(other.engine, release.index, windows, digest, by_layer=by_layer)
+    elif checkpoint is not None:
+        exact = _float32(checkpoint, release, num_threads)
+        known = replace(Reference.of(exact, release.index, windows, digest, by_layer=by_layer), engine="float32 model")
+        if known.kept is not None:
+            found = [release.engine.kept(session) for session in release.engine.open(windows)]
+            known = replace(known, kept=in_units_of(found, known.kept))
     else:
-        known = Reference.load(reference or release.folder / REFERENCE_FILE)
+        file = reference or release.folder / REFERENCE_FILE
+        known = Reference.load(file)
+        if by_layer and known.kept is None:
+            raise ArtifactError(
+                f"{file}: holds no keys and values, which --layers compares; give --against ENGINE, --checkpoint DIR, "
+                "or a --reference FILE that was written by --save FILE --layers"
+            )
     if known.release != digest:
         raise ArtifactError(
             f"{reference}: answers of a release of checkpoint {known.release[:12]}, this one is of {digest[:12]}; "
@@ -47,12 +69,38 @@ def run(
     return compare(known, release.engine, release.index, tolerance)
 
 
+def _float32(folder: Path, release: Release, num_threads: int) -> Engine:
+    """The model that the release was made from, before anything was rounded.
+
+    Raises:
+        ArtifactError: the release was made from another one.
+    """
+    import torch
+
+    from recsys.model.checkpoint import Checkpoint
+    from recsys.runtime.cuda import CudaEngine
+
+    torch.set_num_threads(num_threads)
+    checkpoint = Checkpoint.open(folder)
+    artifact.check_parent(release.manifest, "checkpoint", checkpoint.manifest, release.folder)
+    items = ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
+    return CudaEngine(
+        checkpoint.model,
+        items,
+        window_size=release.window.size,
+        cache=CacheFormat.FLOAT32,
+        precision="float32",
+        device="cpu",
+    )
+
+
 def picture(found: Consistency, path: Path) -> None:
-    """Error and agreement by history length."""
+    """Error and agreement by history length, and error by layer if it was asked for."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    num_parts = 3 if found.by_layer else 2
+    figure = Figure(figsize=(4.5 * num_parts, 3.4), layout="constrained")
+    left, right, *rest = figure.subplots(1, num_parts)
     lengths = [row.length for row in found.by_length]
     left.plot(lengths, [row.error for row in found.by_length], "o-", label="encoded whole")
     appended = [(row.length, row.appended_error) for row in found.by_length if row.appended_error is not None]
@@ -63,7 +111,18 @@ def picture(found: Consistency, path: Path) -> None:
     right.plot(lengths, [row.top100_overlap for row in found.by_length], "s--", label="top 100")
     right.axhline(found.tolerance.min_top10_overlap, color="tab:red", linewidth=1, label="needed of the top 10")
     right.set(xscale="log", ylim=(0, 1.05), xlabel="events of the window", ylabel="overlap of lists")
-    for axes in (left, right):
+    for axes in rest:
+        _draw_layers(found, axes)
+    for axes in (left, right, *rest):
         axes.legend(fontsize="small")
     figure.suptitle(f"{found.engine} against {found.against}: {'agrees' if found.agrees else 'differs'}")
     figure.savefig(path, dpi=120)
+
+
+def _draw_layers(found: Consistency, axes: Any) -> None:
+    """Keys and values by layer, encoded whole and appended."""
+    places = [row.layer for row in found.by_layer]
+    for name, style in (("keys", "o-"), ("values", "s-"), ("appended_keys", "o--"), ("appended_values", "s--")):
+        axes.plot(places, [getattr(row, name) for row in found.by_layer], style, label=name.replace("_", " "))
+    axes.axhline(found.max_relative_error, color="tab:gray", linewidth=1, label="user vector")
+    axes.set(yscale="log", xlabel="layer", xticks=places, ylabel="largest relative error")

@@ -219,9 +219,11 @@ def features_cost_table(values: dict[str, Any]) -> str:
 def case_summary(values: dict[str, Any]) -> str:
     """Latency by step, then the figures beside those to beat: an A100 with TensorRT."""
     latency = values["latency_ms"]
-    steps = _table("one user, median", "switched on", "ms", "times faster than before")
+    steps = _table("one user, median", "switched on", "ms", "times faster than before", "peak MB")
     for name, words in case_report.STEPS.items():
-        steps.add_row(words, f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}")
+        peak = values["memory"].get(name)  # of "cache" none: the same process
+        cells = f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}"
+        steps.add_row(words, *cells, "" if peak is None else f"{peak['peak_mb']:.0f}")
     figures = _table("after against before", "figure", "value", "to beat")
     upper = values["quantization_loss_upper"]
     for name, value, rival in (
@@ -285,10 +287,19 @@ def consistency_table(found: "Consistency") -> str:
         appended = "–" if row.appended_error is None else f"{row.appended_error:.2g}"
         overlaps = f"{row.top10_overlap:.3f}", f"{row.top100_overlap:.3f}"
         rows.add_row(f"{row.length:,}", f"{row.num_windows}", f"{row.error:.2g}", appended, *overlaps)
+    by_layer = [_text(_layers(found))] if found.by_layer else []
     limits = f"error at most {found.tolerance.max_relative_error:g}, top-10 overlap at least "
     limits += f"{found.tolerance.min_top10_overlap:g}"
     verdict = "they agree" if found.agrees else f"they differ: {'; '.join(found.problems)}"
-    return f"{_text(rows)}\n{verdict} ({limits})"
+    return "\n".join([_text(rows), *by_layer, f"{verdict} ({limits})"])
+
+
+def _layers(found: "Consistency") -> Table:
+    rows = _table("relative error by layer", "layer", "keys", "values", "keys after appends", "values after appends")
+    for row in found.by_layer:
+        errors = (row.keys, row.values, row.appended_keys, row.appended_values)
+        rows.add_row(f"{row.layer}", *("–" if error is None else f"{error:.2g}" for error in errors))
+    return rows
 
 
 def engine_table(values: dict[str, Any]) -> str:

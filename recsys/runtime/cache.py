@@ -17,7 +17,7 @@ class EventRows:
 
     A session reads its first `length` rows; they are never written again. The session that holds the last row
     may be continued in place; a second continuation of the same session copies. An engine whose caches live on a
-    device overrides `_zeros`; its arrays are sliced, written and measured (`nbytes`) like numpy's.
+    device overrides `_zeros` and `_here`; its arrays are sliced, written and measured (`nbytes`) like numpy's.
     """
 
     def __init__(self, arrays: Sequence[Any], num_filled: int) -> None:
@@ -41,6 +41,10 @@ class EventRows:
         """The first rows of each array, `num_rows` rounded up as far as there is room; no copy."""
         return tuple(part[: rounded_up(num_rows)] for part in self._arrays)
 
+    def on_host(self, num_rows: int) -> list[np.ndarray]:
+        """A copy of the first rows of each array, in this process's memory."""
+        return [self._here(part[:num_rows]) for part in self._arrays]
+
     def extended(self, length: int, rows: Sequence[Any]) -> "EventRows":
         """The first `length` rows and then these: in place where nobody continued from there, else a copy."""
         with self._lock:
@@ -60,6 +64,11 @@ class EventRows:
     def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
         """An array of zeros of the type, and on the device, of another one."""
         return np.zeros(shape, like.dtype)
+
+    @staticmethod
+    def _here(part: Any) -> np.ndarray:
+        """A copy in this process's memory."""
+        return np.array(part)
 
     def _write(self, start: int, rows: Sequence[Any]) -> None:
         stop = start + len(rows[0])

@@ -15,7 +15,7 @@ from recsys.runtime.cache import BLOCK, EventRows
 from recsys.runtime.engine import EngineInfo, Session
 from recsys.windows import padded, similar_lengths
 
-# B batch, L window length, E new events, D width
+# B batch, L window length, E new events, D width, N layers, H heads, K head_dim
 
 
 class CachedEngine(ABC):
@@ -86,6 +86,13 @@ class CachedEngine(ABC):
                         longer[i], rest[i] = session, rest[i][step:]
             appended.update(zip(chosen, longer, strict=True))
         return [appended[i] for i in range(len(sessions))]
+
+    def kept(self, session: Session) -> Floats:
+        """See `Engine.kept`."""
+        with self._turn:
+            rows_L2NHK, *scales = session.cache.on_host(session.length)
+        kept_L2NHK: Floats = rows_L2NHK * scales[0][..., None] if scales else rows_L2NHK
+        return kept_L2NHK
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Places of similar lengths, no more at a time than a graph takes."""

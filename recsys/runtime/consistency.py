@@ -3,9 +3,11 @@
 A reference is what one engine made of some windows: a file that travels. A release holds its own, made by the
 engine that passed the gate; the endpoint compares itself with it before it is ready. Its windows are drawn at
 random by popularity: no user's history travels with a release.
+
+By layer (`recsys/runtime/layers.py`) only where the reference holds keys and values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from recsys.contracts.config import Config
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.runtime.engine import Engine
+from recsys.runtime import layers
+from recsys.runtime.engine import Engine, Session
 from recsys.runtime.index import ItemIndex
+from recsys.runtime.layers import LayerRow
 
 # N windows, D width, K items of a list
 
@@ -50,12 +54,18 @@ class Reference:
     vectors_ND: Floats
     top_NK: Tokens
     """Best items by the user vector alone, PAD where fewer exist."""
+    kept: tuple[Floats, ...] | None = None
+    """Keys and values of each window, if layers are to be compared: `Engine.kept`."""
 
     @classmethod
-    def of(cls, engine: Engine, index: ItemIndex, windows: Sequence[Tokens], release: str) -> Self:
-        """The engine's answers now."""
+    def of(
+        cls, engine: Engine, index: ItemIndex, windows: Sequence[Tokens], release: str, *, by_layer: bool = False
+    ) -> Self:
+        """The engine's answers now; `by_layer` also what it keeps of each window, which is large."""
         vectors_ND = engine.encode(windows)
-        return cls(engine.info.name, release, tuple(windows), vectors_ND, index.search(vectors_ND, DEPTH)[0])
+        top_NK = index.search(vectors_ND, DEPTH)[0]
+        kept = tuple(engine.kept(session) for session in engine.open(windows)) if by_layer else None
+        return cls(engine.info.name, release, tuple(windows), vectors_ND, top_NK, kept)
 
     def save(self, path: Path) -> None:
         """Write one file."""
@@ -65,6 +75,8 @@ class Reference:
             "vectors": self.vectors_ND,
             "top": self.top_NK.astype(np.int32),
         }
+        if self.kept is not None:
+            arrays["kept"] = np.concatenate(self.kept)
         safetensors.numpy.save_file(arrays, path, {"engine": self.engine, "release": self.release})
 
     @classmethod
@@ -77,14 +89,17 @@ class Reference:
         try:
             with safetensors.safe_open(path, "numpy") as file:
                 said = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in ("tokens", "lengths", "vectors", "top")}
+                names = ["tokens", "lengths", "vectors", "top", *({"kept"} & set(file.keys()))]
+                arrays = {name: file.get_tensor(name) for name in names}
                 engine, release = said["engine"], said["release"]
         except (OSError, KeyError, safetensors.SafetensorError) as error:
             raise ArtifactError(
                 f"{path}: not a reference: {error}; write one with `recsys optimize check RELEASE --save FILE`"
             ) from None
         ends = np.cumsum(arrays["lengths"])[:-1]
-        return cls(engine, release, tuple(np.split(arrays["tokens"], ends)), arrays["vectors"], arrays["top"])
+        windows = tuple(np.split(arrays["tokens"], ends))
+        kept = tuple(np.split(arrays["kept"], ends)) if "kept" in arrays else None
+        return cls(engine, release, windows, arrays["vectors"], arrays["top"], kept)
 
 
 class LengthRow(BaseModel):
@@ -108,6 +123,8 @@ class Consistency(BaseModel):
     engine: str
     against: str
     by_length: list[LengthRow]
+    by_layer: list[LayerRow]
+    """None unless the reference holds keys and values."""
     max_relative_error: float
     top10_overlap: float
     top100_overlap: float
@@ -136,10 +153,11 @@ def random_windows(num_events_V: Any, window_size: int, seed: int = 0) -> list[T
 def compare(reference: Reference, engine: Engine, index: ItemIndex, tolerance: Tolerance) -> Consistency:
     """The engine's answers now against the reference's."""
     windows = list(reference.windows)
-    now = Reference.of(engine, index, windows, reference.release)
+    now = Reference.of(engine, index, windows, reference.release, by_layer=reference.kept is not None)
     lengths_N = np.array([len(window) for window in windows])
     error_N = _errors(reference.vectors_ND, now.vectors_ND)
-    appended_N = _appended_errors(reference, engine)
+    appended = sessions_after_appends(reference.windows, engine)
+    appended_N = _appended_errors(reference, appended)
     overlaps = {depth: _overlaps(reference.top_NK[:, :depth], now.top_NK[:, :depth]) for depth in (10, DEPTH)}
     rows = []
     for length in np.unique(lengths_N).tolist():
@@ -160,6 +178,7 @@ def compare(reference: Reference, engine: Engine, index: ItemIndex, tolerance: T
         engine=engine.info.name,
         against=reference.engine,
         by_length=rows,
+        by_layer=_by_layer(reference, now, appended, engine),
         max_relative_error=worst,
         top10_overlap=top10,
         top100_overlap=float(overlaps[DEPTH].mean()),
@@ -194,17 +213,33 @@ def _problems(worst: float, top10: float, tolerance: Tolerance) -> list[str]:
     return problems
 
 
-def _appended_errors(reference: Reference, engine: Engine) -> Floats:
-    """Relative error after the last few events were appended; 0 for windows of one event, which have none."""
+def sessions_after_appends(windows: Sequence[Tokens], engine: Engine) -> dict[int, Session]:
+    """By place: the window's session, its last few events appended. Windows of one event have none."""
+    chosen = [i for i, window in enumerate(windows) if len(window) > 1]
+    pairs = [np.split(windows[i], [_cut(windows[i])]) for i in chosen]
+    sessions = engine.append(engine.open([first for first, _ in pairs]), [last for _, last in pairs])
+    return dict(zip(chosen, sessions, strict=True))
+
+
+def _cut(window: Tokens) -> int:
+    """Where the events begin that are appended."""
+    return max(1, len(window) - _APPENDED)
+
+
+def _appended_errors(reference: Reference, appended: Mapping[int, Session]) -> Floats:
+    """Relative error after appends; 0 for windows of one event."""
     errors_N = np.zeros(len(reference.windows), dtype=np.float32)
-    chosen = [i for i, window in enumerate(reference.windows) if len(window) > 1]
-    if chosen:
-        cuts = [max(1, len(reference.windows[i]) - _APPENDED) for i in chosen]
-        pairs = [(reference.windows[i][:cut], reference.windows[i][cut:]) for i, cut in zip(chosen, cuts, strict=True)]
-        sessions = engine.append(engine.open([first for first, _ in pairs]), [last for _, last in pairs])
-        vectors = np.stack([session.vector_D for session in sessions])
-        errors_N[chosen] = _errors(reference.vectors_ND[chosen], vectors)
+    for i, session in appended.items():
+        errors_N[i] = _errors(reference.vectors_ND[i][None], session.vector_D[None])[0]
     return errors_N
+
+
+def _by_layer(reference: Reference, now: Reference, appended: Mapping[int, Session], engine: Engine) -> list[LayerRow]:
+    if reference.kept is None or now.kept is None:
+        return []
+    cuts = {i: _cut(reference.windows[i]) for i in appended}
+    last = [(reference.kept[i][cuts[i] :], engine.kept(appended[i])[cuts[i] :]) for i in appended]
+    return layers.rows(list(zip(reference.kept, now.kept, strict=True)), last)
 
 
 def _errors(expected_ND: Floats, found_ND: Floats) -> Floats:

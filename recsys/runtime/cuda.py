@@ -7,7 +7,7 @@ The only file of the runtime that imports torch, and only when this engine is op
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import safetensors.numpy
@@ -23,11 +23,14 @@ from recsys.runtime.items import ItemTable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from recsys.model.decoder import SequenceModel
+
 # B batch, L window length, E new events, C kept events (padded), V items
 
 DECODER = "decoder.safetensors"
 """Weights of the rounded decoder: `NAME.codes` [O, G, I / G] with `NAME.scales` [O, G, 1] and `NAME.input_peak`,
 or `NAME.weight`."""
+Precision = Literal["bf16", "fp16", "float32"]
 _MAX_GRAPHS = 64
 _WARM_CALLS = 3
 
@@ -39,6 +42,10 @@ class DeviceRows(EventRows):
     def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
         return like.new_zeros(shape)
 
+    @staticmethod
+    def _here(part: Any) -> Any:
+        return part.cpu().numpy().copy()
+
 
 class CudaEngine(CachedEngine):
     """Opens and continues windows on one device, one batch at a time. Thread-safe."""
@@ -47,16 +54,15 @@ class CudaEngine(CachedEngine):
 
     def __init__(
         self,
-        folder: Path,
+        model: "SequenceModel",
         items: ItemTable,
         *,
-        model: dict[str, Any],
         window_size: int,
         cache: CacheFormat,
-        precision: Literal["bf16", "fp16", "float32"] = "bf16",
+        precision: Precision = "bf16",
         device: str = "cuda",
     ) -> None:
-        """`model` are the decoder's settings.
+        """Of `model` only the decoder is used, which is moved to the device.
 
         Raises:
             ConfigError: torch is not installed, or there is no such device.
@@ -66,8 +72,7 @@ class CudaEngine(CachedEngine):
 
         self._device = torch.device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
-        decoder = _decoder(folder / DECODER, model, window_size)
-        graphs = OpenWindow(decoder, cache), AppendEvents(decoder, cache)
+        graphs = OpenWindow(model, cache), AppendEvents(model, cache)
         self._modules = [in_precision(graph, self._dtype, device) for graph in graphs]
         self._items_VD = torch.from_numpy(items.all_VD()).to(self._device, self._dtype)
         self._graphs: dict[tuple[tuple[int, ...], ...], _CapturedAppend] = {}
@@ -80,6 +85,27 @@ class CudaEngine(CachedEngine):
             cache=cache,
         )
         super().__init__(info, threading.RLock())
+
+    @classmethod
+    def open_folder(
+        cls,
+        folder: Path,
+        items: ItemTable,
+        *,
+        model: dict[str, Any],
+        window_size: int,
+        cache: CacheFormat,
+        precision: Precision = "bf16",
+        device: str = "cuda",
+    ) -> Self:
+        """The engine of a release; `model` are the decoder's settings.
+
+        Raises:
+            ConfigError: torch is not installed, or there is no such device.
+        """
+        _torch(device)
+        decoder = _decoder(folder / DECODER, model, window_size)
+        return cls(decoder, items, window_size=window_size, cache=cache, precision=precision, device=device)
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
         import torch

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from recsys.contracts.ids import Floats, Tokens
 from recsys.contracts.precision import CacheFormat
 
-# B batch, L window length, D width
+# B batch, L window length, D width, N layers, H heads, K head_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,13 @@ class Engine(Protocol):
 
         Raises:
             ValueError: a window would grow beyond its size; open the next one.
+        """
+        ...
+
+    def kept(self, session: Session) -> Floats:
+        """Keys (rotated) and values of the session's events, layer after layer, shape [L, 2N, H, K]; a copy.
+
+        float16 where that is what the session keeps. What a comparison by layer looks at; no answer needs it.
         """
         ...
 

@@ -21,6 +21,8 @@ class Parts:
     items: ItemTable
     config: dict[str, Any]
     num_threads: int
+    device: str | None = None
+    """Of the torch engine, if not the one it was built for: in torch's words."""
 
     @property
     def window_size(self) -> int:
@@ -61,14 +63,14 @@ def _cuda(parts: Parts) -> Engine:
         raise ConfigError(
             f"{parts.folder}: built without the cuda engine; run `recsys optimize` with [optimize.cuda] in --config"
         )
-    return CudaEngine(
+    return CudaEngine.open_folder(
         parts.folder,
         parts.items,
         model=parts.config["model"],
         window_size=parts.window_size,
         cache=parts.cache,
         precision=settings["precision"],
-        device=settings["device"],
+        device=parts.device or settings["device"],
     )
 
 

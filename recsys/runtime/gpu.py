@@ -203,3 +203,7 @@ class GpuRows(EventRows):
     @staticmethod
     def _zeros(like: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
         return DeviceArray.zeros(like.memory.gpu, shape, like.dtype)
+
+    @staticmethod
+    def _here(part: DeviceArray) -> npt.NDArray[Any]:
+        return part.download()

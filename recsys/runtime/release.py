@@ -36,10 +36,12 @@ class Release:
     index: ItemIndex
 
     @classmethod
-    def open(cls, path: Path, *, num_threads: int = 2, engine: EngineName | None = None) -> "Release":
+    def open(
+        cls, path: Path, *, num_threads: int = 2, engine: EngineName | None = None, device: str | None = None
+    ) -> "Release":
         """Load and check the release at `path`, or the current one of a folder of releases.
 
-        `engine` is another one than the release is meant to be served with.
+        `engine` is another one than the release is meant to be served with, `device` another one for torch.
 
         Raises:
             ArtifactError: damaged, or its parts belong to different checkpoints.
@@ -57,7 +59,7 @@ class Release:
         vocabulary = Vocabulary.load(folder)
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
         items = ItemTable.load(folder)
-        parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads)
+        parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads, device=device)
         opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
         choice = manifest.metrics.get("index", {}).get("choice", {})  # releases of before had one kind
         new = NewItems.from_mapping(manifest.config.get("new_items", {}), f"{folder}: new_items")

@@ -67,6 +67,12 @@ class TieredEngine:
             ),
         )
 
+    def kept(self, session: Session) -> Floats:
+        """See `Engine.kept`."""
+        engine, cache = session.cache
+        kept: Floats = engine.kept(replace(session, cache=cache))
+        return kept
+
     def warm_up(self) -> None:
         """Both engines'."""
         self._short.warm_up()

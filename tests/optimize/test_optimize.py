@@ -1,12 +1,13 @@
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from optimize import build, gate, quantize, report
+from optimize import build, export, gate, quantize, report
 from optimize.config import GateConfig, OptimizeConfig
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, GateError
@@ -57,6 +58,8 @@ FEW = {"num_held_out_users": 10}
         ({"recall10": None, "ndcg10": None, "top10_overlap": 0.96}, "top-10 overlap 0.960"),
         ({"relative_error": 0.11}, "relative error 0.11, at most 0.1 allowed"),  # however small the loss
         ({"relative_error": float("nan")}, "relative error nan"),
+        ({"appended_error": 0.11}, "relative error after appends 0.11, at most 0.1 allowed"),
+        ({"appended_error": None}, None),
     ],
 )
 def test_the_gate_refuses_what_answers_worse(changes: dict[str, Any], reason: str | None) -> None:
@@ -96,6 +99,22 @@ def test_a_damaged_scale_is_refused(ring_features: Path, ring_checkpoint: Path, 
     with pytest.raises(GateError, match="nothing published"):
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
+
+
+def test_sessions_that_come_apart_are_refused(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The append graph alone is damaged: what is encoded whole is right."""
+
+    def damaged(model: SequenceModel, *arguments: Any) -> Any:
+        copy = deepcopy(model)
+        copy.decoder.layers[0].mlp.down_proj.scales *= 100
+        return append_graph(copy, *arguments)
+
+    append_graph = export.append_graph
+    monkeypatch.setattr(export, "append_graph", damaged)
+    with pytest.raises(GateError, match=r"refused, nothing published: relative error after appends \S+, at most 0.1"):
+        build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
 
 
 def test_relative_error_and_overlap_by_hand() -> None:
@@ -138,7 +157,10 @@ def test_a_refused_release_is_not_published(
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
     _, manifest = build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases", force=True)
-    assert manifest.metrics["forced_past_gate"] == ["relative error nan, at most 0.1 allowed"]
+    assert manifest.metrics["forced_past_gate"] == [
+        "relative error nan, at most 0.1 allowed",
+        "relative error after appends nan, at most 0.1 allowed",
+    ]
 
 
 def test_features_that_the_checkpoint_was_not_made_from_are_refused(ring_checkpoint: Path, tmp_path: Path) -> None:

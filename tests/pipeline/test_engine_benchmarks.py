@@ -33,6 +33,7 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     )  # fmt: skip
     assert values.keys() >= KEYS
     assert list(values["accuracy_by_cause"]) == ["pruning", "window", "quantization"]
+    assert list(values["memory"]) == ["before", "pruning", "window", "engine", "quantization"]
     assert all(rate > 0 for rate in values["users_per_second"].values())
     assert values["num_items"] == {"before": 30, "after": 30}
     case_report.picture(values, tmp_path / "case.png")
@@ -62,5 +63,5 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
 def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:
     from recsys.contracts import artifact
 
-    case_process("after", str(artifact.resolve_release(ring_releases)), "1")
+    case_process("release", str(artifact.resolve_release(ring_releases)), "1")
     assert '"peak_mb"' in capsys.readouterr().out

@@ -1,12 +1,15 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from optimize import build
+from optimize.config import CudaConfig, GateConfig, OptimizeConfig
 from recsys.cli import app
 from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError
+from recsys.contracts.errors import ArtifactError, ConfigError
 from recsys.pipeline import consistency as pipeline
 from recsys.runtime import consistency
 from recsys.runtime.consistency import Reference, Tolerance
@@ -69,7 +72,8 @@ def test_a_release_that_answers_otherwise_is_refused_before_it_serves(
 def test_a_reference_of_another_release_and_a_file_that_is_none_are_refused(
     ring_releases: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    ask = {"engine": None, "against": None, "save": None, "tolerance": Tolerance(), "num_threads": 1}
+    ask = {"engine": None, "device": None, "against": None, "checkpoint": None, "save": None, "by_layer": False}
+    ask |= {"tolerance": Tolerance(), "num_threads": 1}
     replace(reference, release="0" * 64).save(tmp_path / "other")
     with pytest.raises(ArtifactError, match=r"of checkpoint 000000000000, this one is of"):
         pipeline.run(ring_releases, reference=tmp_path / "other", **ask)
@@ -88,3 +92,73 @@ def test_the_command_compares_saves_and_draws(ring_releases: Path, tmp_path: Pat
     strict = ["optimize", "check", str(folder), "--reference", str(saved), "--max-error", "1e-9", "--json"]
     assert app(strict, standalone_mode=False) == 3
     assert '"agrees": false' in capsys.readouterr().out
+
+
+def test_the_command_compares_layers_with_the_float32_model_and_across_machines(
+    ring_releases: Path, ring_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    check = ["optimize", "check", str(ring_releases), "--threads", "1", "--layers", "--json"]
+    saved, drawn = tmp_path / "saved", tmp_path / "drawn.png"
+    options = ["--checkpoint", str(ring_checkpoint), "--save", str(saved), "--picture", str(drawn)]
+    app([*check, *options], standalone_mode=False)
+    rounded = json.loads(capsys.readouterr().out)
+    assert rounded["against"] == "float32 model"
+    (row,) = rounded["by_layer"]
+    assert all(1e-4 < row[name] < 2e-2 for name in ("keys", "values", "appended_keys", "appended_values"))
+    assert drawn.stat().st_size > 10_000
+    app([*check, "--reference", str(saved)], standalone_mode=False)
+    (row,) = json.loads(capsys.readouterr().out)["by_layer"]
+    assert (row["keys"], row["values"]) == (0, 0)  # of this very engine
+    app([*check[:-1], "--reference", str(saved)], standalone_mode=False)
+    assert "relative error by layer" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_torch_engine_is_checked_on_another_device_than_it_was_built_for(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    config = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_comparison_windows=0, cuda=CudaConfig())
+    build.run(config, ring_checkpoint, ring_features, tmp_path / "releases")
+    check = ["optimize", "check", str(tmp_path / "releases"), "--engine", "cuda", "--against", "cpu", "--layers"]
+    with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
+        app(check, standalone_mode=False)
+    app([*check, "--device", "cpu", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["engine"], found["against"]) == ("torch on cpu", "openvino")
+    assert [row["layer"] for row in found["by_layer"]] == [1]
+    assert 1e-4 < found["by_layer"][0]["keys"] < 2e-2  # bf16 against float32 arithmetic
+
+
+def test_layers_need_something_that_holds_them(ring_releases: Path, tmp_path: Path) -> None:
+    ask = {
+        "engine": None,
+        "device": None,
+        "against": None,
+        "checkpoint": None,
+        "tolerance": Tolerance(),
+        "num_threads": 1,
+    }
+    with pytest.raises(
+        ArtifactError, match=r"reference.safetensors: holds no keys and values, .* --save FILE --layers"
+    ):
+        pipeline.run(ring_releases, reference=None, save=None, by_layer=True, **ask)
+    pipeline.run(ring_releases, reference=None, save=tmp_path / "saved", by_layer=False, **ask)
+    with pytest.raises(ArtifactError, match=r"saved: holds no keys and values"):
+        pipeline.run(ring_releases, reference=tmp_path / "saved", save=None, by_layer=True, **ask)
+
+
+def test_only_the_checkpoint_of_the_release_is_compared_with(
+    ring_releases: Path, ring_checkpoint: Path, tmp_path: Path
+) -> None:
+    with artifact.writing(tmp_path / "other", "checkpoint") as writer:
+        made = artifact.verify(ring_checkpoint, "checkpoint")
+        for name, entry in made.files.items():
+            writer.link(ring_checkpoint, name, entry)
+        writer.commit(parents=made.parents, config=made.config, metrics={})
+    ask = {"engine": None, "device": None, "against": None, "save": None, "by_layer": True, "num_threads": 1}
+    with pytest.raises(ArtifactError, match="was made from checkpoint"):
+        pipeline.run(ring_releases, checkpoint=tmp_path / "other", reference=None, tolerance=Tolerance(), **ask)
+    with pytest.raises(ConfigError, match="give one of --against ENGINE, --checkpoint DIR and --reference FILE"):
+        pipeline.run(
+            ring_releases, checkpoint=ring_checkpoint, reference=tmp_path / "file", tolerance=Tolerance(), **ask
+        )

@@ -16,6 +16,7 @@ from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
+from recsys.model.incremental import OpenWindow
 from recsys.model.reference import encode
 from recsys.runtime.cuda import CudaEngine
 from recsys.runtime.engine import Engine
@@ -55,7 +56,7 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 def cuda(model: SequenceModel, items: ItemTable, tmp_path_factory) -> Callable[..., CudaEngine]:
     folder = tmp_path_factory.mktemp("cuda")
     quantize.save(model, folder)
-    return lambda precision, cache: CudaEngine(
+    return lambda precision, cache: CudaEngine.open_folder(
         folder,
         items,
         model=CONFIG.model_dump(),
@@ -166,6 +167,13 @@ def tensorrt_engine(model: SequenceModel, items: ItemTable, gpu: HostGpu) -> Ten
     )
 
 
+def keys_and_values(model: SequenceModel, window: np.ndarray) -> np.ndarray:
+    """Of one window, by the module that engines are made from, in float32."""
+    tokens_1L = torch.from_numpy(window[None]).long()
+    with torch.inference_mode():
+        return OpenWindow(model, CacheFormat.FLOAT32)(model.embedding(tokens_1L), torch.tensor([len(window) - 1]))[1][0]
+
+
 def check_law(engine: Engine, model: SequenceModel, tolerance: float) -> None:
     """Four sessions at once, of mixed lengths, continued twice by different numbers of events."""
     whole = windows(1, 30, 70, 80, seed=3)
@@ -176,6 +184,8 @@ def check_law(engine: Engine, model: SequenceModel, tolerance: float) -> None:
     expected = encode(model, [np.concatenate([w, *events]) for w, events in zip(whole, more, strict=True)])
     for row, session in enumerate(sessions):
         assert error(session.vector_D, expected[row]) < tolerance
+        kept = keys_and_values(model, np.concatenate([whole[row], *more[row]]))
+        assert error(engine.kept(session).astype(np.float32), kept.numpy()) < tolerance
     assert [session.length for session in sessions] == [6, 33, 72, 87]
     assert error(engine.encode(whole), encode(model, whole)) < tolerance
 
@@ -194,7 +204,7 @@ def test_torch_keeps_the_law(cuda, model: SequenceModel, precision: str, cache: 
 
 def test_torch_without_a_gpu_says_what_to_use(items: ItemTable, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sees none: use the engine `cpu`"):
-        CudaEngine(tmp_path, items, model={}, window_size=8, cache=CacheFormat.FLOAT16)
+        CudaEngine.open_folder(tmp_path, items, model={}, window_size=8, cache=CacheFormat.FLOAT16)
 
 
 @pytest.mark.slow
