@@ -202,6 +202,7 @@ def _canonical(
             **{name: pl.col(columns[name][0]).cast(pl.String) for name in layout.extra},
         )
         .with_columns(layout.user_expr, layout.item_expr)
+        .with_columns(event_type=pl.col("event_type") if layout.type_expr is None else layout.type_expr)
     )
 
 

@@ -1,7 +1,7 @@
 """The public formats known by name: where each canonical field stands, and which rows are left out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -47,6 +47,8 @@ class Format:
     event_types: Mapping[str, str] = field(default_factory=dict)
     """The format's words for event types, and ours."""
     fixed_event_type: str | None = None
+    type_expr: pl.Expr | None = None
+    """The event type, from the columns in `extra`, where no column has it."""
     left_out: tuple[tuple[str, pl.Expr], ...] = ()
     """Rules (reason, which rows), in order; such rows are counted, not quarantined."""
     user_expr: pl.Expr = field(default_factory=lambda: pl.col("user_id"))
@@ -63,6 +65,14 @@ class Format:
 _GOODS = r"^\d{5}"
 """Stock codes of goods start with five digits; postage, fees, samples and adjustments do not."""
 
+_IS_CANCELLATION = pl.col("InvoiceNo").str.to_uppercase().str.starts_with("C") | (
+    pl.col("Quantity").cast(pl.Float64, strict=False) <= 0
+)
+_HAS_NO_USER = pl.col("user_id").is_null()
+_IS_NO_GOODS = ~pl.col("item_id").str.contains(_GOODS)
+_LEAST_LIKED = 3.0
+"""Of one to five stars: fewer are a dislike."""
+
 _FORMATS = (
     Format(
         name="online-retail",
@@ -74,13 +84,9 @@ _FORMATS = (
         fixed_event_type="purchase",
         extra=("InvoiceNo", "Quantity"),
         left_out=(
-            ("guest", pl.col("user_id").is_null()),
-            (
-                "cancellation",
-                pl.col("InvoiceNo").str.to_uppercase().str.starts_with("C")
-                | (pl.col("Quantity").cast(pl.Float64, strict=False) <= 0),
-            ),
-            ("not goods", ~pl.col("item_id").str.contains(_GOODS)),
+            ("guest", _HAS_NO_USER),
+            ("cancellation", _IS_CANCELLATION),
+            ("not goods", _IS_NO_GOODS),
         ),
         user_expr=pl.col("user_id").str.strip_suffix(".0"),
         item_expr=pl.col("item_id").str.to_uppercase(),
@@ -144,7 +150,24 @@ _FORMATS = (
     Format(name="sequences", layout=Layout.SEQUENCE, user=("user",), item=("item",)),
     Format(name="pairs", layout=Layout.SPLIT, header=("user", "item"), user=("user",), item=("item",)),
 )
-FORMATS: Final[Mapping[str, Format]] = {entry.name: entry for entry in _FORMATS}
+_PLAIN: Final = {entry.name: entry for entry in _FORMATS}
+_WITH_NEGATIVES = (
+    replace(
+        _PLAIN["online-retail"],
+        name="online-retail-returns",
+        left_out=(("guest", _HAS_NO_USER), ("not goods", _IS_NO_GOODS)),
+        type_expr=pl.when(_IS_CANCELLATION).then(pl.lit("return")).otherwise(pl.lit("purchase")),
+    ),
+    replace(
+        _PLAIN["movielens"],
+        name="movielens-ratings",
+        extra=("rating",),
+        type_expr=pl.when(pl.col("rating").cast(pl.Float64, strict=False) < _LEAST_LIKED)
+        .then(pl.lit("dislike"))
+        .otherwise(pl.lit("like")),
+    ),
+)
+FORMATS: Final[Mapping[str, Format]] = _PLAIN | {entry.name: entry for entry in _WITH_NEGATIVES}
 
 
 def resolve(config: FeaturesConfig) -> Format:

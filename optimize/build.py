@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optimize import calibration, gate, index, new_items, quantize, report, tiers
+from optimize import calibration, cost, gate, index, new_items, quantize, report, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.index import Advance
@@ -80,6 +80,7 @@ def run(
             config=resolved,
             metrics={
                 **metrics,
+                "cost": cost.measure(checkpoint, engine, config.num_threads, config.seed).model_dump(),
                 "index": searched,
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,

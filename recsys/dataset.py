@@ -76,11 +76,14 @@ class Histories:
         types = None if self.event_types is None else self.event_types[keep]
         return Histories(self.user_ids, kept_before[self.offsets], self.tokens[keep], self.timestamps_ms[keep], types)
 
+    def counts(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Events of each user where `chosen` (one entry an event) is true, shape [U]."""
+        return np.diff(np.concatenate([[0], np.cumsum(chosen)])[self.offsets])
+
     def both_sides(self, later: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Users with an event where `later` (one entry an event) is true and one where it is false, shape [U]."""
-        num_later = np.diff(np.concatenate([[0], np.cumsum(later)])[self.offsets])
-        both: npt.NDArray[np.bool_] = (num_later > 0) & (num_later < self.lengths)
-        return both
+        num_later = self.counts(later)
+        return (num_later > 0) & (num_later < self.lengths)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -152,30 +155,45 @@ class Dataset:
 
         Under last-out the last fitted event of every user is held out (the protocol's validation target). Otherwise
         everything after the 0.9 quantile of the fitted timestamps is; where that leaves no user with events on
-        both sides, or the log has no times, the last event of the users looked at.
+        both sides, or the log has no times, the last event of the users looked at. As in the test, targets are
+        events of the types to be predicted, and the last event is the last of those, with what comes after it.
         """
         generator = np.random.default_rng(seed)
+        wanted = self._is_wanted()
         if self.protocol is not Protocol.LAST_OUT and self.split_ms is not None and len(self.fit.tokens):
             moment = np.quantile(self.fit.timestamps_ms, VALIDATION_QUANTILE)
             later = self.fit.timestamps_ms >= moment
-            chosen = self._chosen(np.flatnonzero(self.fit.both_sides(later)), num_users, generator)
+            has_target = self.fit.both_sides(later) & (self.fit.counts(later & wanted) > 0)
+            chosen = self._chosen(np.flatnonzero(has_target), num_users, generator)
             if len(chosen):
-                return replace(self._split(np.flatnonzero(later), chosen), from_ms=math.ceil(moment))
-        long_enough = np.flatnonzero(self.fit.lengths >= MIN_VALIDATION_EVENTS)
+                return replace(self._split(later, wanted, chosen), from_ms=math.ceil(moment))
+        user = np.repeat(np.arange(len(self.fit)), self.fit.lengths)
+        last = self.fit.offsets[:-1].copy()
+        last[user[wanted]] = np.flatnonzero(wanted)  # the last write of a user stands
+        long_enough = np.flatnonzero(last - self.fit.offsets[:-1] >= MIN_VALIDATION_EVENTS - 1)
         chosen = self._chosen(long_enough, min(num_users, max(1, len(long_enough) // 5)), generator)
         shortened = long_enough if self.protocol is Protocol.LAST_OUT else chosen
-        return self._split(self.fit.offsets[1:][shortened] - 1, chosen)
+        held_out = np.isin(user, shortened) & (np.arange(len(user)) >= last[user])
+        return self._split(held_out, wanted, chosen)
+
+    def _is_wanted(self) -> npt.NDArray[np.bool_]:
+        """Of each fitted event, whether its type is to be predicted."""
+        if self.fit.event_types is None:
+            return np.ones(len(self.fit.tokens), dtype=bool)
+        return is_wanted(self.manifest, self.fit.event_types)
 
     @staticmethod
     def _chosen(users: npt.NDArray[np.int64], num_users: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
         return np.sort(generator.permutation(users)[:num_users])
 
-    def _split(self, held_out: npt.NDArray[np.int64], users: npt.NDArray[np.int64]) -> ValidationSet:
-        """Histories without the events at these flat positions, which end each history; targets of these users."""
-        train = self.fit.without(held_out)
-        contexts = [train[user] for user in users]
-        targets = [self.fit[user][len(context) :] for user, context in zip(users, contexts, strict=True)]
-        return ValidationSet(train, contexts, targets, [self.fit.user_ids[user] for user in users])
+    def _split(
+        self, held_out: npt.NDArray[np.bool_], wanted: npt.NDArray[np.bool_], users: npt.NDArray[np.int64]
+    ) -> ValidationSet:
+        """Histories without the events held out, which end them; the wanted ones among those are users' targets."""
+        train = self.fit.without(np.flatnonzero(held_out))
+        spans = [slice(self.fit.offsets[user], self.fit.offsets[user + 1]) for user in users]
+        targets = [self.fit.tokens[span][held_out[span] & wanted[span]] for span in spans]
+        return ValidationSet(train, [train[user] for user in users], targets, [self.fit.user_ids[u] for u in users])
 
     def new_items(self, moment_ms: int, until_ms: int | None = None) -> list[Item]:
         """Items not kept by the events before a moment, and first seen at most `NEW_DAYS` before it, or later.
@@ -402,7 +420,7 @@ def _read_events(
     user = place[frame["user_index"].to_numpy()]
     order = np.argsort(user, kind="stable")
     kinds = frame["event_type"].to_numpy()[order]
-    in_past, is_target = in_history(manifest, kinds), _is_of_types(manifest, "target_types", kinds)
+    in_past, is_target = in_history(manifest, kinds), is_wanted(manifest, kinds)
     seen = in_past | is_target
     order, kinds = order[seen], kinds[seen]
     user, time = user[order], frame["timestamp_ms"].to_numpy()[order]
@@ -414,6 +432,11 @@ def _read_events(
 def in_history(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Whether each event is of a type that makes the history."""
     return _is_of_types(manifest, "history_types", event_types)
+
+
+def is_wanted(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Whether each event is of a type that is to be predicted."""
+    return _is_of_types(manifest, "target_types", event_types)
 
 
 def _is_of_types(

@@ -136,10 +136,13 @@ def similar_lengths(lengths: Sequence[int], max_tokens: int = 16_384) -> Iterato
 
 
 def padded(windows: Sequence[Tokens]) -> tuple[Tokens, Tokens]:
-    """(tokens_BL padded at the end, last_B): `last_B` is the position of each window's last event."""
+    """(tokens_BL padded at the end, last_B): `last_B` is the position of each window's last event.
+
+    Where an event is a row of several numbers, so it is in `tokens_BL`.
+    """
     last_B = np.array([len(window) - 1 for window in windows], dtype=np.int32)
     assert last_B.min() >= 0, "an empty window cannot be encoded"
-    tokens_BL = np.full((len(windows), int(last_B.max()) + 1), PAD, dtype=np.int32)
+    tokens_BL = np.full((len(windows), int(last_B.max()) + 1, *windows[0].shape[1:]), PAD, dtype=np.int32)
     for row, window in enumerate(windows):
         tokens_BL[row, : len(window)] = window
     return tokens_BL, last_B

@@ -1,6 +1,7 @@
 """From a request to an answer, without HTTP: history, session, ranking, deadline, labelled fallback."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -42,6 +43,8 @@ class _Work:
     live: LiveRelease
     arm: str
     clock: Callable[[], float]
+    until: float = math.inf
+    """The moment at which nobody waits for it any more."""
     tokens_L: Tokens | None = None
     """The kept history, once it is known."""
     purchased: set[str] = field(default_factory=set)
@@ -100,6 +103,7 @@ class AnswerService:
         deadline_ms = request.deadline_ms or self._config.deadline_ms
         reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
         left_s = deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+        work.until = self._clock() + left_s
         degraded: Degraded | None = None
         try:
             await self._lane(work).run(lambda: self._rank(work), left_s)
@@ -129,7 +133,9 @@ class AnswerService:
             if request.exclude_purchased:
                 work.purchased = self._store.items_of_type(request.user_id, "purchase")
             started = work.timed("history", started)
-            state, outcome = live.sessions.state(request.user_id, glance, lambda tokens: self._note(work, tokens))
+            state, outcome = live.sessions.state(
+                request.user_id, glance, lambda tokens: self._note(work, tokens), work.until
+            )
             self._metrics.sessions.labels(outcome).inc()
             work.ranking = state.ranking
             work.reason = None if state.glance.num_events else "unknown_user"

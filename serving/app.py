@@ -32,6 +32,9 @@ from serving.shedding import SheddingProtocol, lifespan_state
 _SWITCH_S: Final = 0.0005
 """Longest that a worker thread keeps the interpreter while the event loop wants it; Python's own is 5 ms, and a
 request needs it several times."""
+_NUM_ACCEPTS: Final = 32
+"""Handles of the listening socket. The event loop accepts one connection from each before it turns to the requests that
+it has: with one handle, connections that all came at once waited for seconds under load."""
 
 
 def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache: SessionCache) -> FastAPI:
@@ -91,7 +94,7 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
         host, port = listening.getsockname()[:2]
         print(f"release {releases.current.name}, http://{host}:{port}/docs", file=sys.stderr, flush=True)  # noqa: T201
         with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
-            uvicorn.Server(settings).run(sockets=[listening])
+            uvicorn.Server(settings).run(sockets=_handles(listening))
 
 
 def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
@@ -100,11 +103,17 @@ def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         app,
         http=SheddingProtocol,
         loop="uvloop",
+        log_config=None,  # uvicorn's own would close the handlers that there are; its lines come to ours
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
         timeout_graceful_shutdown=config.drain_s,
     )
+
+
+def _handles(listening: socket.socket) -> list[socket.socket]:
+    """The same listening socket many times."""
+    return [listening, *(listening.dup() for _ in range(_NUM_ACCEPTS - 1))]
 
 
 def _listen(config: ServeConfig) -> socket.socket:

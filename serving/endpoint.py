@@ -22,6 +22,8 @@ from serving.tracing import otlp_tracer
 logger = logging.getLogger(__name__)
 
 
+_REST = 3.0
+"""How many times as long as it worked, counting recall leaves the interpreter and the store to answers and events."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may wait to be seen, before plain ones are answered unread."""
 
@@ -79,7 +81,8 @@ class Endpoint:
         Raises:
             StoreError: the figures are as they were.
         """
-        self.store.attribution.update(round(self.config.attribution_hours * 3_600_000))
+        window_ms = round(self.config.attribution_hours * 3_600_000)
+        self.store.attribution.update(window_ms, lambda took_s: self._closing.wait(_REST * took_s))
         since_ms = int((time.time() - self.config.recall_days * 86_400) * 1000)
         self.metrics.show_recall(self.store.attribution.totals(since_ms))
 

@@ -79,6 +79,7 @@ class LiveRelease:
             ArtifactError: it does not recommend.
         """
         self.recommender.warm_up()
+        self.sessions.warm_up()
         token = self.popular[:1]
         found, scores = self.sessions.ranking(token).best(1)
         if found[0] == PAD or not np.isfinite(scores[0]):

@@ -38,7 +38,8 @@ class Status(Schema):
                     "releases": [
                         {
                             "name": "2026-11-24",
-                            "size_mb": 2.1,
+                            "size_mb": {"before": 4.2, "after": 1.3},
+                            "encode_ms": {"before": 61.0, "after": 14.0},
                             "accuracy": {"ndcg10": {"before": 0.3238, "after": 0.3237}},
                             "latency": {"p50_ms": 3.1, "p90_ms": 5.2, "p99_ms": 21.0, "max_ms": 64.2},
                         }
@@ -59,7 +60,8 @@ class Status(Schema):
     """By reason."""
     arms: list[dict[str, Any]]
     releases: list[dict[str, Any]]
-    """Of each loaded one, the current first: accuracy before it was made small (float32) and after, size, latency."""
+    """Of each loaded one, the current first: accuracy, size in 10^6 bytes and time to encode a full window, before it
+    was made small (float32 weights in torch) and after, as measured when it was made; latency of its answers here."""
     recall: list[dict[str, Any]]
     """Counts by release and arm, with shares and their 95 % intervals."""
     report: dict[str, Any]
@@ -121,10 +123,15 @@ def _releases(endpoint: Endpoint) -> list[dict[str, Any]]:
     for live in [current, *(live for live in endpoint.releases.all_live if live is not current)]:
         manifest = live.recommender.release.manifest
         found = {name: manifest.metrics.get(name) for name in ("recall10", "ndcg10")}
+        cost = manifest.metrics.get("cost", {})  # none in a release of before
         rows.append(
             {
                 "name": live.name,
-                "size_mb": round(sum(entry.size_bytes for entry in manifest.files.values()) / 1e6, 2),
+                "size_mb": {
+                    "before": cost.get("float32_mb"),
+                    "after": round(sum(entry.size_bytes for entry in manifest.files.values()) / 1e6, 2),
+                },
+                "encode_ms": {"before": cost.get("float32_encode_ms"), "after": cost.get("engine_encode_ms")},
                 "accuracy": {k: {"before": v["reference"], "after": v["engine"]} for k, v in found.items() if v},
                 "latency": endpoint.metrics.percentiles(live.name),
             }

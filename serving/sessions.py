@@ -5,6 +5,7 @@ count and last sequence number in the store, so several workers agree; what is m
 anything else (a late event, a forgotten one, a window that closed) is noticed by the digest and encoded again.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from recsys.runtime.engine import Session
 from recsys.runtime.release import Release
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
 from recsys.windows import digest, num_windows, window_at
+from serving.batching import AppendBatcher
 from serving.ranking import Ranking
 
 Outcome = Literal["unchanged", "appended", "opened"]
@@ -120,13 +122,21 @@ class Sessions:
         self._histories = histories
         self._cache = cache
         self._engine = release.engine
+        self._batcher = AppendBatcher(release.engine)
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
         self._locks_lock = threading.Lock()
 
-    def state(self, user_id: str, glance: Glance, note: Callable[[Tokens], object] = len) -> tuple[UserState, Outcome]:
+    def warm_up(self) -> None:
+        """Measure what batches of appends cost here."""
+        self._batcher.measure()
+
+    def state(
+        self, user_id: str, glance: Glance, note: Callable[[Tokens], object] = len, until: float = math.inf
+    ) -> tuple[UserState, Outcome]:
         """The state after all events that `glance` saw, or later ones; one thread works on a user at a time.
 
-        `note` is told the kept history once it is known, before it is encoded.
+        `note` is told the kept history once it is known, before it is encoded. `until` is the moment (of the
+        monotonic clock) at which nobody wants the state any more: what is done together is chosen by it.
 
         Raises:
             StoreError: the store cannot be read.
@@ -138,7 +148,7 @@ class Sessions:
                 return kept, "unchanged"
             fresh = self._read(user_id, kept, glance)
             note(fresh.tokens_L)
-            state, outcome = self._encoded(fresh, kept)
+            state, outcome = self._encoded(fresh, kept, until)
             self._cache.put(self._release.name, user_id, state)
             return state, outcome
 
@@ -170,7 +180,7 @@ class Sessions:
         seen = Glance(num_events, whole.last_seq, glance.revision)
         return UserState(seen, whole.last_ms, self.known_tokens(whole.item_ids))
 
-    def _encoded(self, fresh: UserState, kept: UserState | None) -> tuple[UserState, Outcome]:
+    def _encoded(self, fresh: UserState, kept: UserState | None, until: float) -> tuple[UserState, Outcome]:
         if not len(fresh.tokens_L):
             return fresh, "opened"
         k, window = self._open_window(fresh.tokens_L)
@@ -180,7 +190,7 @@ class Sessions:
             more = window[session.length :]
             outcome = "appended" if len(more) else "unchanged"
             if len(more):
-                session = self._engine.append([session], [more])[0]
+                session = self._batcher.append(session, more, until)
         else:
             session = self._engine.open([window])[0]
         ranking = Ranking(self._release, session.vector_D, fresh.tokens_L)

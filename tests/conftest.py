@@ -3,8 +3,9 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,13 @@ def service_program(name: str, package: str, elsewhere: Sequence[Path] = ()) -> 
     return Path(found).resolve()
 
 
-def write_events(place: Path, events: pl.DataFrame, num_items: int, metrics: dict[str, Any]) -> None:
+def write_events(
+    place: Path,
+    events: pl.DataFrame,
+    num_items: int,
+    metrics: dict[str, Any],
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """A features artifact of events in order: columns user_id, item_index, timestamp_ms, event_type."""
     of_items = events.group_by("item_index").agg(num_events=pl.len(), first_ms=pl.col("timestamp_ms").min())
     items = (
@@ -55,7 +62,7 @@ def write_events(place: Path, events: pl.DataFrame, num_items: int, metrics: dic
         partition = writer.folder / "histories" / "g00000" / "part-00000.parquet"
         stored.select(SCHEMA.keys()).cast(SCHEMA).write_parquet(partition)
         digest = hashlib.sha256(events.write_csv().encode()).hexdigest()
-        writer.commit(parents={}, config={"min_count": 2}, metrics={"content_digest": digest, **metrics})
+        writer.commit(parents={}, config={"min_count": 2, **config}, metrics={"content_digest": digest, **metrics})
 
 
 def write_features(place: Path, histories: dict[str, list[int]], num_items: int, split_ms: int | None) -> None:

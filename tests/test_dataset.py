@@ -77,6 +77,30 @@ def test_time_validation_repeats_the_cut_within_the_fitted_events(tmp_path: Path
     assert [row.tolist() for row in validation.targets] == [[1, 1], [1, 1]]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "train", "targets"),
+    [
+        # the cut is at 7.3 of 0 … 8; all that bob does after it is a return
+        (Protocol.TIME, [8, 8], {"ann": [1]}),
+        # bob's purchase at 7 is the test's; the one before is at 4, two returns go with it
+        (Protocol.LAST_OUT, [7, 4], {"ann": [2], "bob": [1]}),
+    ],
+)
+def test_validation_wants_events_of_the_types_to_be_predicted(
+    tmp_path: Path, protocol: Protocol, train: list[int], targets: dict[str, list[int]]
+) -> None:
+    purchase, back = 0, 1
+    kinds = {"ann": [purchase] * 9, "bob": [purchase] * 5 + [back, back, purchase, back]}
+    rows = [(user, 1 + i % 2, i, kind) for user, of_user in kinds.items() for i, kind in enumerate(of_user)]
+    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
+    metrics = {"split_ms": 9, "event_types": ["purchase", "return"]}
+    write_events(tmp_path / "f", events, 2, metrics, {"target_types": ["purchase"], "min_count": 1})
+    validation = dataset.load(tmp_path / "f", protocol).validation(10, seed=0)
+    assert validation.train.lengths.tolist() == train
+    assert len(validation.user_ids) == 1  # the one with a target; under last-out at most a fifth of users is looked at
+    assert [row.tolist() for row in validation.targets] == [targets[user] for user in validation.user_ids]
+
+
 def test_validation_without_times_takes_events_only_from_the_users_it_looks_at(tmp_path: Path) -> None:
     write_features(tmp_path / "f", HISTORIES, num_items=5, split_ms=None)
     data = dataset.load(tmp_path / "f", Protocol.FINAL)

@@ -245,3 +245,33 @@ def benchmark_histories(
         features, window_size=window, epochs=epochs, num_users=users, num_seeds=seeds, names=only
     )
     emit(as_json, values, tables.histories_table(values))
+
+
+@benchmark_app.command("choices")
+def benchmark_choices(
+    features: FeaturesOption,
+    only: Annotated[list[str] | None, typer.Option(help="Rivals beside the default's form; default: all.")] = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Of each training.")] = 5.0,
+    users: Annotated[int, typer.Option(min=10, help="Most users: trained on, and ranked for.")] = 1_500,
+    window: Annotated[int, typer.Option(min=8, max=1024, help="Events of a window.")] = 128,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each rival.")] = 1,
+    protocol: Annotated[Protocol | None, typer.Option(help="Default: time where the log has times.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of finished trainings: a killed run goes on from it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the default is made of: inputs, loss, output and blocks against others, on validation."""
+    from recsys.pipeline import choices_benchmark, tables
+
+    values = choices_benchmark.run(
+        features,
+        window_size=window,
+        epochs=epochs,
+        num_users=users,
+        num_seeds=seeds,
+        protocol=protocol,
+        names=only,
+        out=out,
+    )
+    emit(as_json, values, tables.choices_table(values))

@@ -30,10 +30,18 @@ class SequenceModel(nn.Module):
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Hidden state after each event, shape [B, L, D]: what predicts the next one."""
-        embedded_BLD = self.dropout(self.embedding(tokens_BL))
-        hidden_BLD: Tensor = self.decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
-        states_BLD: Tensor = self.dropout(hidden_BLD)
+        states_BLD: Tensor = self.dropout(self.decode(self.dropout(self.embed(tokens_BL))))
         return states_BLD
+
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        """What the decoder reads of each event, shape [B, L, D]."""
+        embedded_BLD: Tensor = self.embedding(tokens_BL)
+        return embedded_BLD
+
+    def decode(self, embedded_BLD: Tensor) -> Tensor:
+        """What the decoder makes of each event and those before it, shape [B, L, D]."""
+        hidden_BLD: Tensor = self.decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
+        return hidden_BLD
 
     @property
     def items_VD(self) -> Tensor:

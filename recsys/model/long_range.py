@@ -21,15 +21,14 @@ class BandedModel(SequenceModel):
         super().__init__(config, num_items, max_length)
         self.band = band
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Hidden state after each event, shape [B, L, D]."""
-        position_L = torch.arange(tokens_BL.shape[1])
+    def decode(self, embedded_BLD: Tensor) -> Tensor:
+        """What the decoder makes of each event and those of the band before it, shape [B, L, D]."""
+        position_L = torch.arange(embedded_BLD.shape[1])
         age_LL = position_L[:, None] - position_L
-        mask_B1LL = ((age_LL >= 0) & (age_LL < self.band)).expand(len(tokens_BL), 1, -1, -1)
-        embedded_BLD = self.dropout(self.embedding(tokens_BL))
+        mask_B1LL = ((age_LL >= 0) & (age_LL < self.band)).expand(len(embedded_BLD), 1, -1, -1)
         states = self.decoder(inputs_embeds=embedded_BLD, attention_mask=mask_B1LL, use_cache=False)
-        states_BLD: Tensor = self.dropout(states.last_hidden_state)
-        return states_BLD
+        hidden_BLD: Tensor = states.last_hidden_state
+        return hidden_BLD
 
 
 class SummaryModel(SequenceModel):

@@ -1,5 +1,6 @@
 """Cross-entropy over the catalogue: in full, in chunks of constant memory, or against a corrected sample of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 # N positions with a target, D width, V items without padding, S sampled negatives
 
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(hidden_ND, items_VD, targets_N counted from 0) -> their mean loss."""
 CHUNK_ELEMENTS = 2**24
 """Logits held at a time: 64 MiB in float32."""
 

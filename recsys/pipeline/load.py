@@ -22,6 +22,9 @@ from recsys.pipeline.pauses import Pauses
 LATE_MS: Final = 100.0
 _MAX_CONNECTIONS: Final = 512
 _TIMEOUT_S: Final = 10.0
+_LEAST_S: Final = 0.001
+"""Between two looks at what is due: the event loop's timers know milliseconds, and with less it would look all the
+time, on a core that the server wants."""
 _KEEP_IDLE_S: Final = 2.0
 """A connection that was idle for longer may be closed by the server at any moment, and is not used again."""
 
@@ -95,7 +98,7 @@ class _Generator:
             self._next = next(self._schedule, None)
         self._send()
         if self._next is not None:
-            self._loop.call_later(max(0.0, self._next.moment - time.monotonic()), self.tick)
+            self._loop.call_later(max(_LEAST_S, self._next.moment - time.monotonic()), self.tick)
         elif not self._num_under_way:
             self.done.set()
 

@@ -37,7 +37,7 @@ _MAX_DEGRADED = 0.01
 _OVERLOAD = 5
 _CONFIDENCE = 0.5
 """Lists end at items less than half as likely as the first, where that is measured."""
-_COLD_FOR_CAPACITY = 400
+_COLD_FOR_CAPACITY = 800
 _NUM_DRAWN = 50
 """Histories that are drawn; more are copies."""
 
@@ -142,7 +142,7 @@ class _Run:
         self.figures["capacity_warm_per_s"] = self._capacity(lambda: self._warm_user(), 100.0)
 
     def _cold_capacity(self) -> None:
-        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 4.0)
+        self.figures["capacity_cold_per_s"] = self._capacity(lambda: next(self._cold), 8.0)
 
     def _overload(self) -> None:
         rate = _OVERLOAD * max(1.0, self.figures["capacity_warm_per_s"])

@@ -22,9 +22,9 @@ if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
 
 
-def _text(table: Table) -> str:
-    """The table as plain text, in a width that fits a terminal and a README."""
-    console = Console(file=io.StringIO(), width=110, color_system=None)
+def _text(table: Table, width: int = 110) -> str:
+    """The table as plain text, in a width that fits a terminal and a README unless another is given."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
@@ -352,20 +352,38 @@ def experiment_report(values: dict[str, Any]) -> str:
     return "\n".join([*lines, _text(of_arms), _text(of_pairs)])
 
 
+def choices_table(values: dict[str, Any]) -> str:
+    """Accuracy of the default's form and its rivals; what the log has no input for."""
+    lines = [f"{name} left out: {why}" for name, why in values["left_out"].items()]
+    return "\n".join([_rivals_table(values), *lines])
+
+
+def _rivals_table(values: dict[str, Any]) -> str:
+    """One line a rival: what it ranks alone and fused, and the differences to the reference."""
+    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
+    columns = ["", "NDCG@10", "difference", "recall@10", "fused NDCG@10", "difference", "training s"]
+    seeds = f"{values['num_seeds']} seed{'' if values['num_seeds'] == 1 else 's'}"
+    table = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {seeds}", *columns)
+
+    def difference(row: dict[str, Any], metric: str) -> str:
+        if row["differences"] is None:
+            return ""
+        gap = row["differences"][metric]
+        return f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
+
+    for name, row in values["rivals"].items():
+        alone = f"{row['ndcg@10']:.4f}", difference(row, "ndcg@10"), f"{row['recall@10']:.4f}"
+        fused = f"{row['fused_ndcg@10']:.4f}", difference(row, "fused_ndcg@10")
+        table.add_row(name, *alone, *fused, f"{row['training_s']:.0f}")
+    return f"{_text(table, width=140)}\ndifferences: to {values['reference']}, 95 % intervals, paired by user"
+
+
 def histories_table(values: dict[str, Any]) -> str:
     """Accuracy of each way to read a long history, and what it costs at the size that is served."""
-    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
-    columns = ["", "NDCG@10", "recall@10", "fused NDCG@10", "against the last window", "training s"]
-    accuracy = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {values['num_seeds']} seeds", *columns)
-    for name, row in values["rivals"].items():
-        gap = row["difference"]
-        against = "" if gap is None else f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
-        figures = (f"{row[key]:.4f}" for key in ("ndcg@10", "recall@10", "fused_ndcg@10"))
-        accuracy.add_row(name, *figures, against, f"{row['training_s']:.0f}")
     costs = values["costs"]
     columns = ["", "cold ms", "cold, kept ms", "one more event ms", "cold MFLOP", "one more MFLOP", "session kB"]
     title = f"a history of {costs['events']:,} events, windows of {costs['window']:,}, default recipe, one thread"
     cost = _table(title, *columns)
     for name, row in costs["rows"].items():
         cost.add_row(name, *(f"{value:,.1f}" for value in row.values()))
-    return f"{_text(accuracy)}\n\n{_text(cost)}"
+    return f"{_rivals_table(values)}\n\n{_text(cost)}"

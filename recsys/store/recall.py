@@ -6,6 +6,7 @@ Hours whose rows have been pruned are left as they are.
 """
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, fields
@@ -34,8 +35,8 @@ _OVERLAP_MS: Final = 60_000
 """Looked at again each time: a transaction may become visible some time after the moment written in its rows."""
 _STATE: Final = "attribution"
 
-_AT_ONCE: Final = 500
-"""Answers that are counted at a time."""
+_AT_ONCE: Final = 100
+"""Answers that are counted in one transaction: events that come meanwhile wait for it."""
 
 _Key = tuple[str, str]  # request_id, arm
 _Hour = tuple[int, str, str]  # hour since 1970, release, arm
@@ -87,32 +88,38 @@ class Attribution:
         self._engine = engine
         self._clock = clock
 
-    def update(self, window_ms: int) -> int:
+    def update(self, window_ms: int, rest: Callable[[float], object] = lambda _: None) -> int:
         """Bring the counts up to date; the number of hours that were looked at. Several workers may call it.
 
         An answer's targets are the items of its user's events after it and within `window_ms`, and those of
-        events that echo its request_id.
+        events that echo its request_id. `rest` is called between transactions with the seconds that the last took.
 
         Raises:
-            StoreError: the counts are as they were.
+            StoreError: some answers are not counted yet; they are the next time.
         """
         now_ms = int(self._clock() * 1000)
-        with trouble("recall not counted"), self._engine.begin() as connection:
-            state = _locked_state(self._engine, connection)
-            touched = _touched(connection, state["cursor_ms"] - _OVERLAP_MS, window_ms)
-            changes: dict[_Hour, ArmCounts] = defaultdict(ArmCounts)
+        hours: set[int] = set()
+        with trouble("recall not counted"):
+            with self._engine.begin() as connection:
+                since_ms = _locked_state(self._engine, connection)["cursor_ms"] - _OVERLAP_MS
+            with self._engine.connect() as connection:
+                touched = _touched(connection, since_ms, window_ms)
             for start in range(0, len(touched), _AT_ONCE):
-                answers = _answers(connection, touched[start : start + _AT_ONCE], state["frozen_before_ms"])
-                self._count(connection, answers, window_ms, changes)
-            _change(self._engine, connection, changes)
-            _save_state(connection, state | {"cursor_ms": now_ms})
-        return len({hour for hour, _, _ in changes})
+                started = time.monotonic()
+                with self._engine.begin() as connection:
+                    hours |= self._count(connection, touched[start : start + _AT_ONCE], window_ms)
+                rest(time.monotonic() - started)
+            with self._engine.begin() as connection:  # last: a killed update is done again
+                state = _locked_state(self._engine, connection)
+                _save_state(connection, state | {"cursor_ms": max(now_ms, state["cursor_ms"])})
+        return len(hours)
 
-    def _count(
-        self, connection: sa.Connection, answers: list[_Answer], window_ms: int, changes: dict[_Hour, ArmCounts]
-    ) -> None:
-        """Note what each answer counts for now, and add the difference to `changes`."""
+    def _count(self, connection: sa.Connection, request_ids: Sequence[str], window_ms: int) -> set[int]:
+        """Note what each answer counts for now, and change the counts by the difference; the hours looked at."""
+        frozen_before_ms = _locked_state(self._engine, connection)["frozen_before_ms"]
+        answers = _answers(connection, request_ids, frozen_before_ms)
         before = _noted(connection, answers)
+        changes: dict[_Hour, ArmCounts] = defaultdict(ArmCounts)
         rows = []
         for answer, found in _found(connection, answers, window_ms):
             change = changes[answer.served_ms // HOUR_MS, answer.release, answer.arm]
@@ -126,6 +133,8 @@ class Attribution:
             statement = insert(self._engine, answer_counts)
             fresh = {name: statement.excluded[name] for name in _FIELDS}
             connection.execute(statement.on_conflict_do_update(index_elements=["request_id", "arm"], set_=fresh), rows)
+            _change(self._engine, connection, changes)
+        return {hour for hour, _, _ in changes}
 
     def freeze(self, connection: sa.Connection, before_ms: int) -> None:
         """Hours that begin before a moment are about to lose rows: never count them again."""

@@ -1,4 +1,4 @@
-"""Batches of windows: each event of a history is predicted exactly once an epoch."""
+"""Batches of windows: each event of a history that is to be predicted is so exactly once an epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Histories
 from recsys.windows import WindowConfig, cut
 
-# B batch, L window length
+# B batch, L window length, F numbers that a model reads of an event
 
 _BUCKET_BATCHES = 16
 """Windows are sorted by length within this many batches' worth, then the batches are shuffled."""
@@ -31,6 +31,7 @@ class Batch:
     """Input events and, for each position, the event that follows it, PAD where none is to be predicted."""
 
     tokens_BL: Tensor
+    """Or [B, L, F], for a model that reads more of an event than its item."""
     targets_BL: Tensor
 
 
@@ -47,10 +48,20 @@ def training_windows(histories: Histories, config: WindowConfig) -> list[Trainin
 
 
 def epoch(
-    tokens: Tokens, windows: list[TrainingWindow], batch_tokens: int, generator: np.random.Generator
+    tokens: Tokens,
+    windows: list[TrainingWindow],
+    batch_tokens: int,
+    generator: np.random.Generator,
+    wanted: Tokens | None = None,
 ) -> Iterator[Batch]:
-    """All windows once, in a random order in which the windows of a batch have similar length."""
-    return (_batch(tokens, [windows[w] for w in chosen]) for chosen in plan(windows, batch_tokens, generator))
+    """All windows once, in a random order in which the windows of a batch have similar length.
+
+    `wanted` is what each event is as a target, PAD where it is none; without it, its token. `tokens` may have a row
+    of numbers for each event, if `wanted` is given.
+    """
+    wanted = tokens if wanted is None else wanted
+    chosen = plan(windows, batch_tokens, generator)
+    return (_batch(tokens, wanted, [windows[w] for w in positions]) for positions in chosen)
 
 
 def plan(windows: list[TrainingWindow], batch_tokens: int, generator: np.random.Generator) -> list[list[int]]:
@@ -77,13 +88,12 @@ def _packed(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterat
         yield batch
 
 
-def _batch(tokens: Tokens, windows: list[TrainingWindow]) -> Batch:
+def _batch(tokens: Tokens, wanted: Tokens, windows: list[TrainingWindow]) -> Batch:
     width = max(w.stop - w.start for w in windows) - 1
-    tokens_BL = np.full((len(windows), width), PAD, dtype=np.int64)
+    tokens_BL = np.full((len(windows), width, *tokens.shape[1:]), PAD, dtype=np.int64)
     targets_BL = np.full((len(windows), width), PAD, dtype=np.int64)
     for row, w in enumerate(windows):
-        events = tokens[w.start : w.stop]
-        tokens_BL[row, : len(events) - 1] = events[:-1]
-        first = w.first_target - w.start - 1
-        targets_BL[row, first : len(events) - 1] = events[first + 1 :]
+        length = w.stop - w.start
+        tokens_BL[row, : length - 1] = tokens[w.start : w.stop - 1]
+        targets_BL[row, w.first_target - w.start - 1 : length - 1] = wanted[w.first_target : w.stop]
     return Batch(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))

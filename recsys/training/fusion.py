@@ -26,6 +26,9 @@ _START = Fusion(transition=1.0, base=1.0, frequency=0.5, recency=0.3)
 """Where the first search begins."""
 _FACTORS = (-1.0, 0.0, 0.3, 0.6, 0.8, 1.25, 1.6, 3.0)
 """Tried on one weight at a time."""
+_MOST_WEIGHT = 30.0
+"""A term so many logits strong decides alone; a search that wants more would make scores that say nothing."""
+_MOST_SCALE = 10_000.0
 _LEAST_GAIN = 1e-5
 _DISCOUNT = 1 / np.log2(np.arange(2, 2 + DEPTH))
 
@@ -80,8 +83,11 @@ def _neighbours(fusion: Fusion) -> Iterator[Fusion]:
     """The same weights with one of them changed."""
     for name, value in fusion:
         for factor in _FACTORS:
-            if factor > 0 or name != "transition_scale":
-                yield fusion.model_copy(update={name: (value or getattr(_START, name)) * factor})
+            is_scale = name == "transition_scale"
+            most = _MOST_SCALE if is_scale else _MOST_WEIGHT
+            tried = max(-most, min(most, (value or getattr(_START, name)) * factor))
+            if tried > 0 or not is_scale:
+                yield fusion.model_copy(update={name: tried})
 
 
 def _candidates(

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from recsys.contracts.errors import DataError
-from recsys.contracts.ids import PAD
+from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Histories
 from recsys.model.decoder import SequenceModel
-from recsys.model.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
+from recsys.model.loss import Loss, NegativeSampler, full_softmax_loss, sampled_softmax_loss
 from recsys.training import batches
 from recsys.training.batches import Batch
 from recsys.training.config import Recipe
@@ -42,9 +42,19 @@ class Stretch:
 class WindowStream:
     """Batches of a set of histories, one shuffled epoch after another, without end."""
 
-    def __init__(self, histories: Histories, recipe: Recipe, generator: np.random.Generator) -> None:
-        self._tokens = histories.tokens
-        self._windows = batches.training_windows(histories, recipe.window)
+    def __init__(
+        self,
+        histories: Histories,
+        recipe: Recipe,
+        generator: np.random.Generator,
+        events: Tokens | None = None,
+        wanted: Tokens | None = None,
+    ) -> None:
+        """`events` are what the model reads, `wanted` what is predicted (see `batches.epoch`); without, the tokens."""
+        self._events = histories.tokens if events is None else events
+        self._wanted = histories.tokens if wanted is None else wanted
+        windows = batches.training_windows(histories, recipe.window)
+        self._windows = [w for w in windows if self._wanted[w.first_target : w.stop].any()]
         self._generator = generator
         self._batch_tokens = recipe.training.batch_tokens or _suitable_batch(len(histories.tokens))
         self.epoch_steps = len(batches.plan(self._windows, self._batch_tokens, np.random.default_rng(0)))
@@ -57,7 +67,7 @@ class WindowStream:
         """Shuffle for an epoch."""
         self._epoch_state = self._generator.bit_generator.state
         self._taken = 0
-        self._epoch = batches.epoch(self._tokens, self._windows, self._batch_tokens, self._generator)
+        self._epoch = batches.epoch(self._events, self._windows, self._batch_tokens, self._generator, self._wanted)
 
     def __next__(self) -> Batch:
         batch = next(self._epoch, None)
@@ -93,11 +103,13 @@ class Trainer:
         num_events_V: torch.Tensor,
         horizon: int,
         processes: Processes = Processes(),  # noqa: B008 (frozen)
+        loss: Loss | None = None,
     ) -> None:
-        """`horizon` is the number of last steps that the average is mostly made of."""
+        """`horizon` is the number of last steps that the average is mostly made of; `loss` replaces the softmax."""
         self.model = model
         self.processes = processes
         self._config = recipe.training
+        self._other_loss = loss
         self._sampler: NegativeSampler | None = None
         if 0 < self._config.num_negatives < len(num_events_V):
             self._sampler = NegativeSampler(num_events_V, self._config.num_negatives)
@@ -202,6 +214,8 @@ class Trainer:
         return DataError(f"{where}: {problem}")
 
     def _loss(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        if self._other_loss is not None:
+            return self._other_loss(hidden_ND, self.model.items_VD, targets_N)
         if self._sampler is None:
             return full_softmax_loss(hidden_ND, self.model.items_VD, targets_N)
         return sampled_softmax_loss(hidden_ND, self.model.items_VD, targets_N, self._sampler)

@@ -103,7 +103,9 @@ def test_missing_sources_and_folders_without_a_log_are_refused(tmp_path: Path) -
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="format 'netflix': expected generic or one of gorse, movielens, online"):
+    with pytest.raises(
+        ConfigError, match="format 'netflix': expected generic or one of gorse, movielens, movielens-ratings, online"
+    ):
         build(tmp_path, GOOD, format="netflix")
 
 

@@ -112,6 +112,26 @@ def test_online_retail_leaves_out_guests_then_cancellations_then_what_is_no_good
     assert read_events(config, [path]).rows() == [("17850", "85123A", MS, "purchase", "HEART, WHITE", None, 2.55, 0, 2)]
 
 
+def test_online_retail_with_returns_keeps_cancellations_as_events_of_their_own_type(tmp_path: Path) -> None:
+    path = tmp_path / "day.csv"
+    path.write_text(
+        "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+        "1,85123A,HEART,6,2020-09-13 12:26:40,2.55,17850,UK\n"
+        "C2,85123A,HEART,-1,2020-09-13 12:26:40,2.55,17850,UK\n"
+        "C3,85123A,HEART,-1,2020-09-13 12:26:40,2.55,,UK\n"
+        "C4,POST,POSTAGE,-1,2020-09-13 12:26:40,18.00,17850,UK\n"
+    )
+    config = FeaturesConfig(format="online-retail-returns", min_count=1)
+    assert read_events(config, [path])["event_type"].to_list() == ["purchase", "return"]
+    assert run(config, [path], tmp_path / "out").metrics["excluded"] == {"guest": 1, "not goods": 1}
+
+
+def test_movielens_ratings_below_three_stars_are_dislikes(tmp_path: Path) -> None:
+    content = "".join(f"1::{10 + stars}::{stars}::{S}\n" for stars in (1, 2, 3, 5))
+    events = events_of(tmp_path, content, "ratings.dat", format="movielens-ratings")
+    assert [event[3] for event in events] == ["dislike", "dislike", "like", "like"]
+
+
 def test_taobao_names_behaviours_and_sets_the_cut_off_last_line_aside(tmp_path: Path) -> None:
     path = tmp_path / "UserBehavior.csv"
     path.write_text(f"1,10,3,pv,{S}\n1,11,3,fav,{S}\n1,12,3,cart,{S}\n2,10,3,buy,{S}\n2,13,4,pv")

@@ -71,6 +71,8 @@ def test_a_release_is_served_by_tiers_whose_threshold_it_names(
     _, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path)
     assert manifest.config["tiers"]["threshold"] == 4
     assert (manifest.metrics["index"]["choice"]["kind"], manifest.metrics["index"]["recall@100"]) == ("exact", 1.0)
+    cost = manifest.metrics["cost"]
+    assert min(cost.values()) > 0
     assert "decoder.safetensors" in artifact.read_manifest(artifact.resolve_release(tmp_path)).files
     assert Release.open(tmp_path).engine.info.name == "tiered: openvino up to 4 events, torch on cpu above"
 

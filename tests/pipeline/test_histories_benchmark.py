@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.contracts.errors import DataError
+from recsys.contracts.errors import ConfigError, DataError
 from recsys.pipeline import histories_benchmark, histories_cost, tables
 from recsys.pipeline.planted_shop import ITEMS_OF_A_BRAND, NUM_BRANDS, NUM_ITEMS, NUM_PLAIN, NUM_TASTES, PlantedShop
 from recsys.windows import WindowConfig
@@ -58,12 +58,12 @@ def test_each_rival_has_figures_and_a_paired_difference(monkeypatch: pytest.Monk
     monkeypatch.setattr(histories_cost, "run", lambda: costs)
     values = histories_benchmark.run(None, window_size=16, epochs=0.2, num_users=30, num_seeds=1, names=None)
     assert list(values["rivals"]) == ["last window", "summaries", "full attention", "band"]
-    assert values["rivals"]["last window"]["difference"] is None
+    assert values["rivals"]["last window"]["differences"] is None
     for name in ("summaries", "full attention", "band"):
-        gap = values["rivals"][name]["difference"]
+        gap = values["rivals"][name]["differences"]["ndcg@10"]
         expected = values["rivals"][name]["ndcg@10"] - values["rivals"]["last window"]["ndcg@10"]
         assert gap["difference"] == pytest.approx(expected)
-    assert "against the last window" in tables.histories_table(values)
+    assert "differences: to last window" in tables.histories_table(values)
 
 
 def test_costs_follow_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,5 +80,5 @@ def test_costs_follow_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_features: Path) -> None:
     with pytest.raises(DataError, match="no user has more than 500 events"):
         histories_benchmark.run(ring_features, window_size=500, epochs=1, num_users=5, num_seeds=1, names=None)
-    with pytest.raises(DataError, match="expected some of last window, summaries"):
+    with pytest.raises(ConfigError, match="--only x: expected some of last window, summaries"):
         histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=["x"])

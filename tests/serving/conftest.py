@@ -21,7 +21,7 @@ from recsys.runtime.release import Release
 from recsys.store import EventStore
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
-from serving.app import _listen, create_app, server_settings
+from serving.app import _handles, _listen, create_app, server_settings
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.sessions import SessionCache
@@ -64,6 +64,10 @@ class FakeEngine:
 
 
 CATEGORIES = ["lamps", "cups", None]
+METRICS = {
+    "ndcg10": {"reference": 0.5, "engine": 0.49},
+    "cost": {"float32_mb": 4.25, "float32_encode_ms": 61.0, "engine_encode_ms": 14.0},
+}
 
 
 def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -> Release:
@@ -83,7 +87,7 @@ def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -
     return Release(
         name=name,
         folder=Path(name),
-        manifest=SimpleNamespace(metrics={"ndcg10": {"reference": 0.5, "engine": 0.49}}, files={}),
+        manifest=SimpleNamespace(metrics=METRICS, files={}),
         vocabulary=Vocabulary(items),
         window=window or WindowConfig(),
         fusion=Fusion(),
@@ -124,7 +128,7 @@ def running(app) -> Iterator[str]:
     """The address of a real uvicorn server in a thread."""
     server = uvicorn.Server(server_settings(app, ServeConfig(drain_s=5)))
     with _listen(ServeConfig(port=0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": _handles(listening)})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True

@@ -103,6 +103,8 @@ def test_live_recall_reaches_the_metrics_and_the_console(shop) -> None:
     assert status["answers"] == {"model": 1}
     (release,) = status["releases"]
     assert (release["name"], release["accuracy"]) == ("r1", {"ndcg10": {"before": 0.5, "after": 0.49}})
+    assert release["encode_ms"] == {"before": 61.0, "after": 14.0}
+    assert release["size_mb"] == {"before": 4.25, "after": 0.0}  # a release without files
     assert release["latency"]["p50_ms"] == status["latency"]["p50_ms"] > 0
 
 

@@ -37,6 +37,8 @@ def test_figures_and_the_answer_for_a_user(shop, tmp_path: Path) -> None:
     assert "p99 of 10000 ms" in text
     assert "by model, release r1, arm all" in text
     assert "Title of sku-3" in text
+    assert "4.25 → 0.00 MB" in text
+    assert "61.0 → 14.0 ms" in text
     for stage in ("history", "encode", "rank"):
         assert re.search(rf"{stage} [0-9.]+", text)
 

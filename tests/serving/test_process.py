@@ -1,5 +1,6 @@
 """The endpoint as a process: readiness, the port, and the end."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 
 from recsys.contracts.errors import ConfigError
 from recsys.store import EventStore
@@ -20,19 +22,18 @@ from serving import app
 from serving.config import ServeConfig
 from tests.serving.conftest import FakeEngine, fake_app, running
 
-NUM_CHECKS = 3  # warm-up before the port is taken and after, and one answer
-SERVER = f"""
-NUM_CHECKS = {NUM_CHECKS}
+SERVER = """
 import sys
+import threading
 from pathlib import Path
 from serving import app
 from serving.config import ServeConfig
 from recsys.runtime.recommender import Recommender
 from tests.serving.conftest import FakeEngine, fake_release
 engine = FakeEngine()
-engine.go_on.clear()  # the engine stalls for ever, once it has been checked
-checks = iter(range(NUM_CHECKS))
-engine.go_on.wait = lambda _: next(checks, None) is None and __import__("threading").Event().wait()
+answers = ("answer", "cold")  # the engine stalls for ever in the threads that answer requests
+stalls = lambda: threading.current_thread().name.startswith(answers)
+engine.go_on.wait = lambda _: stalls() and threading.Event().wait()
 app.Recommender.load = lambda *_args, **_settings: Recommender(fake_release(engine))
 app.run(ServeConfig(port=0, deadline_ms=50), Path("releases"), sys.argv[1])
 """
@@ -90,6 +91,10 @@ def test_a_stalled_engine_does_not_keep_the_process_from_ending(tmp_path: Path, 
         process.send_signal(end)
         log = process.communicate(timeout=60)[1]
     assert "Traceback" not in log
+    (said,) = [line for line in log.splitlines() if "answer request_id=" in line]
+    assert f"request_id={answer['request_id']} release=r1" in said
+    assert "degraded=deadline" in said
+    assert "ann" not in said
     assert EventStore.open(url).history("ann") == ["sku-1"]
     with EventStore.open(url)._engine.connect() as connection:
         kept = connection.exec_driver_sql("select request_id, items from impressions").all()
@@ -138,3 +143,29 @@ def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
         connection, _ = listening.accept()
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         connection.close()
+
+
+def test_many_connections_are_accepted_in_few_turns_of_the_event_loop() -> None:
+    """A turn is long where requests are worked on; with one handle each connection took one."""
+    num_clients, turns = 64, 0
+    accepted: list[asyncio.BaseTransport] = []
+
+    class Noted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(transport)
+
+    async def accept_all(listening: socket.socket) -> None:
+        nonlocal turns
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Noted, sock=handle) for handle in app._handles(listening)]
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(num_clients)]
+        while len(accepted) < num_clients:
+            await asyncio.sleep(0)
+            turns += 1
+        for open_one in (*clients, *accepted, *servers):
+            open_one.close()
+        await asyncio.sleep(0.01)  # closed in the loop's next turns
+
+    with app._listen(ServeConfig(port=0)) as listening:
+        uvloop.run(accept_all(listening))
+    assert turns < num_clients / 4

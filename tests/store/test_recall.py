@@ -68,6 +68,29 @@ def test_the_figures_of_a_log_with_known_truth(ledger: EventStore, clock: Clock)
     assert counts.recall().value == 0.5
 
 
+def test_a_count_that_is_interrupted_between_transactions_ends_right(ledger: EventStore, clock: Clock) -> None:
+    shown = [
+        Impression(request_id=f"q{n}", user_id=f"u{n % 7}", release="r1", arm="a", source="model", items=["x", "y"])
+        for n in range(250)
+    ]
+    ledger.record_impressions(shown)
+    act(ledger, "u3", "x", clock.ms + 1)
+    clock.ms += 5
+
+    def killed(_: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        ledger.attribution.update(WINDOW_MS, rest=killed)
+    assert 0 < ledger.attribution.totals()["r1", "a"].answers < len(shown)
+    rests: list[float] = []
+    ledger.attribution.update(WINDOW_MS, rest=rests.append)
+    counts = ledger.attribution.totals()["r1", "a"]
+    of_u3 = len(range(3, len(shown), 7))
+    assert (counts.answers, counts.targets, counts.hits) == (len(shown), of_u3, of_u3)
+    assert len(rests) > 1
+
+
 def test_late_repeated_and_early_events_end_in_the_same_counts(ledger: EventStore, clock: Clock) -> None:
     at = clock.ms
     act(ledger, "ann", "x", at + 10, event_id="e1")  # its answer is written after it

@@ -52,6 +52,19 @@ def test_without_overlap_the_first_event_of_a_window_is_an_input_only() -> None:
     assert sorted(batch.targets_BL.tolist()) == [[2, 3], [5, 6]]
 
 
+def test_events_that_are_not_wanted_are_read_and_never_predicted(tiny_recipe: Recipe) -> None:
+    fit = dataset.Histories(["u", "v"], np.array([0, 10, 13]), np.arange(1, 14, dtype=np.int32), np.arange(13))
+    wanted = np.where(np.isin(fit.tokens, [3, 9]), fit.tokens, PAD).astype(np.int32)
+    stream = WindowStream(fit, tiny_recipe, np.random.default_rng(0), wanted=wanted)
+    read, predicted = set(), set()
+    for _ in range(2 * stream.epoch_steps):
+        batch = next(stream)
+        read |= set(batch.tokens_BL.flatten().tolist())
+        predicted |= set(batch.targets_BL.flatten().tolist())
+    assert predicted == {PAD, 3, 9}
+    assert read == {PAD, *range(1, 10)}  # 10 is a window's last event; v has nothing to predict
+
+
 def test_a_batch_stays_within_its_size(ring_features: Path) -> None:
     fit = dataset.load(ring_features, Protocol.FINAL).fit
     for batch in batches.epoch(fit.tokens, batches.training_windows(fit, WINDOW), 40, np.random.default_rng(0)):

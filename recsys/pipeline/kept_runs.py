@@ -1,0 +1,52 @@
+"""Finished trainings of a comparison in a folder, so that a killed one goes on and rivals can be added one by one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.contracts.errors import DataError
+
+Run = dict[str, Any]
+"""One training: each metric's value of every user as an array, and single numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRuns:
+    """What is finished, if anything is kept at all."""
+
+    folder: Path | None
+    """None: nothing is kept."""
+    settings: dict[str, Any]
+    """What all of them have in common."""
+
+    def read(self, name: str, seed: int) -> Run | None:
+        """A finished training, or None.
+
+        Raises:
+            DataError: the folder holds one with other settings.
+        """
+        path = self._path(name, seed)
+        if path is None or not path.exists():
+            return None
+        stored = json.loads(path.read_text())
+        if stored["settings"] != self.settings:
+            changed = [key for key in self.settings if stored["settings"].get(key) != self.settings[key]]
+            raise DataError(f"{path}: a training with another {' and '.join(changed)}; give another --out")
+        return {key: np.array(value) if isinstance(value, list) else value for key, value in stored["run"].items()}
+
+    def write(self, name: str, seed: int, run: Run) -> None:
+        """Keep a finished training; the file is there whole or not at all."""
+        path = self._path(name, seed)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in run.items()}
+        unfinished = path.with_suffix(".new")
+        unfinished.write_text(json.dumps({"settings": self.settings, "run": plain}))
+        unfinished.replace(path)
+
+    def _path(self, name: str, seed: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name.replace(' ', '-')}-{seed}.json"

@@ -1,0 +1,247 @@
+"""Models that differ in one thing, trained alike on a sample of users and compared on **validation** events.
+
+No test set is looked at. What differs is a benchmark's own: see `histories_benchmark` and `choices_benchmark`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from recsys import dataset, transitions
+from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.ids import PAD, Tokens
+from recsys.dataset import Dataset, Histories, Protocol, ValidationSet
+from recsys.evaluation.metrics import per_user_metrics
+from recsys.evaluation.statistics import paired_difference
+from recsys.model import spectral
+from recsys.model.config import ModelConfig
+from recsys.model.decoder import SequenceModel
+from recsys.model.loss import Loss
+from recsys.model.reference import encode
+from recsys.pipeline import progress
+from recsys.pipeline.kept_runs import KeptRuns, Run
+from recsys.runtime.fusion import Evidence, Fusion, evidence, search
+from recsys.runtime.index import ItemIndex
+from recsys.training import fusion
+from recsys.training.batches import training_windows
+from recsys.training.config import Recipe
+from recsys.training.loop import Trainer, WindowStream
+from recsys.transitions import TransitionTable
+from recsys.windows import WindowConfig, reachable
+
+# U users, D width
+
+MODEL = ModelConfig(width=64, head_dim=32, dropout=0.2, init_std=0.04)
+METRICS = ("ndcg@10", "recall@10", "next_ndcg@10", "fused_ndcg@10", "fused_recall@10")
+"""By the decoder alone against all later events and the next one; fused, `ndcg` is the mean of those two, which is
+what choices are made by everywhere else (`recsys.training.validation`)."""
+_TRAINING = {"learning_rate": 2e-3, "warmup_steps": 50}
+_STARTS = (Fusion(), Fusion(transition=1.0, base=1.0, frequency=0.5, recency=-0.3))
+"""Of the search for fusion's weights, the usual one first. It alone may end where recent items are preferred though
+older ones should be: on the bundled sample one seed of the same model then had .118 and another .129."""
+_TARGETS_A_BATCH = 512
+"""About as many in all of them, so that an epoch has as many steps; rows differ in how much of them is context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Users to train on and to rank for."""
+
+    split: ValidationSet
+    num_items: int
+    masks_seen: bool
+    is_wanted: npt.NDArray[np.bool_] | None = None
+    """Of each event to train on: whether its type is to be predicted. Targets are of such types only. None: all."""
+    data: Dataset | None = None
+    """Where they are from; None: simulated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """One form of the model."""
+
+    build: Callable[[ModelConfig, int], SequenceModel]
+    rows: WindowConfig
+    """What it is trained on; each event is predicted once an epoch in all of them."""
+    context: Callable[[Tokens], Tokens]
+    """The events of a history that it reads for an answer."""
+    beside: tuple[Callable[[Histories], Tokens], ...] = ()
+    """What it reads of each event beside its token."""
+    loss: Loss | None = None
+    """In place of the sampled softmax."""
+
+    def events(self, train: Histories) -> Tokens:
+        """What it reads of all events, shape [n] or [n, F]."""
+        columns = [train.tokens, *(numbers(train) for numbers in self.beside)]
+        return np.stack(columns, axis=1) if self.beside else train.tokens
+
+
+def chosen(rivals: dict[str, Rival], only: Sequence[str] | None, reference: str) -> dict[str, Rival]:
+    """Those named, and the reference; all without names.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    unknown = [name for name in only or () if name not in rivals]
+    if unknown:
+        raise ConfigError(f"--only {', '.join(unknown)}: expected some of {', '.join(rivals)}")
+    return {name: rival for name, rival in rivals.items() if not only or name in (*only, reference)}
+
+
+def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Protocol | None = None) -> Sample:
+    """A seeded sample of the validation users with more events than that, trained on alone.
+
+    Without a protocol: by time where the log has times, else the last event of each user.
+
+    Raises:
+        DataError: there is no such user.
+    """
+    if protocol is None:
+        has_times = dataset.load(features, Protocol.FINAL).split_ms is not None
+        protocol = Protocol.TIME if has_times else Protocol.LAST_OUT
+    data = dataset.load(features, protocol)
+    found = data.validation(len(data.fit), seed=0)
+    long = np.flatnonzero([len(context) > longer_than for context in found.contexts])
+    if not len(long):
+        raise DataError(f"{features}: no user has more than {longer_than} events and one to predict after them")
+    rows = np.sort(np.random.default_rng(0).permutation(long)[:num_users])
+    place = {user_id: n for n, user_id in enumerate(found.train.user_ids)}
+    train = _of_users(found.train, [place[found.user_ids[row]] for row in rows])
+    is_wanted = None if train.event_types is None else dataset.is_wanted(data.manifest, train.event_types)
+    return Sample(
+        split=ValidationSet(train, list(train), [found.targets[row] for row in rows], train.user_ids, found.from_ms),
+        num_items=len(data.vocabulary),
+        masks_seen=protocol.masks_seen,
+        is_wanted=is_wanted,
+        data=data,
+    )
+
+
+def _of_users(histories: Histories, users: list[int]) -> Histories:
+    spans = [slice(histories.offsets[user], histories.offsets[user + 1]) for user in users]
+    events = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+    offsets = np.concatenate([[0], np.cumsum(histories.lengths[users])])
+    types = None if histories.event_types is None else histories.event_types[events]
+    ids = [histories.user_ids[user] for user in users]
+    return Histories(ids, offsets, histories.tokens[events], histories.timestamps_ms[events], types)
+
+
+def compare(
+    rivals: dict[str, Rival],
+    of: Sample,
+    window: WindowConfig,
+    *,
+    epochs: float,
+    num_seeds: int,
+    reference: str,
+    kept: KeptRuns,
+) -> dict[str, dict[str, Any]]:
+    """Train each rival with each seed and hold it against the reference, user by user."""
+    torch.set_num_threads(1)
+    runs: dict[str, list[Run]] = {name: [] for name in rivals}
+    with progress.bar("train") as advance:
+        for name, rival in rivals.items():
+            for seed in range(num_seeds):
+                found = kept.read(name, seed)
+                if found is None:
+                    found = train_and_rank(rival, window, of, epochs, seed)
+                    kept.write(name, seed, found)
+                runs[name].append(found)
+                advance(name, seed + 1, num_seeds)
+    return {name: _row(found, None if name == reference else runs[reference]) for name, found in runs.items()}
+
+
+def train_and_rank(rival: Rival, window: WindowConfig, of: Sample, epochs: float, seed: int) -> Run:
+    """One training, and what its ten best items are worth to each user."""
+    train = of.split.train
+    events = rival.events(train)
+    recipe = _recipe(rival, train, seed)
+    torch.manual_seed(seed)
+    model = rival.build(MODEL, of.num_items)
+    counts = transitions.count(train, of.num_items)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        model.embedding.weight[1:] = spectral.item_vectors(counts, MODEL.width, MODEL.init_std, generator)[1:]
+    wanted = None if of.is_wanted is None else np.where(of.is_wanted, train.tokens, PAD).astype(np.int32)
+    stream = WindowStream(train, recipe, np.random.default_rng(seed), events, wanted)
+    num_events_V = torch.from_numpy(np.bincount(train.tokens, minlength=of.num_items + 1)[1:])
+    trainer = Trainer(model, recipe, num_events_V, horizon=stream.epoch_steps, loss=rival.loss)
+    stretch = trainer.train(stream, max(1, round(epochs * stream.epoch_steps)), rate=lambda taken: 1 - taken**2)
+    with trainer.averaged_in_place() as averaged:
+        rows = [rival.context(events[start:stop]) for start, stop in pairwise(train.offsets)]
+        vectors_UD = encode(averaged.eval(), rows)
+        with torch.no_grad():
+            index = ItemIndex.build(averaged.items_VD.numpy().copy())
+    cost = {"loss": stretch.loss, "steps": stretch.steps, "training_s": stretch.seconds}
+    return _ranked(vectors_UD, index, of, window) | cost
+
+
+def _recipe(rival: Rival, train: Histories, seed: int) -> Recipe:
+    rows = training_windows(train, rival.rows)
+    events_a_target = sum(row.stop - row.start for row in rows) / sum(row.stop - row.first_target for row in rows)
+    training = {**_TRAINING, "batch_tokens": round(_TARGETS_A_BATCH * events_a_target), "seed": seed}
+    return Recipe.from_mapping({"model": MODEL, "window": rival.rows, "training": training}, "rivals")
+
+
+def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, window: WindowConfig) -> Run:
+    """Each metric's value of every user, by the decoder alone and fused with what counts know."""
+    split = of.split
+    later = [wanted.astype(np.int64) for wanted in split.targets]
+    without = [np.unique(context) for context in split.contexts] if of.masks_seen else None
+    table = TransitionTable.fit(split.train, of.num_items)
+    known = [evidence(reachable(context, window), table) for context in split.contexts]
+    searches = [fusion.fit(vectors_UD, index, known, split.targets, without, start) for start in _STARTS]
+    weights, _ = max(searches, key=lambda found: found[1])
+    alone, _ = index.search(vectors_UD, 10, without)
+    fused = _fused(vectors_UD, index, known, without, weights)
+    by_decoder, by_both = (per_user_metrics(ranked, later, [10]) for ranked in (alone, fused))
+    following = [wanted[:1] for wanted in later]
+    next_alone, next_fused = (per_user_metrics(ranked, following, [10])["ndcg@10"] for ranked in (alone, fused))
+    return {
+        "ndcg@10": by_decoder["ndcg@10"],
+        "recall@10": by_decoder["recall@10"],
+        "next_ndcg@10": next_alone,
+        "fused_ndcg@10": (by_both["ndcg@10"] + next_fused) / 2,
+        "fused_recall@10": by_both["recall@10"],
+    }
+
+
+def _fused(
+    vectors_UD: npt.NDArray[np.float32],
+    index: ItemIndex,
+    known: list[Evidence],
+    without: list[Tokens] | None,
+    weights: Fusion,
+) -> Tokens:
+    """The ten best items of each user, shape [U, 10]."""
+    nothing = np.empty(0, dtype=np.int32)
+    return np.stack(
+        [
+            search(index, vectors_UD[u : u + 1], row, 10, nothing if without is None else without[u], weights)[0]
+            for u, row in enumerate(known)
+        ]
+    )
+
+
+def _row(found: list[Run], against: list[Run] | None) -> dict[str, Any]:
+    """Means over seeds, their spread, and the differences to the reference, paired by user."""
+    values = {metric: np.mean([one[metric] for one in found], axis=0) for metric in METRICS}
+    by_seed = [float(np.mean(one["ndcg@10"])) for one in found]
+    differences = None
+    if against is not None:
+        of_reference = {metric: np.mean([one[metric] for one in against], axis=0) for metric in METRICS}
+        differences = {name: asdict(paired_difference(values[name], of_reference[name], seed=0)) for name in METRICS}
+    return {
+        **{metric: float(of_users.mean()) for metric, of_users in values.items()},
+        "ndcg@10_spread": float(np.std(by_seed)),
+        "differences": differences,
+        "loss": float(np.mean([one["loss"] for one in found])),
+        "steps": found[0]["steps"],
+        "training_s": float(np.mean([one["training_s"] for one in found])),
+    }
