@@ -18,6 +18,7 @@ from optimize import quantize
 from optimize.config import OptimizeConfig
 from recsys import dataset
 from recsys.contracts import artifact
+from recsys.contracts.errors import DataError
 from recsys.contracts.precision import ItemFormat
 from recsys.dataset import Dataset, Protocol
 from recsys.evaluation.metrics import per_user_metrics
@@ -160,7 +161,9 @@ def _release(checkpoint: Path, features: Path, config: OptimizeConfig, out: Path
 
 def _process(kind: str, folder: Path, config: OptimizeConfig) -> dict[str, float]:
     command = [sys.executable, "-m", "recsys.pipeline.case_process", kind, str(folder), str(config.num_threads)]
-    done = subprocess.run(command, check=True, capture_output=True, timeout=PROCESS_TIMEOUT_S)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)  # noqa: S603
+    if done.returncode:
+        raise DataError(f"{' '.join(command[1:])} failed: {done.stderr[-300:].strip()}")
     measured: dict[str, float] = json.loads(done.stdout)
     return measured
 

@@ -58,7 +58,7 @@ def _release(release: Path, num_threads: int) -> tuple[Callable[[Tokens], object
     from recsys.runtime.recommender import Recommender
 
     recommender = Recommender.load(release, num_threads=num_threads)
-    return lambda history: recommender.rank([history], k=10), len(recommender.release.vocabulary)
+    return lambda history: recommender.rank([history], k=10), recommender.release.vocabulary.num_kept
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from recsys.contracts import artifact
 from recsys.dataset import Protocol
 from recsys.evaluation.segments import NEVER_SEEN
 from recsys.pipeline import evaluation
+from recsys.pipeline.case_process import main as case_process
 from recsys.runtime.recommender import Recommender
 from recsys.training import train
 from recsys.training.config import Recipe
@@ -117,3 +118,8 @@ def test_what_a_user_has_seen_is_left_out_even_if_it_is_new(shop: Path) -> None:
     together = recommender.recommend_users(shop / "features", [user_id], k=30, exclude_seen=True)[user_id]
     assert [item.item_id for item in alone] == [item.item_id for item in together]
     assert "new-0-55" not in {item.item_id for item in alone}
+
+
+def test_a_process_that_answers_reads_histories_of_kept_items_alone(shop: Path, capsys: pytest.CaptureFixture) -> None:
+    case_process("release", str(shop / "with"), "1")  # histories of what has no transition counts cannot be ranked
+    assert '"peak_mb"' in capsys.readouterr().out
