@@ -27,8 +27,9 @@ class ServeConfig(Config):
     """From the arrival of a request to its answer."""
     reserve_ms: float = Field(default=10, ge=0)
     """Kept back from the deadline for writing the answer."""
-    num_threads: int = Field(default=2, ge=1)
-    """Threads of the engine."""
+    num_threads: int = Field(default=1, ge=1)
+    """Threads of the engine for one encoding. More make a cold user quicker where cores are idle; where they are not,
+    threads that wait for one another made cold users late (docs/benchmarks.md)."""
     num_workers: int = Field(default=2, ge=1)
     """Requests worked on at once."""
     max_waiting: int = Field(default=64, ge=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
+from recsys.store.counting import RecallCounter
 from serving.answers import AnswerService
 from serving.config import ServeConfig
 from serving.context import MIN_EVENTS, NUM_ITEMS
@@ -22,8 +23,6 @@ from serving.tracing import otlp_tracer
 logger = logging.getLogger(__name__)
 
 
-_REST = 3.0
-"""How many times as long as it worked, counting recall leaves the interpreter and the store to answers and events."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may wait to be seen, before plain ones are answered unread."""
 
@@ -42,6 +41,7 @@ class Endpoint:
         self.tracer = otlp_tracer() if config.traces else None
         self.warmed = threading.Event()
         self._closing = threading.Event()
+        self._counter = RecallCounter(store, round(config.attribution_hours * 3_600_000))
         metrics.show_release(releases.current.name)
         metrics.watch("recsys_session_cache_bytes", "Memory of kept sessions", lambda: cache.size_bytes)
         metrics.watch("recsys_session_cache_users", "Kept sessions", lambda: len(cache))
@@ -81,8 +81,7 @@ class Endpoint:
         Raises:
             StoreError: the figures are as they were.
         """
-        window_ms = round(self.config.attribution_hours * 3_600_000)
-        self.store.attribution.update(window_ms, lambda took_s: self._closing.wait(_REST * took_s))
+        self._counter.count()
         since_ms = int((time.time() - self.config.recall_days * 86_400) * 1000)
         self.metrics.show_recall(self.store.attribution.totals(since_ms))
 
@@ -97,6 +96,7 @@ class Endpoint:
     def close(self) -> None:
         """Stop; impressions that wait are written first."""
         self._closing.set()
+        self._counter.close()
         self.service.close()
         if self.tracer is not None:
             self.tracer.close()
