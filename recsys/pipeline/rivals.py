@@ -42,9 +42,6 @@ METRICS = ("ndcg@10", "recall@10", "next_ndcg@10", "fused_ndcg@10", "fused_recal
 """By the decoder alone against all later events and the next one; fused, `ndcg` is the mean of those two, which is
 what choices are made by everywhere else (`recsys.training.validation`)."""
 _TRAINING = {"learning_rate": 2e-3, "warmup_steps": 50}
-_STARTS = (Fusion(), Fusion(transition=1.0, base=1.0, frequency=0.5, recency=-0.3))
-"""Of the search for fusion's weights, the usual one first. It alone may end where recent items are preferred though
-older ones should be: on the bundled sample one seed of the same model then had .118 and another .129."""
 _TARGETS_A_BATCH = 512
 """About as many in all of them, so that an epoch has as many steps; rows differ in how much of them is context."""
 
@@ -196,8 +193,7 @@ def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, w
     without = [np.unique(context) for context in split.contexts] if of.masks_seen else None
     table = TransitionTable.fit(split.train, of.num_items)
     known = [evidence(reachable(context, window), table) for context in split.contexts]
-    searches = [fusion.fit(vectors_UD, index, known, split.targets, without, start) for start in _STARTS]
-    weights, _ = max(searches, key=lambda found: found[1])
+    weights, _ = fusion.fit(vectors_UD, index, known, split.targets, without, Fusion())
     alone, _ = index.search(vectors_UD, 10, without)
     fused = _fused(vectors_UD, index, known, without, weights)
     by_decoder, by_both = (per_user_metrics(ranked, later, [10]) for ranked in (alone, fused))

@@ -23,7 +23,8 @@ MIN_USERS = 30
 _PROMISING = 50
 """Of the items that counts know of, those among the first so many by any one column are candidates."""
 _START = Fusion(transition=1.0, base=1.0, frequency=0.5, recency=0.3)
-"""Where the first search begins."""
+_STARTS = (_START, _START.model_copy(update={"recency": -0.3}))
+"""Where the first searches begin: a search seldom changes its mind on whether recent items are preferred or older ones."""
 _FACTORS = (-1.0, 0.0, 0.3, 0.6, 0.8, 1.25, 1.6, 3.0)
 """Tried on one weight at a time."""
 _MOST_WEIGHT = 30.0
@@ -68,15 +69,21 @@ def fit(
     off_ndcg = candidates.ndcg(off)
     if len(targets) < MIN_USERS:
         return off, off_ndcg
-    best = _START if start.is_off else start
-    best_ndcg, improved = candidates.ndcg(best), True
+    found = [_climbed(candidates, each) for each in (_STARTS if start.is_off else (start,))]
+    best, best_ndcg = max(found, key=lambda each: each[1])
+    return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
+
+
+def _climbed(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:
+    """Where no change of one weight is better any more."""
+    best, best_ndcg, improved = start, candidates.ndcg(start), True
     while improved:
         improved = False
         for tried in _neighbours(best):
             ndcg = candidates.ndcg(tried)
             if ndcg > best_ndcg + _LEAST_GAIN:
                 best, best_ndcg, improved = tried, ndcg, True
-    return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
+    return best, best_ndcg
 
 
 def _neighbours(fusion: Fusion) -> Iterator[Fusion]:

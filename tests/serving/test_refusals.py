@@ -148,5 +148,5 @@ def test_every_endpoint_shows_an_example(shop) -> None:
 
 
 def test_a_reserve_that_leaves_no_time_is_refused() -> None:
-    with pytest.raises(ConfigError, match="reserve_ms 10 leaves nothing of deadline_ms 10"):
+    with pytest.raises(ConfigError, match="reserve_ms 20 leaves nothing of deadline_ms 10"):
         ServeConfig.from_mapping({"deadline_ms": 10}, "recsys serve")
