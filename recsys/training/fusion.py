@@ -24,7 +24,7 @@ _PROMISING = 50
 """Of the items that counts know of, those among the first so many by any one column are candidates."""
 _START = Fusion(transition=1.0, base=1.0, frequency=0.5, recency=0.3)
 _STARTS = (_START, _START.model_copy(update={"recency": -0.3}))
-"""Where the first searches begin: a search seldom changes its mind on whether recent items are preferred or older ones."""
+"""Where the first searches begin: one seldom changes its mind on whether recent items are preferred or older ones."""
 _FACTORS = (-1.0, 0.0, 0.3, 0.6, 0.8, 1.25, 1.6, 3.0)
 """Tried on one weight at a time."""
 _MOST_WEIGHT = 30.0
