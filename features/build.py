@@ -9,7 +9,7 @@ import errno
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +40,8 @@ from recsys.histories import SCHEMA as HISTORY_SCHEMA
 
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
+NUM_READERS = 3
+"""Files read and checked at a time, one batch of each."""
 NUM_WRITERS = 2
 """Partitions sorted and written at a time."""
 MAX_EVENT_TYPES = 256
@@ -135,13 +137,23 @@ def _publish(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _ahead(batches: Iterator[CleanBatch]) -> Iterator[CleanBatch]:
-    """The same batches, the next one always under way in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
+def _ahead(files: Iterable[Iterator[CleanBatch]]) -> Iterator[Iterator[CleanBatch]]:
+    """The same batches, file by file, the next one of this file and the first of the next file under way in threads."""
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        opened: deque[tuple[Iterator[CleanBatch], Future[CleanBatch | None]]] = deque()
+
+        def batches() -> Iterator[CleanBatch]:
+            file, coming = opened.popleft()
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next, file, None)
+                yield batch
+
+        for file in files:
+            opened.append((file, pool.submit(next, file, None)))
+            if len(opened) == NUM_READERS:
+                yield batches()
+        while opened:
+            yield batches()
 
 
 class Night:
@@ -185,10 +197,11 @@ class Night:
         """Read and check the new files; their events go to the spill."""
         number_of = {entry["name"]: number for number, entry in enumerate(self.todo.sources)}
         sizes = [path.stat().st_size for path in self.todo.new]
-        for position, path in enumerate(self.todo.new):
+        files = _ahead(self._batches(path, number_of[path.name]) for path in self.todo.new)
+        for position, (path, batches) in enumerate(zip(self.todo.new, files, strict=True)):
             entry = self.todo.sources[number_of[path.name]]
             entry |= {"num_rows": 0, "num_events": 0}
-            for batch in _ahead(self._batches(path, number_of[path.name])):
+            for batch in batches:
                 entry["num_rows"] += batch.num_rows
                 entry["num_events"] += len(batch.events)
                 done = sum(sizes[:position]) + sizes[position] * batch.share

@@ -11,7 +11,7 @@ from features.build import FeaturesConfig
 from recsys.contracts.artifact import read_manifest
 from recsys.contracts.errors import ConfigError
 from recsys.contracts.events import Event
-from recsys.pipeline import nightly_features
+from recsys.pipeline import nightly_features, store_log
 from recsys.store import EventStore
 from recsys.whole_histories import WholeHistories
 
@@ -104,17 +104,17 @@ def test_events_of_the_last_minute_wait_for_the_next_night(source: EventStore, c
     clock.seconds += 100
     source.append(events(1))
     now_ms = int(clock.seconds * 1000) + 30_000
-    (first,) = nightly_features.write_new_events(CONFIG, source, tmp_path, now_ms)
+    (first,) = store_log.write_new_events(CONFIG, source, tmp_path, now_ms)
     assert len(pl.read_parquet(first)) == 24
-    assert nightly_features.write_new_events(CONFIG, source, tmp_path, now_ms) == []
-    (second,) = nightly_features.write_new_events(CONFIG, source, tmp_path, now_ms + 60_000)
+    assert store_log.write_new_events(CONFIG, source, tmp_path, now_ms) == []
+    (second,) = store_log.write_new_events(CONFIG, source, tmp_path, now_ms + 60_000)
     assert len(pl.read_parquet(second)) == 24
 
 
 def test_a_night_that_died_after_writing_files_is_taken_up(url: str, source: EventStore, tmp_path) -> None:
     source.append(events(0))
     (tmp_path / "features-events").mkdir()
-    nightly_features.write_new_events(CONFIG, source, tmp_path / "features-events")
+    store_log.write_new_events(CONFIG, source, tmp_path / "features-events")
     nightly_features.run(CONFIG, [url], tmp_path / "features")
     assert digest(tmp_path / "features") == digest(from_files(tmp_path, events(0)))
 
