@@ -51,12 +51,13 @@ class BoundedPool:
         """Places in use."""
         return self._size - self._places._value
 
-    def expected_s(self) -> float:
+    def expected_s(self, num_before: int | None = None) -> float:
         """How long work that comes now would take to be done, waiting included, as things went lately.
 
-        0 where a worker is free: it is always tried, so one long stall does not shut the pool for good.
+        `num_before` is how many come before it, those in the pool if it is left out. 0 where a worker is free: it is
+        always tried, so one long stall does not shut the pool for good.
         """
-        ahead = self.taken - self._num_workers + 1
+        ahead = (self.taken if num_before is None else num_before) - self._num_workers + 1
         return 0.0 if ahead <= 0 else (ahead / self._num_workers + 1) * self._typical_s
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:

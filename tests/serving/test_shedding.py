@@ -124,6 +124,16 @@ def test_it_is_behind_when_half_of_the_places_are_waited_for(open_shop) -> None:
     assert [endpoint.is_behind(num) for num in (34, 35)] == [False, True]
 
 
+def test_it_is_behind_when_a_worker_is_expected_to_be_free_after_a_fifth_of_the_deadline(
+    open_shop, monkeypatch
+) -> None:
+    endpoint = open_shop(num_workers=2, max_waiting=64, deadline_ms=100).endpoint
+    monkeypatch.setattr(endpoint.service.pool, "_typical_s", 0.004)
+    assert [endpoint.is_behind(num) for num in (1, 9, 10)] == [False, False, True]
+    monkeypatch.setattr(endpoint.service.pool, "_typical_s", 10.0)  # as after a stall
+    assert not endpoint.is_behind(1)
+
+
 def test_who_may_not_ask_is_refused_also_while_the_loop_is_behind(open_shop, monkeypatch) -> None:
     shop = open_shop(tokens=[{"name": "web", "sha256": "0" * 64, "scopes": ["read"]}])
     monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
