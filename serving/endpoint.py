@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 _BEHIND_SHARE = 0.2
-"""Of the deadline that requests may wait to be seen, or are expected to wait for a worker, before plain ones are answered
-unread. With more, those who waited longest are late whenever the event loop is, too."""
+"""Of the deadline that requests may wait to be seen, or are expected to wait for a worker, before plain ones are
+answered unread. With more, those who waited longest are late whenever the event loop is, too."""
 
 
 class Endpoint:
