@@ -32,7 +32,7 @@ from serving.shedding import SheddingProtocol, lifespan_state
 _SWITCH_S: Final = 0.0005
 """Longest that a worker thread keeps the interpreter while the event loop wants it; Python's own is 5 ms, and a
 request needs it several times."""
-_NUM_ACCEPTS: Final = 32
+_NUM_ACCEPTS: Final = 128
 """Handles of the listening socket. The event loop accepts one connection from each before it turns to the requests that
 it has: with one handle, connections that all came at once waited for seconds under load."""
 

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 _BEHIND_SHARE = 0.2
-"""Of the deadline that requests may wait to be seen, or are expected to wait for a worker, before plain ones are
-answered unread. With more, those who waited longest are late whenever the event loop is, too."""
+"""Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before plain ones
+are answered unread. With more, those who waited longest are late whenever the event loop is, too."""
 
 
 class Endpoint:
@@ -59,10 +59,10 @@ class Endpoint:
 
     def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`."""
-        most_s = _BEHIND_SHARE * self.config.deadline_ms / 1000
-        if self.service.lag.seconds > most_s or num_under_way > self.config.num_workers + self.config.max_waiting // 2:
+        if num_under_way > self.config.num_workers + self.config.max_waiting // 2:
             return True
-        return self.service.pool.expected_s(num_under_way) > most_s
+        wait_s = self.service.lag.seconds + self.service.pool.expected_s(num_under_way)
+        return wait_s > _BEHIND_SHARE * self.config.deadline_ms / 1000
 
     def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
         """See `Shedder`."""

@@ -128,8 +128,11 @@ def test_it_is_behind_when_a_worker_is_expected_to_be_free_after_a_fifth_of_the_
     open_shop, monkeypatch
 ) -> None:
     endpoint = open_shop(num_workers=2, max_waiting=64, deadline_ms=100).endpoint
+    monkeypatch.setattr(LoopLag, "seconds", 0.0)
     monkeypatch.setattr(endpoint.service.pool, "_typical_s", 0.004)
     assert [endpoint.is_behind(num) for num in (1, 9, 10)] == [False, False, True]
+    monkeypatch.setattr(LoopLag, "seconds", 0.005)  # both together count
+    assert [endpoint.is_behind(num) for num in (5, 7)] == [False, True]
     monkeypatch.setattr(endpoint.service.pool, "_typical_s", 10.0)  # as after a stall
     assert not endpoint.is_behind(1)
 
