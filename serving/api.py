@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from recsys.contracts.events import Event
 from recsys.contracts.ids import PAD
 from serving.endpoint import Endpoint
+from serving.paths import ITEM, USER
 from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, STORE_TROUBLE
 from serving.schemas import (
     IMPRESSION,
@@ -44,7 +45,7 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
         return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
 
-    @router.get("/v1/items/{item_id}/similar", responses=NOT_FOUND)
+    @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
     def similar(item_id: Id, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
         """Items most like this one, by the current release."""
         live = endpoint.releases.current
@@ -92,7 +93,7 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     responses = {**BAD_BODY, **GUARDED, **STORE_TROUBLE}
     router = APIRouter(prefix="/v1/users", tags=["users"], responses=responses)
 
-    @router.get("/{user_id}/history")
+    @router.get(f"{USER}/history")
     def history(user_id: Id, limit: int = Query(default=100, ge=1, le=1_000)) -> UserHistory:
         """The latest events of a user, oldest first."""
         found = endpoint.store.recent(user_id, limit)
@@ -103,12 +104,12 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
             ]
         )
 
-    @router.post("/{user_id}/join")
+    @router.post(f"{USER}/join")
     def join(user_id: Id, body: JoinRequest) -> Changed:
         """Give an anonymous session's events to this user, who has signed in."""
         return Changed(events=endpoint.store.join(body.session_id, user_id))
 
-    @router.delete("/{user_id}")
+    @router.delete(USER)
     def forget(user_id: Id) -> Changed:
         """Forget a user now, and tell the nightly job to leave their events out of logs."""
         deleted = endpoint.store.forget(user_id)

@@ -132,7 +132,7 @@ def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:
     assert labels == ["None", "overload", "overload", "overload"]
 
 
-def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch) -> None:
+def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch, caplog) -> None:
     shop.tell("sku-3")
     shop.engine.broken = True
     assert shop.ask(user_id="ann")["degraded"] == "engine_error"
@@ -144,8 +144,11 @@ def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch) -> N
     assert shop.ask(user_id="ann")["degraded"] == "store_error"
     monkeypatch.setattr(shop.store, "append", gone)
     response = shop.client.post("/v1/events", json={"events": [{"user_id": "a", "item_id": "b"}]})
+    assert response.json() == {
+        "detail": [{"loc": ["store"], "msg": "the store cannot be used at the moment; try again later"}]
+    }
     assert response.status_code == 503
-    assert "disk is gone" in response.text
+    assert "store: history not read: disk is gone" in caplog.text
 
 
 def test_health_readiness_metrics_and_the_openapi_page(shop) -> None:
