@@ -163,7 +163,9 @@ def test_an_answer_that_is_being_recorded_while_its_user_is_forgotten_is_not_kep
     with ThreadPoolExecutor(1) as pool:
         with store.engine.begin() as connection:
             impressions.record(connection, [answered("meanwhile", 1)], 1)
-            forgetting = pool.submit(store.forget, "ann")  # must wait for this transaction
+            forgetting = pool.submit(store.forget, "ann")
+            with pytest.raises(TimeoutError):  # it waits for this transaction
+                forgetting.result(0.5)
         assert forgetting.result(30) == 1
     assert kept_answers(store) == []
 
