@@ -68,7 +68,7 @@ def event_routes(endpoint: Endpoint) -> APIRouter:
     router = APIRouter(tags=["events"], responses={**BAD_BODY, **GUARDED, **STORE_TROUBLE})
 
     @router.post("/v1/events")
-    def events(body: EventBatch) -> EventsStored:
+    async def events(body: EventBatch) -> EventsStored:
         """Keep events. They are durable when this answers, and count in the next recommendation.
 
         Events of type `impression` say what was displayed of an answer; they do not enter histories.
@@ -80,10 +80,10 @@ def event_routes(endpoint: Endpoint) -> APIRouter:
         ]
         done_with = [(e, sent.context) for e, sent in zip(told, body.events, strict=True) if e.event_type != IMPRESSION]
         contexts = {place: context.values() for place, (_, context) in enumerate(done_with) if context is not None}
-        done = endpoint.store.append([event for event, _ in done_with], contexts)
-        shown = endpoint.store.record_displays([event for event in told if event.event_type == IMPRESSION])
+        shown = [event for event in told if event.event_type == IMPRESSION]
+        done = await endpoint.write(lambda: endpoint.store.append([event for event, _ in done_with], contexts, shown))
         endpoint.metrics.events.inc(done.stored)
-        return EventsStored(stored=done.stored + shown.stored, duplicates=done.duplicates + shown.duplicates)
+        return EventsStored(stored=done.stored, duplicates=done.duplicates)
 
     return router
 

@@ -75,12 +75,12 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
     page = _PAGE.read_text(encoding="utf-8")
 
     @router.get("/healthz")
-    def healthz() -> Health:
+    async def healthz() -> Health:  # needs no thread: while a store stalls, requests may hold them all
         """The process lives."""
         return Health(status="ok")
 
     @router.get("/readyz", responses={503: {"model": Health, "description": "Not warm, or the release is not fit."}})
-    def readyz(response: Response) -> Health:
+    async def readyz(response: Response) -> Health:
         """The process can answer inside the deadline, and as the release did when it was built."""
         if endpoint.is_ready:
             return Health(status="ready", release=endpoint.releases.current.name)
