@@ -10,13 +10,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import contexts, joining, users
+from recsys.store import contexts, joining, retention, users
 from recsys.store.impressions import Impression, record, record_displays, stop_recording
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
-    answer_counts,
-    displays,
     documents,
     events,
     impressions,
@@ -288,21 +286,16 @@ class EventStore:
     def prune(self, before_ms: int) -> int:
         """Delete events and answers older than a moment and give the room back; the number of events deleted.
 
-        Counts of past hours stay. A history that loses its oldest events has its windows cut anew.
+        Counts of past hours stay. A history that loses its oldest events has its windows cut anew. Some rows at a time,
+        so that events that come meanwhile do not wait for all of it.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: the store cannot be written; what was deleted before stays deleted.
         """
-        with trouble("store not pruned"), self._engine.begin() as connection:
-            self.attribution.freeze(connection, before_ms)
-            old = events.c.timestamp_ms < before_ms
-            shortened = users.lock(connection, sa.select(events.c.user_id).where(old))
-            deleted = connection.execute(sa.delete(events).where(old)).rowcount
-            users.recount(connection, shortened)
-            shown = sa.select(impressions.c.request_id).where(impressions.c.served_ms < before_ms)
-            connection.execute(sa.delete(answer_counts).where(answer_counts.c.request_id.in_(shown)))
-            connection.execute(sa.delete(impressions).where(impressions.c.served_ms < before_ms))
-            connection.execute(sa.delete(displays).where(displays.c.displayed_ms < before_ms))
+        with trouble("store not pruned"):
+            with self._engine.begin() as connection:
+                self.attribution.freeze(connection, before_ms)
+            deleted = retention.prune(self._engine, before_ms)
         with trouble("store not vacuumed"), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("vacuum"))
         return deleted
