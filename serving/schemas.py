@@ -183,12 +183,20 @@ class SimilarItems(Schema):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"items": [{"item_id": "22423", "score": 0.8, "title": "Cake stand"}], "release": "2026-11-24"}
+                {
+                    "items": [{"item_id": "22423", "score": 0.8, "title": "Cake stand"}],
+                    "release": "2026-11-24",
+                    "source": "nearest",
+                }
             ]
         }
     )
     items: list[RecommendedItem]
     release: str
+    source: Source
+    """`nearest`, or what was at hand when the index was not."""
+    degraded: Degraded | None = None
+    """The trouble, if there was one; scores are numbers of events then."""
 
 
 class IncomingEvent(Schema):
