@@ -5,7 +5,7 @@ What is made for every answer is a plain dataclass: pydantic's models take twent
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -116,6 +116,15 @@ class RecommendationBatch(Schema):
         extra="forbid", json_schema_extra={"examples": [{"requests": [{"user_id": "14911"}, {"user_id": "17850"}]}]}
     )
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
+
+    @model_validator(mode="after")
+    def _others_are_not_kept_waiting(self) -> Self:
+        num_events = sum(len(request.events or ()) for request in self.requests)
+        if num_events > MAX_REQUEST_EVENTS:
+            raise ValueError(
+                f"{num_events:,} events in all, at most {MAX_REQUEST_EVENTS:,} are taken; send fewer requests"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
