@@ -1,5 +1,7 @@
 """Figures of the process and, where there is one, of the GPU."""
 
+import math
+import threading
 from typing import Any
 
 import psutil
@@ -20,7 +22,7 @@ def add_process_metrics(registry: CollectorRegistry) -> None:
 
 
 def _add_gpu_metrics(registry: CollectorRegistry) -> None:
-    """Memory and SM utilisation through NVML; nothing on a machine without it."""
+    """Memory, SMs and tensor cores through NVML; nothing on a machine without it."""
     try:
         import pynvml
 
@@ -31,11 +33,65 @@ def _add_gpu_metrics(registry: CollectorRegistry) -> None:
         return
     memory = Gauge("recsys_gpu_memory_bytes", "GPU memory in use", ["gpu"], registry=registry)
     busy = Gauge("recsys_gpu_sm_share", "Time the SMs were busy", ["gpu"], registry=registry)
+    text = "Time the tensor cores were busy since it was read last (Hopper and later)"
+    tensor = Gauge("recsys_gpu_tensor_share", text, ["gpu"], registry=registry)
     for number in range(pynvml.nvmlDeviceGetCount()):
         handle = pynvml.nvmlDeviceGetHandleByIndex(number)
-        memory.labels(str(number)).set_function(_reader(pynvml.nvmlDeviceGetMemoryInfo, handle, "used", 1.0))
-        busy.labels(str(number)).set_function(_reader(pynvml.nvmlDeviceGetUtilizationRates, handle, "gpu", 0.01))
+        memory.labels(str(number)).set_function(_reader(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle, "used", 1.0))
+        busy.labels(str(number)).set_function(
+            _reader(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle, "gpu", 0.01)
+        )
+        if _counts_tensor_cores(pynvml, handle):
+            tensor.labels(str(number)).set_function(_TensorCores(pynvml, handle).share)
 
 
-def _reader(ask: Any, handle: Any, field: str, unit: float) -> Any:
-    return lambda: getattr(ask(handle), field) * unit
+def _reader(pynvml: Any, ask: Any, handle: Any, field: str, unit: float) -> Any:
+    """Reads a figure of a GPU, nan where the driver does not tell: the other figures are shown all the same."""
+
+    def read() -> float:
+        try:
+            return float(getattr(ask(handle), field) * unit)
+        except pynvml.NVMLError:
+            return math.nan
+
+    return read
+
+
+def _counts_tensor_cores(pynvml: Any, handle: Any) -> bool:
+    try:
+        return bool(pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice)
+    except pynvml.NVMLError:  # a driver from before there were such counters
+        return False
+
+
+class _TensorCores:
+    """The counters of one GPU; each read says what became of them since the one before. Thread-safe."""
+
+    def __init__(self, pynvml: Any, handle: Any) -> None:
+        self._nvml = pynvml
+        self._handle = handle
+        self._lock = threading.Lock()
+        self._before = self._sample()
+
+    def share(self) -> float:
+        """Of the time since the last read."""
+        nvml = self._nvml
+        with self._lock:
+            try:
+                before, self._before = self._before, self._sample()
+            except nvml.NVMLError:
+                return math.nan
+            wanted = nvml.c_nvmlGpmMetricsGet_t()
+            wanted.version, wanted.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, 1
+            wanted.sample1, wanted.sample2 = before, self._before
+            wanted.metrics[0].metricId = nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL
+            try:
+                nvml.nvmlGpmMetricsGet(wanted)
+            except nvml.NVMLError:
+                return math.nan
+            finally:
+                nvml.nvmlGpmSampleFree(before)
+        return float(wanted.metrics[0].value) / 100
+
+    def _sample(self) -> Any:
+        return self._nvml.nvmlGpmSampleGet(self._handle, self._nvml.nvmlGpmSampleAlloc())
