@@ -94,4 +94,9 @@ class _TensorCores:
         return float(wanted.metrics[0].value) / 100
 
     def _sample(self) -> Any:
-        return self._nvml.nvmlGpmSampleGet(self._handle, self._nvml.nvmlGpmSampleAlloc())
+        sample = self._nvml.nvmlGpmSampleAlloc()
+        try:
+            return self._nvml.nvmlGpmSampleGet(self._handle, sample)
+        except self._nvml.NVMLError:
+            self._nvml.nvmlGpmSampleFree(sample)
+            raise

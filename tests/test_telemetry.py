@@ -78,3 +78,4 @@ def test_a_figure_that_the_driver_does_not_tell_is_not_a_number(driver) -> None:
     assert math.isnan(value(registry, "memory_bytes"))
     assert math.isnan(value(registry, "tensor_share"))
     assert value(registry, "sm_share") == 0.4
+    assert len(driver.made) == len(driver.freed) + 1
