@@ -12,7 +12,7 @@ import numpy as np
 from recsys.contracts.errors import StoreError
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.store import EventStore, Impression
-from recsys.store.recall import SHADOW_ARM
+from recsys.store.recall import PURCHASE, SHADOW_ARM
 from serving import fallback
 from serving.config import ServeConfig
 from serving.context import ContextLists
@@ -47,7 +47,10 @@ class _Work:
     """The moment at which nobody waits for it any more."""
     tokens_L: Tokens | None = None
     """The kept history, once it is known."""
-    purchased: set[str] = field(default_factory=set)
+    seen: Tokens = field(default_factory=lambda: _NOTHING)
+    """All items of the history that may be recommended, new ones too, once it is known."""
+    purchased: set[str] | None = None
+    """Items that the user has purchased, once they are known, where the request asks."""
     nearest: tuple[Tokens, Floats] | None = None
     ranking: Ranking | None = None
     listed: Listed | None = None
@@ -55,6 +58,10 @@ class _Work:
     items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.request.events is not None:
+            self.purchased = {e.item_id for e in self.request.events if e.event_type == PURCHASE}
 
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
@@ -100,9 +107,7 @@ class AnswerService:
         request_id = new_id()
         arm, live = self._releases.route(request.user_id or request_id)
         work = _Work(request, live, arm, self._clock)
-        deadline_ms = request.deadline_ms or self._config.deadline_ms
-        reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
-        left_s = deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+        left_s = self.left_s(arrived, request.deadline_ms)
         work.until = self._clock() + left_s
         degraded: Degraded | None = None
         try:
@@ -119,6 +124,12 @@ class AnswerService:
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
 
+    def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
+        """How long work may take for its answer to be out in time."""
+        deadline_ms = deadline_ms or self._config.deadline_ms
+        reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
+        return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+
     def _lane(self, work: _Work) -> BoundedPool:
         user_id = work.request.user_id
         return self.cold_pool if user_id is None or work.live.sessions.peek(user_id) is None else self.pool
@@ -131,18 +142,18 @@ class AnswerService:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
             if request.exclude_purchased:
-                work.purchased = self._store.items_of_type(request.user_id, "purchase")
+                work.purchased = self._store.items_of_type(request.user_id, PURCHASE)
             started = work.timed("history", started)
             state, outcome = live.sessions.state(
-                request.user_id, glance, lambda tokens: self._note(work, tokens), work.until
+                request.user_id, glance, lambda state: self._note(work, state.tokens_L, state.seen), work.until
             )
             self._metrics.sessions.labels(outcome).inc()
             work.ranking = state.ranking
             work.reason = None if state.glance.num_events else "unknown_user"
         else:
-            tokens_L = live.sessions.known_tokens([event.item_id for event in request.events or ()])
+            tokens_L, seen = self._told(work)
             started = work.timed("history", started)
-            self._note(work, tokens_L)
+            self._note(work, tokens_L, seen)
             work.ranking = live.sessions.ranking(tokens_L) if len(tokens_L) else None
         started = work.timed("encode", started)
         if work.ranking is None:
@@ -151,9 +162,14 @@ class AnswerService:
             self._list(work, work.ranking)
             work.timed("rank", started)
 
-    def _note(self, work: _Work, tokens_L: Tokens) -> None:
+    @staticmethod
+    def _told(work: _Work) -> tuple[Tokens, Tokens]:
+        """The kept history and all items seen, of the events in the request."""
+        return work.live.sessions.known([event.item_id for event in work.request.events or ()])
+
+    def _note(self, work: _Work, tokens_L: Tokens, seen: Tokens) -> None:
         """Keep what a fallback can use, before the expensive part begins."""
-        work.tokens_L = tokens_L
+        work.tokens_L, work.seen = tokens_L, seen
         if not len(tokens_L):
             return
         user_id = work.request.user_id
@@ -181,8 +197,10 @@ class AnswerService:
         request, live = work.request, work.live
         mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
         vocabulary = live.recommender.release.vocabulary
-        seen = work.tokens_L if request.exclude_seen and work.tokens_L is not None else _NOTHING
-        hidden = [*request.exclude, *work.purchased]
+        # While nobody knows what was purchased, whatever was seen may have been.
+        hides_seen = request.exclude_seen or (request.exclude_purchased and work.purchased is None)
+        seen = work.seen if hides_seen else _NOTHING
+        hidden = [*request.exclude, *(work.purchased or ())]
         if hidden or len(seen):
             mask = mask.copy()
             mask[vocabulary.tokens(hidden)] = False
@@ -227,9 +245,10 @@ class AnswerService:
         tokens_L = work.tokens_L
         if tokens_L is None and request.user_id is not None:
             kept = live.sessions.peek(request.user_id)
-            work.tokens_L = tokens_L = kept.tokens_L if kept else None
+            if kept is not None:
+                work.tokens_L, work.seen = tokens_L, _ = kept.tokens_L, kept.seen
         elif tokens_L is None:
-            work.tokens_L = tokens_L = live.sessions.known_tokens([e.item_id for e in request.events or ()])
+            work.tokens_L, work.seen = tokens_L, _ = self._told(work)
         last_token = int(tokens_L[-1]) if tokens_L is not None and len(tokens_L) else PAD
         return fallback.best_at_hand(
             live,
@@ -256,6 +275,7 @@ class AnswerService:
 
     def _keep(self, work: _Work, answer: RecommendationAnswer) -> None:
         """Write the impression behind the answer's back, and let the shadow and the index check have their turn."""
+        served_ms = int(time.time() * 1000)
         self.impressions.offer(
             Impression(
                 request_id=answer.request_id,
@@ -266,19 +286,31 @@ class AnswerService:
                 items=[item.item_id for item in answer.items],
                 degraded=answer.degraded,
                 late=answer.timings_ms["total"] > (work.request.deadline_ms or self._config.deadline_ms),
+                served_ms=served_ms,
             )
         )
         shadow = self._releases.shadow
         if shadow is not None and work.request.user_id is not None:
-            taken = self._background.offer(lambda: self._answer_unseen(shadow, work.request, answer.request_id))
-            self._metrics.shadow.labels("answered" if taken else "skipped").inc()
+            request_id = answer.request_id
+            taken = self._background.offer(lambda: self._answer_unseen(shadow, work.request, request_id, served_ms))
+            if not taken:
+                self._metrics.shadow.labels("skipped").inc()
         if work.ranking is not None and random.random() < self._config.index_check_share:
             ranking = work.ranking
             self._background.offer(lambda: self._check_index(ranking))
 
-    def _answer_unseen(self, shadow: LiveRelease, request: RecommendationRequest, request_id: str) -> None:
+    def _answer_unseen(
+        self, shadow: LiveRelease, request: RecommendationRequest, request_id: str, served_ms: int
+    ) -> None:
+        """In the background: the shadow's answer, counted as the one that was shown instead of it."""
         work = _Work(request, shadow, SHADOW_ARM, self._clock)
-        self._rank(work)
+        try:
+            self._rank(work)
+        except Exception as error:
+            self._metrics.shadow.labels("failed").inc()
+            logger.error("shadow %s failed: %s", shadow.name, error, exc_info=not isinstance(error, StoreError))
+            return
+        self._metrics.shadow.labels("answered").inc()
         if work.listed is not None:
             items = [item.item_id for item in items_of(shadow, work.listed, [])]
             self.impressions.offer(
@@ -289,6 +321,7 @@ class AnswerService:
                     arm=SHADOW_ARM,
                     source="model",
                     items=items,
+                    served_ms=served_ms,
                 )
             )
 

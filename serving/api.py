@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from recsys.contracts.events import Event
 from recsys.contracts.ids import PAD
 from serving.endpoint import Endpoint
+from serving.paths import ITEM, USER
 from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, STORE_TROUBLE
 from serving.schemas import (
     IMPRESSION,
@@ -23,10 +24,10 @@ from serving.schemas import (
     RecommendationAnswers,
     RecommendationBatch,
     RecommendationRequest,
-    RecommendedItem,
     SimilarItems,
     UserHistory,
 )
+from serving.similar import similar
 
 
 def recommendation_routes(endpoint: Endpoint) -> APIRouter:
@@ -44,20 +45,14 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
         return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
 
-    @router.get("/v1/items/{item_id}/similar", responses=NOT_FOUND)
-    def similar(item_id: Id, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
-        """Items most like this one, by the current release."""
+    @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
+    async def similar_items(item_id: Id, request: Request, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
+        """Items most like this one, by the current release, inside the deadline."""
         live = endpoint.releases.current
-        vocabulary = live.recommender.release.vocabulary
-        token = int(vocabulary.tokens([item_id])[0])
+        token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        rules = live.compiled(endpoint.releases.rules)
-        tokens, scores = live.neighbours(token)
-        shown = (rules.allowed & rules.available)[tokens]
-        rows = [(vocabulary.item(int(t)), float(s)) for t, s in zip(tokens[shown], scores[shown], strict=True)]
-        items = [RecommendedItem(item_id=item.item_id, score=score, title=item.title) for item, score in rows[:k]]
-        return SimilarItems(items=items, release=live.name)
+        return await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
 
     return router
 
@@ -67,7 +62,7 @@ def event_routes(endpoint: Endpoint) -> APIRouter:
     router = APIRouter(tags=["events"], responses={**BAD_BODY, **GUARDED, **STORE_TROUBLE})
 
     @router.post("/v1/events")
-    def events(body: EventBatch) -> EventsStored:
+    async def events(body: EventBatch) -> EventsStored:
         """Keep events. They are durable when this answers, and count in the next recommendation.
 
         Events of type `impression` say what was displayed of an answer; they do not enter histories.
@@ -79,10 +74,10 @@ def event_routes(endpoint: Endpoint) -> APIRouter:
         ]
         done_with = [(e, sent.context) for e, sent in zip(told, body.events, strict=True) if e.event_type != IMPRESSION]
         contexts = {place: context.values() for place, (_, context) in enumerate(done_with) if context is not None}
-        done = endpoint.store.append([event for event, _ in done_with], contexts)
-        shown = endpoint.store.record_displays([event for event in told if event.event_type == IMPRESSION])
+        shown = [event for event in told if event.event_type == IMPRESSION]
+        done = await endpoint.write(lambda: endpoint.store.append([event for event, _ in done_with], contexts, shown))
         endpoint.metrics.events.inc(done.stored)
-        return EventsStored(stored=done.stored + shown.stored, duplicates=done.duplicates + shown.duplicates)
+        return EventsStored(stored=done.stored, duplicates=done.duplicates)
 
     return router
 
@@ -92,7 +87,7 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     responses = {**BAD_BODY, **GUARDED, **STORE_TROUBLE}
     router = APIRouter(prefix="/v1/users", tags=["users"], responses=responses)
 
-    @router.get("/{user_id}/history")
+    @router.get(f"{USER}/history")
     def history(user_id: Id, limit: int = Query(default=100, ge=1, le=1_000)) -> UserHistory:
         """The latest events of a user, oldest first."""
         found = endpoint.store.recent(user_id, limit)
@@ -103,12 +98,12 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
             ]
         )
 
-    @router.post("/{user_id}/join")
+    @router.post(f"{USER}/join")
     def join(user_id: Id, body: JoinRequest) -> Changed:
         """Give an anonymous session's events to this user, who has signed in."""
         return Changed(events=endpoint.store.join(body.session_id, user_id))
 
-    @router.delete("/{user_id}")
+    @router.delete(USER)
     def forget(user_id: Id) -> Changed:
         """Forget a user now, and tell the nightly job to leave their events out of logs."""
         deleted = endpoint.store.forget(user_id)

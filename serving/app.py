@@ -22,7 +22,7 @@ from serving.arrival import Arrival
 from serving.config import ServeConfig
 from serving.endpoint import Endpoint
 from serving.express import Express
-from serving.guard import Guard
+from serving.guard import SAFE_HEADERS, Guard
 from serving.live import Releases
 from serving.operation import operation_routes
 from serving.problems import add_handlers
@@ -106,6 +106,7 @@ def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         log_config=None,  # uvicorn's own would close the handlers that there are; its lines come to ours
         log_level="warning",
         access_log=False,
+        headers=[(name.decode(), value.decode()) for name, value in SAFE_HEADERS],
         timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
         timeout_graceful_shutdown=config.drain_s,
     )

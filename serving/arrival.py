@@ -1,6 +1,5 @@
 """The outermost layer: when a request arrived, and how large it may be. Pure ASGI."""
 
-import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -8,15 +7,13 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 
 from serving.lag import LoopLag
+from serving.problems import refusal
 
 _Scope = MutableMapping[str, Any]
 _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 
 MAX_BODY_BYTES: Final = 8_000_000
 """A full batch of events with the longest ids, in any script, written as UTF-8, is smaller."""
-
-
-_TOO_LARGE: Final = f"more than {MAX_BODY_BYTES:,} bytes"
 
 
 class Arrival:
@@ -33,10 +30,12 @@ class Arrival:
             return
         scope.setdefault("state", {})["arrived"] = time.monotonic() - self._lag.seconds
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if int(declared) > MAX_BODY_BYTES:  # the server has checked that it is a number
-            await _refuse(send)
-            return
-        await self._app(scope, _counted(receive), send)
+        try:
+            if int(declared) > MAX_BODY_BYTES:  # the server has checked that it is a number
+                raise _too_large()
+            await self._app(scope, _counted(receive), send)
+        except HTTPException as error:  # what is raised above the framework's own handlers
+            await refusal(error)(scope, receive, send)
 
 
 def _counted(receive: Any) -> Callable[[], Awaitable[Any]]:
@@ -48,14 +47,12 @@ def _counted(receive: Any) -> Callable[[], Awaitable[Any]]:
         message = await receive()
         received += len(message.get("body", b""))
         if received > MAX_BODY_BYTES:
-            raise HTTPException(413, _TOO_LARGE)
+            raise _too_large()
         return message
 
     return counting
 
 
-async def _refuse(send: Any) -> None:
-    body = json.dumps({"detail": [{"loc": ["body"], "msg": _TOO_LARGE}]}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
-    await send({"type": "http.response.body", "body": body})
+def _too_large() -> HTTPException:
+    """The rest of the body is not read: the connection is of no more use."""
+    return HTTPException(413, f"more than {MAX_BODY_BYTES:,} bytes", {"connection": "close"})

@@ -47,7 +47,7 @@ class ServeConfig(Config):
     attribution_hours: float = Field(default=24.0, gt=0, le=24 * 90)
     """How long after an answer an event may count for it."""
     recall_days: float = Field(default=7.0, gt=0)
-    """Period of the live figures in /metrics."""
+    """Period of the live figures in /metrics and on the console."""
     index_check_share: float = Field(default=0.01, ge=0, le=1)
     """Share of answers whose index search is compared with exact search."""
     traces: bool = False

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
@@ -13,6 +13,7 @@ from recsys.store.counting import RecallCounter
 from serving.answers import AnswerService
 from serving.config import ServeConfig
 from serving.context import MIN_EVENTS, NUM_ITEMS
+from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
@@ -23,6 +24,11 @@ from serving.tracing import otlp_tracer
 logger = logging.getLogger(__name__)
 
 
+T = TypeVar("T")
+_NUM_WRITERS = 4
+_MAX_WRITES = 256
+_WRITE_S = 10.0
+"""Longest that a batch of events waits to be acknowledged."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before plain ones
 are answered unread. With more, those who waited longest are late whenever the event loop is, too."""
@@ -37,6 +43,7 @@ class Endpoint:
         self.store = store
         self.cache = cache
         self.metrics = metrics = Metrics()
+        self._writers = BoundedPool(_NUM_WRITERS, _MAX_WRITES, "events")
         self.service = AnswerService(config, releases, store, metrics)
         self.access = Access(config)
         self.tracer = otlp_tracer() if config.traces else None
@@ -60,11 +67,23 @@ class Endpoint:
         return self.warmed.is_set() and self.releases.current.is_verified
 
     def is_behind(self, num_under_way: int) -> bool:
-        """See `Shedder`."""
+        """See `Shedder`. Requests that write to the store are under way, too, but in nobody's way."""
+        num_under_way -= self._writers.taken
         if num_under_way > self.config.num_workers + self.config.max_waiting // 2:
             return True
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(num_under_way)
         return wait_s > _BEHIND_SHARE * self.config.deadline_ms / 1000
+
+    async def write(self, work: Callable[[], T]) -> T:
+        """The result of work that writes to the store, in one of a few threads that nothing else needs.
+
+        Raises:
+            StoreError: the work failed, or too many wait for a store that stalls; some of that may be written yet.
+        """
+        try:
+            return await self._writers.run(work, _WRITE_S)
+        except (OverloadError, DeadlineError):
+            raise StoreError("store: too many events wait to be written; send them again") from None
 
     def may_ask(self, client: Any, headers: list[tuple[bytes, bytes]]) -> bool:
         """See `Shedder`."""
@@ -102,6 +121,7 @@ class Endpoint:
         """Stop; impressions that wait are written first."""
         self._closing.set()
         self._counter.close()
+        self._writers.close()
         self.service.close()
         if self.tracer is not None:
             self.tracer.close()

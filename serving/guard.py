@@ -2,11 +2,12 @@
 
 import hashlib
 import hmac
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final
+
+from starlette.exceptions import HTTPException
 
 from serving.config import ServeConfig, Token, TokenScope
 
@@ -16,12 +17,14 @@ _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/console"})
 """They show nothing of users. The console asks for a token itself."""
 _MAX_CLIENTS: Final = 10_000
+_HINTS: Final = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}
 SAFE_HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
+"""Of every answer: the server adds them itself, below all that may refuse or fail."""
 
 
 class Guard:
@@ -32,21 +35,19 @@ class Guard:
         self._access = access
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
-        """Pass on, or refuse."""
+        """Pass on, or refuse; see `Arrival`.
+
+        Raises:
+            HTTPException: this client may not ask for it, or not now.
+        """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         refusal = self._access.refusal(scope)
         if refusal is not None:
-            await _refuse(send, *refusal)
-            return
-
-        async def careful(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SAFE_HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, careful)
+            status, message = refusal
+            raise HTTPException(status, message, _HINTS.get(status))
+        await self._app(scope, receive, send)
 
 
 class Access:
@@ -115,14 +116,3 @@ def _token_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[Token]) -
         if hmac.compare_digest(hashed, token.sha256):
             found = token
     return found if kind.lower() == b"bearer" else None
-
-
-async def _refuse(send: Any, status: int, message: str) -> None:
-    body = json.dumps({"detail": [{"loc": ["request"], "msg": message}]}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *SAFE_HEADERS]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if status == 429:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

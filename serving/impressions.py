@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ logger = logging.getLogger(__name__)
 _MAX_WAITING = 10_000
 _MAX_BATCH = 500
 _EVERY_S = 0.1
+_MOST_WAIT_MS = 30_000
+"""What waited longer, because the store stalled, is lost: recall looks back a minute for answers that are new."""
 
 
 class ImpressionWriter:
@@ -32,7 +35,7 @@ class ImpressionWriter:
         self._thread.start()
 
     def offer(self, impression: Impression) -> None:
-        """Keep it some time, unless too many wait."""
+        """Keep it some time, with the moment that it has, unless too many wait."""
         if len(self._waiting) < _MAX_WAITING:
             self._waiting.append(impression)
         else:
@@ -55,8 +58,16 @@ class ImpressionWriter:
     def write(self) -> None:
         """Store all that waits, now."""
         while batch := self._next_batch():
+            oldest_ms = time.time() * 1000 - _MOST_WAIT_MS
+            fresh = [each for each in batch if each.served_ms is None or each.served_ms >= oldest_ms]
             try:
-                self._store.record_impressions(batch)
+                if fresh:
+                    self._store.record_impressions(fresh)
             except StoreError as error:
-                self._lost(len(batch))
+                fresh = []
                 logger.warning("%s", error)
+            except Exception:  # one bad answer must not end the thread
+                fresh = []
+                logger.exception("impressions not kept")
+            if len(fresh) < len(batch):
+                self._lost(len(batch) - len(fresh))

@@ -1,6 +1,7 @@
 """What machines and operators look at: health, readiness, metrics, the console and its figures."""
 
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Status(Schema):
     """Of each loaded one, the current first: accuracy, size in 10^6 bytes and time to encode a full window, before it
     was made small (float32 weights in torch) and after, as measured when it was made; latency of its answers here."""
     recall: list[dict[str, Any]]
-    """Counts by release and arm, with shares and their 95 % intervals."""
+    """Counts of the last `recall_days` by release and arm, with shares and their 95 % intervals."""
     report: dict[str, Any]
     """What was measured when the release was made."""
 
@@ -74,12 +75,12 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
     page = _PAGE.read_text(encoding="utf-8")
 
     @router.get("/healthz")
-    def healthz() -> Health:
+    async def healthz() -> Health:  # needs no thread: while a store stalls, requests may hold them all
         """The process lives."""
         return Health(status="ok")
 
     @router.get("/readyz", responses={503: {"model": Health, "description": "Not warm, or the release is not fit."}})
-    def readyz(response: Response) -> Health:
+    async def readyz(response: Response) -> Health:
         """The process can answer inside the deadline, and as the release did when it was built."""
         if endpoint.is_ready:
             return Health(status="ready", release=endpoint.releases.current.name)
@@ -140,7 +141,8 @@ def _releases(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 
 def _recall(endpoint: Endpoint) -> list[dict[str, Any]]:
-    totals = endpoint.store.attribution.totals()
+    since_ms = int((time.time() - endpoint.config.recall_days * 86_400) * 1000)
+    totals = endpoint.store.attribution.totals(since_ms)
     return [
         {
             "release": release,

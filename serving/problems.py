@@ -1,5 +1,6 @@
 """Every refusal has one shape: {"detail": [{"loc": [...], "msg": "..."}]}. Nothing of the request is echoed."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from starlette.exceptions import HTTPException
 
 from recsys.contracts.errors import RecsysError, StoreError
 from serving.schemas import Problems
+
+logger = logging.getLogger(__name__)
 
 Responses = dict[int | str, dict[str, Any]]
 BAD_BODY: Final[Responses] = {
@@ -32,6 +35,13 @@ def problem(status: int, loc: Sequence[str | int], message: str) -> JSONResponse
     return JSONResponse({"detail": [{"loc": list(loc), "msg": message}]}, status_code=status)
 
 
+def refusal(error: HTTPException) -> JSONResponse:
+    """A refusal as an answer, wherever it was raised."""
+    answer = problem(error.status_code, ["request"], str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
 def add_handlers(app: FastAPI) -> None:
     """Answer refusals and failures in the one shape."""
 
@@ -43,13 +53,12 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        answer = problem(error.status_code, ["request"], str(error.detail))
-        answer.headers.update(error.headers or {})
-        return answer
+        return refusal(error)
 
     @app.exception_handler(StoreError)
     async def store_trouble(_: Request, error: StoreError) -> JSONResponse:
-        return problem(503, ["store"], str(error))
+        logger.error("%s", error)  # the database's own words may name hosts, tables and values
+        return problem(503, ["store"], "the store cannot be used at the moment; try again later")
 
     @app.exception_handler(RecsysError)
     async def unusable(_: Request, error: RecsysError) -> JSONResponse:

@@ -10,12 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
-from recsys.contracts.ids import Tokens
+from recsys.contracts.ids import PAD, Tokens
 from recsys.runtime.engine import Session
 from recsys.runtime.release import Release
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
@@ -49,6 +49,8 @@ class UserState:
     """Moment of the last event, kept or not."""
     tokens_L: Tokens
     """The kept history."""
+    seen: Tokens
+    """All items of the history that may be recommended, each once: new ones too, which no history is made of."""
     k: int = 0
     digest: str = ""
     session: Session | None = None
@@ -60,7 +62,7 @@ class UserState:
     def size_bytes(self) -> int:
         """What keeping it costs."""
         encoded = self.session.size_bytes if self.session else 0
-        return encoded + self.tokens_L.nbytes + Ranking.SIZE_BYTES + _OVERHEAD_BYTES
+        return encoded + self.tokens_L.nbytes + self.seen.nbytes + Ranking.SIZE_BYTES + _OVERHEAD_BYTES
 
 
 class SessionCache:
@@ -131,11 +133,15 @@ class Sessions:
         self._batcher.measure()
 
     def state(
-        self, user_id: str, glance: Glance, note: Callable[[Tokens], object] = len, until: float = math.inf
+        self,
+        user_id: str,
+        glance: Glance,
+        note: Callable[[UserState], object] = lambda _: None,
+        until: float = math.inf,
     ) -> tuple[UserState, Outcome]:
         """The state after all events that `glance` saw, or later ones; one thread works on a user at a time.
 
-        `note` is told the kept history once it is known, before it is encoded. `until` is the moment (of the
+        `note` is told the history once it is known, before it is encoded. `until` is the moment (of the
         monotonic clock) at which nobody wants the state any more: what is done together is chosen by it.
 
         Raises:
@@ -144,10 +150,10 @@ class Sessions:
         with self._alone(user_id):
             kept = self._cache.get(self._release.name, user_id)
             if kept is not None and _same_events(kept.glance, glance):
-                note(kept.tokens_L)
+                note(kept)
                 return kept, "unchanged"
             fresh = self._read(user_id, kept, glance)
-            note(fresh.tokens_L)
+            note(fresh)
             state, outcome = self._encoded(fresh, kept, until)
             self._cache.put(self._release.name, user_id, state)
             return state, outcome
@@ -156,9 +162,11 @@ class Sessions:
         """What is kept, without a look at the store: for answers that cannot wait."""
         return self._cache.get(self._release.name, user_id)
 
-    def known_tokens(self, item_ids: Sequence[str]) -> Tokens:
-        """Tokens of the kept items, in order."""
-        return self._release.vocabulary.history(item_ids)
+    def known(self, item_ids: Sequence[str]) -> tuple[Tokens, Tokens]:
+        """Tokens of the kept items, in order; and of all that may be recommended, each once."""
+        tokens = self._release.vocabulary.tokens(item_ids)
+        kept: Tokens = tokens[(tokens != PAD) & (tokens <= self._release.vocabulary.num_kept)]
+        return kept, np.unique(tokens[tokens != PAD])
 
     def ranking(self, tokens_L: Tokens) -> Ranking:
         """What a history that belongs to nobody, not empty, leads to; nothing is kept."""
@@ -173,12 +181,13 @@ class Sessions:
             # Fewer than counted: something was committed under a lower number.
             if follows and kept.glance.num_events + len(news.item_ids) >= glance.num_events:
                 seen = Glance(kept.glance.num_events + len(news.item_ids), news.last_seq, glance.revision)
-                tokens = np.concatenate([kept.tokens_L, self.known_tokens(news.item_ids)])
-                return UserState(seen, news.last_ms, tokens)
+                tokens, items = self.known(news.item_ids)
+                tokens = np.concatenate([kept.tokens_L, tokens])
+                return UserState(seen, news.last_ms, tokens, np.union1d(kept.seen, items))
         whole = self._histories.events_after(user_id)
         num_events = max(len(whole.item_ids), glance.num_events if len(whole.item_ids) == HISTORY_CAP else 0)
         seen = Glance(num_events, whole.last_seq, glance.revision)
-        return UserState(seen, whole.last_ms, self.known_tokens(whole.item_ids))
+        return UserState(seen, whole.last_ms, *self.known(whole.item_ids))
 
     def _encoded(self, fresh: UserState, kept: UserState | None, until: float) -> tuple[UserState, Outcome]:
         if not len(fresh.tokens_L):
@@ -194,7 +203,7 @@ class Sessions:
         else:
             session = self._engine.open([window])[0]
         ranking = Ranking(self._release, session.vector_D, fresh.tokens_L)
-        return UserState(fresh.glance, fresh.last_ms, fresh.tokens_L, k, digest(window), session, ranking), outcome
+        return replace(fresh, k=k, digest=digest(window), session=session, ranking=ranking), outcome
 
     def _open_window(self, tokens_L: Tokens) -> tuple[int, Tokens]:
         k = num_windows(len(tokens_L), self._release.window) - 1

@@ -132,6 +132,7 @@ def benchmark_case(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 1,
     rounds: Annotated[int, typer.Option(min=8, help="Timed answers a step.")] = 40,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder that keeps what is trained: a killed run goes on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Where a .png of the latencies goes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on past the gate.")] = False,
     config: ConfigOption = None,
@@ -147,6 +148,7 @@ def benchmark_case(
         num_seeds=seeds,
         num_rounds=rounds,
         force=force,
+        out=out,
     )
     if picture is not None:
         case_report.picture(values, picture)

@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +36,7 @@ from recsys.training.config import Recipe
 from recsys.windows import WindowConfig
 
 PROCESS_TIMEOUT_S = 300
+SETTINGS_FILE = "case.json"
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,30 @@ class _Side:
 
 
 def run(
-    features: Path | None, recipe: Recipe, config: OptimizeConfig, *, num_seeds: int, num_rounds: int, force: bool
+    features: Path | None,
+    recipe: Recipe,
+    config: OptimizeConfig,
+    *,
+    num_seeds: int,
+    num_rounds: int,
+    force: bool,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Train all sides with the same recipe and budget, then measure latency, memory, disk and accuracy.
 
-    Without `features` those of the bundled sample are built.
+    Without `features` those of the bundled sample are built. What is trained and built is kept in `out`, if given, and
+    taken from there: a killed run goes on, and seeds can be added.
 
     Raises:
         GateError: the engine is worse than the gate allows, and not `force`.
+        DataError: `out` holds a case of other features or with other settings.
     """
-    with tempfile.TemporaryDirectory(prefix="recsys-case-") as folder:
+    with _workplace(out) as folder:
         if features is None:
-            features = Path(folder) / "features"
-            features_build.run(features_build.FeaturesConfig(), [sample_log(Path(folder))], features)
-        runs = [_sides(features, recipe, seed, config, Path(folder), force) for seed in range(num_seeds)]
+            features = folder / "features"
+            features_build.run(features_build.FeaturesConfig(), [sample_log(folder)], features)
+        _same_settings(folder, recipe, config, features)
+        runs = [_sides(features, recipe, seed, config, folder, force) for seed in range(num_seeds)]
         before, float_after, after = (runs[0][name] for name in ("before", "window", "quantization"))
         contenders = Contenders(
             Checkpoint.open(before.checkpoint),
@@ -106,6 +119,32 @@ def run(
         }
 
 
+@contextmanager
+def _workplace(out: Path | None) -> Iterator[Path]:
+    """A folder that stays, or one that is removed."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="recsys-case-") as folder:
+        yield Path(folder)
+
+
+def _same_settings(folder: Path, recipe: Recipe, config: OptimizeConfig, features: Path) -> None:
+    """Note what the folder's trainings have in common, or see that it is this."""
+    settings = {
+        "recipe": recipe.model_dump(mode="json"),
+        "optimize": config.model_dump(mode="json"),
+        "features": artifact.verify(features, "features").digest,
+    }
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        path.write_text(json.dumps(settings))
+    elif (known := json.loads(path.read_text())) != settings:
+        changed = " and ".join(name for name in settings if known.get(name) != settings[name])
+        raise DataError(f"{path}: a case with another {changed}; give another --out")
+
+
 def _sides(
     features: Path, recipe: Recipe, seed: int, config: OptimizeConfig, folder: Path, force: bool
 ) -> dict[str, _Side]:
@@ -128,13 +167,16 @@ def _sides(
 
 
 def _side(recipe: Recipe, features: Path, config: OptimizeConfig, place: Path, *, force: bool) -> _Side:
-    train.run(recipe, features, place / "checkpoint", protocol=Protocol.TIME)
+    if not (place / "checkpoint" / artifact.MANIFEST_NAME).exists():
+        train.run(recipe, features, place / "checkpoint", protocol=Protocol.TIME)
     release = _release(place / "checkpoint", features, config, place / "releases", force=force)
     return _Side(features, place / "checkpoint", release)
 
 
 def _with_all_items(features: Path, place: Path) -> Path:
     """The same histories without pruning: every item with an event is kept."""
+    if (place / artifact.MANIFEST_NAME).exists():
+        return place
     manifest = artifact.verify(features, "features")
     with artifact.writing(place, "features") as writer:
         for name in manifest.files:
@@ -155,8 +197,9 @@ def _float(config: OptimizeConfig) -> OptimizeConfig:
 
 
 def _release(checkpoint: Path, features: Path, config: OptimizeConfig, out: Path, *, force: bool) -> Path:
-    name, _ = optimize_build.run(config, checkpoint, features, out, force=force)
-    return out / name
+    if artifact.current_name(out) is None:
+        optimize_build.run(config, checkpoint, features, out, force=force)
+    return artifact.resolve_release(out)
 
 
 def _process(kind: str, folder: Path, config: OptimizeConfig) -> dict[str, float]:

@@ -10,13 +10,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import contexts, joining, users
-from recsys.store.impressions import Impression, record
+from recsys.store import contexts, joining, retention, users
+from recsys.store.impressions import Impression, record, record_displays, stop_recording
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
-    answer_counts,
-    displays,
     documents,
     events,
     impressions,
@@ -101,17 +99,30 @@ class EventStore:
         return cls(open_engine(url), clock)
 
     def append(
-        self, batch: Sequence[Event], context_of: Mapping[int, Sequence[contexts.ContextValue]] | None = None
+        self,
+        batch: Sequence[Event],
+        context_of: Mapping[int, Sequence[contexts.ContextValue]] | None = None,
+        displayed: Sequence[Event] = (),
     ) -> AppendResult:
         """Store events in one transaction; they are durable when this returns. An event_id is stored once.
 
         `context_of` holds the context of some events by their place in the batch: it is counted, not kept.
+        `displayed` is what the shop says it displayed of an answer; each item of an answer once.
 
         Raises:
             StoreError: nothing was stored.
         """
-        if not batch:
-            return AppendResult(0, 0)
+        with trouble("events not stored"), self._engine.begin() as connection:
+            stored = self._append(connection, batch, context_of or {}) if batch else 0
+            stored += record_displays(self._engine, connection, displayed, self._now_ms()) if displayed else 0
+        return AppendResult(stored, len(batch) + len(displayed) - stored)
+
+    def _append(
+        self,
+        connection: sa.Connection,
+        batch: Sequence[Event],
+        context_of: Mapping[int, Sequence[contexts.ContextValue]],
+    ) -> int:
         now_ms = self._now_ms()
         rows = [
             {name: getattr(event, name) for name in _FIELDS}
@@ -119,16 +130,13 @@ class EventStore:
             for event in batch
         ]
         statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
-        with trouble("events not stored"), self._engine.begin() as connection:
-            # What this statement wrote. A look afterwards would find what others wrote, too.
-            found = connection.execute(
-                statement.returning(events.c.user_id, events.c.seq, events.c.event_id), rows
-            ).all()
-            users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
-            if context_of:
-                told = {rows[place]["event_id"]: (values, batch[place].item_id) for place, values in context_of.items()}
-                contexts.add(self._engine, connection, told, {row.event_id for row in found})
-        return AppendResult(len(found), len(batch) - len(found))
+        # What this statement wrote. A look afterwards would find what others wrote, too.
+        found = connection.execute(statement.returning(events.c.user_id, events.c.seq, events.c.event_id), rows).all()
+        users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
+        if context_of:
+            told = {rows[place]["event_id"]: (values, batch[place].item_id) for place, values in context_of.items()}
+            contexts.add(self._engine, connection, told, {row.event_id for row in found})
+        return len(found)
 
     def import_events(self, batches: Iterable[Sequence[Event]]) -> AppendResult:
         """Append many batches; safe to run again, as every event carries an id made from its place."""
@@ -202,6 +210,8 @@ class EventStore:
     def forget(self, user_id: str) -> int:
         """Delete a user's events and answers, and leave a tombstone for the nightly job; the number of events deleted.
 
+        Answers that were given before and are recorded later are not kept.
+
         Raises:
             StoreError: nothing was deleted.
         """
@@ -210,6 +220,7 @@ class EventStore:
         statement = statement.on_conflict_do_update(index_elements=["user_id"], set_=stone)
         with trouble("user not forgotten"), self._engine.begin() as connection:
             mine = users.lock(connection, [user_id])
+            stop_recording(connection)
             deleted = connection.execute(sa.delete(events).where(events.c.user_id == user_id)).rowcount
             users.recount(connection, mine)
             connection.execute(sa.delete(impressions).where(impressions.c.user_id == user_id))
@@ -247,24 +258,6 @@ class EventStore:
         with trouble("impression not kept"), self._engine.begin() as connection:
             record(connection, batch, self._now_ms())
 
-    def record_displays(self, batch: Sequence[Event]) -> AppendResult:
-        """Keep what the shop says it displayed of an answer; each item of an answer once.
-
-        Raises:
-            StoreError: nothing was stored.
-        """
-        now_ms = self._now_ms()
-        rows = [
-            {"request_id": e.request_id, "item_id": e.item_id, "displayed_ms": e.timestamp_ms, "received_ms": now_ms}
-            for e in batch
-        ]
-        if not rows:
-            return AppendResult(0, 0)
-        statement = insert(self._engine, displays).on_conflict_do_nothing()
-        with trouble("impressions not stored"), self._engine.begin() as connection:
-            stored = connection.execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
-        return AppendResult(stored, len(batch) - stored)
-
     def document(self, name: str) -> Any:
         """A document that all workers share (rules, arms), or None.
 
@@ -293,21 +286,16 @@ class EventStore:
     def prune(self, before_ms: int) -> int:
         """Delete events and answers older than a moment and give the room back; the number of events deleted.
 
-        Counts of past hours stay. A history that loses its oldest events has its windows cut anew.
+        Counts of past hours stay. A history that loses its oldest events has its windows cut anew. Some rows at a time,
+        so that events that come meanwhile do not wait for all of it.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: the store cannot be written; what was deleted before stays deleted.
         """
-        with trouble("store not pruned"), self._engine.begin() as connection:
-            self.attribution.freeze(connection, before_ms)
-            old = events.c.timestamp_ms < before_ms
-            shortened = users.lock(connection, sa.select(events.c.user_id).where(old))
-            deleted = connection.execute(sa.delete(events).where(old)).rowcount
-            users.recount(connection, shortened)
-            shown = sa.select(impressions.c.request_id).where(impressions.c.served_ms < before_ms)
-            connection.execute(sa.delete(answer_counts).where(answer_counts.c.request_id.in_(shown)))
-            connection.execute(sa.delete(impressions).where(impressions.c.served_ms < before_ms))
-            connection.execute(sa.delete(displays).where(displays.c.displayed_ms < before_ms))
+        with trouble("store not pruned"):
+            with self._engine.begin() as connection:
+                self.attribution.freeze(connection, before_ms)
+            deleted = retention.prune(self._engine, before_ms)
         with trouble("store not vacuumed"), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("vacuum"))
         return deleted

@@ -14,6 +14,20 @@ from recsys.contracts.errors import StoreError
 
 _BUSY_TIMEOUT_S = 5
 _EXPECTED: Final = "expected sqlite:///path or postgresql://…"
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "sqlite": {},
+    "postgresql": {
+        "pool_timeout": _BUSY_TIMEOUT_S,
+        # A server that is gone without a word is noticed; libpq would wait for it for hours.
+        "connect_args": {
+            "connect_timeout": _BUSY_TIMEOUT_S,
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 2 * _BUSY_TIMEOUT_S * 1000,
+        },
+    },
+}
 _metadata = sa.MetaData()
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows by INTEGER keys only
 
@@ -150,7 +164,7 @@ def open_engine(url: str) -> sa.Engine:
     shown = re.sub(r"(?<=://)[^/]*@", "***@", url)  # a password never gets into a message or a log
     parsed = _checked_url(url, shown)
     try:
-        engine = sa.create_engine(parsed)
+        engine = sa.create_engine(parsed, **_OPTIONS[parsed.get_backend_name()])
     except ModuleNotFoundError as error:
         raise StoreError(f"store {shown}: driver {error.name} is missing; install recsys[postgres]") from None
     except SQLAlchemyError as error:

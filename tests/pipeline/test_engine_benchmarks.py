@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from optimize.config import GateConfig, OptimizeConfig
-from recsys.contracts.errors import ConfigError
+from recsys.contracts.errors import ConfigError, DataError
 from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
 from recsys.pipeline.case_process import main as case_process
 from recsys.training.config import Recipe
@@ -26,11 +26,10 @@ def test_the_engine_benchmark_measures_every_call(ring_releases) -> None:
 
 
 @pytest.mark.slow
-def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Recipe, tmp_path) -> None:
-    values = case_benchmark.run(
-        ring_features, tiny_recipe, OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9)),
-        num_seeds=1, num_rounds=3, force=True,
-    )  # fmt: skip
+def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Recipe, tmp_path, monkeypatch) -> None:
+    config, folder = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9)), tmp_path / "kept"
+    given = {"num_seeds": 1, "num_rounds": 3, "force": True, "out": folder}
+    values = case_benchmark.run(ring_features, tiny_recipe, config, **given)
     assert values.keys() >= KEYS
     assert list(values["accuracy_by_cause"]) == ["pruning", "window", "quantization"]
     assert list(values["memory"]) == ["before", "pruning", "window", "engine", "quantization"]
@@ -39,6 +38,11 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     case_report.picture(values, tmp_path / "case.png")
     assert (tmp_path / "case.png").stat().st_size > 1000
     assert "latency, warm user" in tables.case_summary(values)
+    monkeypatch.setattr(case_benchmark.train, "run", None)  # what is there is not trained again
+    again = case_benchmark.run(ring_features, tiny_recipe, config, **given)
+    assert again["accuracy_by_cause"] == values["accuracy_by_cause"]
+    with pytest.raises(DataError, match="a case with another optimize; give another --out"):
+        case_benchmark.run(ring_features, tiny_recipe, OptimizeConfig(bits=4), **given)
 
 
 def test_head_shapes_of_equal_width_are_compared(ring_features, tiny_recipe: Recipe, tmp_path) -> None:

@@ -1,8 +1,24 @@
 """The endpoints beside the recommendation itself."""
 
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
 import pytest
 
+from recsys.contracts.ids import Vocabulary
+from recsys.runtime.recommender import Recommender
+from recsys.store import ArmCounts, EventStore
+from recsys.store.schema import recall_hours
 from serving import express
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.live import Releases
+from serving.sessions import SessionCache
+from tests.serving.conftest import FakeEngine, fake_release, running
 
 
 def items(answer: dict) -> list[str]:
@@ -108,6 +124,53 @@ def test_live_recall_reaches_the_metrics_and_the_console(shop) -> None:
     assert release["latency"]["p50_ms"] == status["latency"]["p50_ms"] > 0
 
 
+def test_the_console_counts_the_days_that_the_metrics_count(open_shop) -> None:
+    shop = open_shop(recall_days=1)
+    counts = json.dumps(asdict(ArmCounts(answers=7)))
+    hour = int(time.time() // 3600)
+    hours = [(hour, "tonight"), (hour - 12, "tonight"), (hour - 26, "older")]
+    rows = [{"hour": at, "release": release, "arm": "all", "counts": counts} for at, release in hours]
+    with shop.store.engine.begin() as connection:
+        connection.execute(recall_hours.insert(), rows)
+    found = shop.client.get("/v1/status").json()["recall"]
+    assert [(row["release"], row["answers"]) for row in found] == [("tonight", 14)]
+
+
+ODD_IDS = ["a/b", "a/history", "a/join", "a/similar", "/", "a/", "//a", "..", ".", "../..", "%", "%2F", "a b", " ",
+           "a?b#c", "line\nbreak", "at the end\n", "history", "x" * 256, "ü" * 256]  # fmt: skip
+
+
+def in_path(any_id: str) -> str:
+    """Percent-encoded, dots as well: clients would take `..` for the folder above."""
+    return quote(any_id, safe="").replace(".", "%2E")
+
+
+def test_whatever_an_event_calls_its_user_is_shown_joined_and_forgotten(shop) -> None:
+    shop.tell("sku-3", user="bystander")
+    for user in ODD_IDS:
+        path = f"/v1/users/{in_path(user)}"
+        shop.tell("sku-1", user=user)
+        shop.tell("sku-2", user="cookie")
+        history = shop.client.get(f"{path}/history").json()
+        assert [event["item_id"] for event in history["events"]] == ["sku-1"], user
+        assert shop.client.post(f"{path}/join", json={"session_id": "cookie"}).json() == {"events": 1}, user
+        assert shop.client.delete(path).json() == {"events": 2}, user
+        assert shop.store.history(user) == [], user
+    assert shop.store.history("bystander") == ["sku-3"]
+
+
+def test_an_item_of_any_id_has_similar_ones(tmp_path: Path) -> None:
+    release = fake_release(FakeEngine())
+    items = [replace(item, item_id=odd) for item, odd in zip(release.vocabulary.items, ODD_IDS, strict=True)]
+    recommender = Recommender(replace(release, vocabulary=Vocabulary(items)))
+    store, cache = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}"), SessionCache(10**8)
+    app = create_app(ServeConfig(), Releases(recommender, store, cache), store, cache)
+    with running(app) as address, httpx.Client(base_url=address) as client:
+        for odd in ODD_IDS:
+            found = client.get(f"/v1/items/{in_path(odd)}/similar", params={"k": 100}).json()["items"]
+            assert {item["item_id"] for item in found} == set(ODD_IDS) - {odd}
+
+
 def test_the_index_is_checked_against_exact_search(open_shop) -> None:
     shop = open_shop(deadline_ms=10_000, index_check_share=1)
     shop.ask(events=[{"item_id": "sku-3"}])
@@ -152,15 +215,9 @@ def test_a_poison_event_is_refused_and_stores_nothing(shop, event: dict) -> None
     ["'; drop table events; --", "../../etc/passwd", "<script>alert(1)</script>", "𝔘𝔫𝔦", "%00", "a\nb\tc", "\u202e"],
 )
 def test_hostile_names_are_only_names(shop, name: str) -> None:
-    from urllib.parse import quote
-
     shop.tell(name, user=name)
-    path = f"/v1/users/{quote(name, safe='')}/history"
-    response = shop.client.get(path)
-    if "/" in name:
-        assert response.status_code == 404  # not a path of ours
-    else:
-        assert [e["item_id"] for e in response.json()["events"]] == [name]
+    response = shop.client.get(f"/v1/users/{in_path(name)}/history")
+    assert [e["item_id"] for e in response.json()["events"]] == [name]
     assert shop.store.history(name) == [name]
     assert shop.ask(user_id=name)["reason"] == "no_known_items"
 

@@ -1,8 +1,18 @@
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 
+import httpx
 import pytest
 
 from recsys.contracts.errors import StoreError
+from recsys.contracts.ids import Vocabulary
+from recsys.runtime.recommender import Recommender
+from recsys.store import EventStore
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.live import Releases
+from serving.sessions import SessionCache
+from tests.serving.conftest import FakeEngine, fake_release, running
 
 
 def items(answer: dict) -> list[str]:
@@ -29,6 +39,28 @@ def test_excluded_and_seen_items_are_left_out(shop) -> None:
     shop.tell("sku-3")
     assert items(shop.ask(user_id="ann", k=1, exclude=["sku-3"])) == ["sku-0"]
     assert items(shop.ask(user_id="ann", k=1, exclude_seen=True)) == ["sku-0"]
+
+
+def test_of_events_in_the_request_the_purchased_ones_are_left_out(shop) -> None:
+    told = [{"item_id": "sku-3", "event_type": "purchase"}, {"item_id": "sku-5"}]
+    shown = items(shop.ask(events=told, k=20, exclude_purchased=True))
+    assert "sku-3" not in shown
+    assert "sku-5" in shown
+
+
+def test_new_items_that_were_seen_are_left_out_like_all_others(tmp_path) -> None:
+    release = fake_release(FakeEngine())
+    known = release.vocabulary.items
+    release = replace(release, vocabulary=Vocabulary([*known[:-1], replace(known[-1], is_new=True)]))
+    store, cache = EventStore.open(f"sqlite:///{tmp_path / 'store.db'}"), SessionCache(10**8)
+    app = create_app(ServeConfig(deadline_ms=10_000), Releases(Recommender(release), store, cache), store, cache)
+    with running(app) as address, httpx.Client(base_url=address, timeout=30) as client:
+        told = [{"item_id": "sku-3"}, {"item_id": "sku-19"}]
+        client.post("/v1/events", json={"events": [{"user_id": "ann", **event} for event in told]})
+        for whose in ({"events": told}, {"user_id": "ann"}):
+            answer = client.post("/v1/recommendations", json={**whose, "k": 20, "exclude_seen": True}).json()
+            assert {"sku-3", "sku-19"}.isdisjoint(items(answer))
+            assert len(answer["items"]) == 18
 
 
 @pytest.mark.parametrize(
@@ -132,7 +164,7 @@ def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:
     assert labels == ["None", "overload", "overload", "overload"]
 
 
-def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch) -> None:
+def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch, caplog) -> None:
     shop.tell("sku-3")
     shop.engine.broken = True
     assert shop.ask(user_id="ann")["degraded"] == "engine_error"
@@ -144,8 +176,11 @@ def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch) -> N
     assert shop.ask(user_id="ann")["degraded"] == "store_error"
     monkeypatch.setattr(shop.store, "append", gone)
     response = shop.client.post("/v1/events", json={"events": [{"user_id": "a", "item_id": "b"}]})
+    assert response.json() == {
+        "detail": [{"loc": ["store"], "msg": "the store cannot be used at the moment; try again later"}]
+    }
     assert response.status_code == 503
-    assert "disk is gone" in response.text
+    assert "store: history not read: disk is gone" in caplog.text
 
 
 def test_health_readiness_metrics_and_the_openapi_page(shop) -> None:

@@ -1,10 +1,13 @@
 """Stalled engine, index and store, with real threads: an answer in time, and where it came from."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from recsys.contracts.errors import StoreError
+from tests.serving.test_shedding import in_one_piece, message
 
 
 @pytest.fixture
@@ -110,3 +113,42 @@ def test_a_loop_that_is_late_is_given_an_answer_without_the_model(hurried, monke
     assert answer["degraded"] in {"deadline", "overload"}  # the usual way, or where its bytes arrived
     assert answer["source"] == "popular"
     assert 2 not in hurried.engine.encoded
+
+
+def test_similar_items_do_not_wait_for_a_stalled_index(hurried, monkeypatch) -> None:
+    index = hurried.endpoint.releases.current.recommender.release.index
+    go_on = stall(monkeypatch, index, "search")
+    answers = [hurried.client.get("/v1/items/sku-4/similar", params={"k": 2}).json() for _ in range(3)]
+    assert [answer["degraded"] for answer in answers] == ["deadline", "deadline", "overload"]  # one works, one waits
+    for answer in answers:
+        assert answer["source"] == "popular_in_category"
+        assert items(answer) == ["sku-19", "sku-16"]  # not the item itself; 4, 16 and 19 are of one category
+    go_on.set()
+
+
+def test_while_events_cannot_be_written_the_server_is_healthy_and_answers_with_the_model(shop, monkeypatch) -> None:
+    shop.tell("sku-3")
+    assert shop.ask(user_id="ann", k=2)["source"] == "model"
+    go_on, append = threading.Event(), shop.store.append
+    monkeypatch.setattr(shop.store, "append", lambda *told: go_on.wait(30) and append(*told))
+    body = {"events": [{"user_id": "bob", "item_id": "sku-4"}]}
+    with ThreadPoolExecutor(45) as pool:
+        address = str(shop.client.base_url)
+        posts = [pool.submit(httpx.post, f"{address}/v1/events", json=body, timeout=30) for _ in range(45)]
+        try:
+            while shop.endpoint._writers.taken < len(posts):
+                assert not any(post.done() for post in posts)
+            assert shop.client.get("/healthz").status_code == 200
+            assert shop.client.get("/readyz").status_code == 200
+            (answer,) = in_one_piece(shop, message('{"user_id": "ann", "k": 2}'))
+            assert (answer["source"], answer["degraded"]) == ("model", None)
+        finally:
+            go_on.set()
+        assert [post.result().status_code for post in posts] == [200] * len(posts)
+
+
+def test_events_that_find_no_place_to_wait_are_refused_and_may_be_sent_again(shop, monkeypatch) -> None:
+    monkeypatch.setattr(shop.endpoint._writers, "_submit", lambda _: None)
+    refused = shop.client.post("/v1/events", json={"events": [{"user_id": "bob", "item_id": "sku-4"}]})
+    assert refused.status_code == 503
+    assert "try again" in refused.json()["detail"][0]["msg"]

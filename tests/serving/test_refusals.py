@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import threading
 
 import httpx
@@ -20,6 +21,17 @@ def locations(response: httpx.Response) -> list[list[str | int]]:
     assert detail
     assert all(set(problem) == {"loc", "msg"} for problem in detail)
     return [problem["loc"] for problem in detail]
+
+
+def raw(shop, sent: bytes) -> bytes:
+    """All that comes back before the server hangs up."""
+    address = shop.client.base_url
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall(sent)
+        received = b""
+        while more := connection.recv(65_536):
+            received += more
+    return received
 
 
 @pytest.mark.parametrize(
@@ -53,16 +65,23 @@ def test_an_unknown_path_or_method_has_the_same_shape(shop, method: str, path: s
     assert (response.status_code, locations(response)) == (status, [["request"]])
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_a_body_without_end_is_refused(shop, declared: bool) -> None:
-    body = b" " * (MAX_BODY_BYTES + 1)
-    content = body if declared else (body[start : start + 1_000_000] for start in range(0, len(body), 1_000_000))
-    try:
-        response = shop.client.post("/v1/events", content=content, headers=JSON)
-    except httpx.WriteError:  # the server hung up while we were still sending: refused too
-        return
-    assert response.status_code == 413
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/recommendations", "/v1/users/ann/join"])
+def test_a_body_that_does_not_declare_its_length_is_refused_once_it_is_too_large(shop, path: str) -> None:
+    body = b" " * (MAX_BODY_BYTES + 1)  # its last piece is the byte too many: all of it has been read by then
+    pieces = (body[start : start + 1_000_000] for start in range(0, len(body), 1_000_000))
+    response = shop.client.post(path, content=pieces, headers=JSON)
+    assert (response.status_code, locations(response)) == (413, [["request"]])
     assert "more than 8,000,000 bytes" in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["connection"] == "close"
+
+
+def test_a_body_that_declares_too_much_is_refused_unread(shop) -> None:
+    sent = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+    head, _, body = raw(shop, sent.encode()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert b"x-content-type-options: nosniff" in head
+    assert json.loads(body)["detail"][0]["msg"] == "more than 8,000,000 bytes"
 
 
 @pytest.mark.parametrize(("num_events", "status"), [(1_000, 200), (1_001, 422), (0, 422)])
@@ -90,6 +109,13 @@ def test_an_unexpected_failure_is_a_500_in_the_same_shape(shop, monkeypatch) -> 
     response = shop.client.post("/v1/events", json={"events": [{"user_id": "a", "item_id": "b"}]})
     assert (response.status_code, locations(response)) == (500, [["server"]])
     assert "secret" not in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_what_is_no_http_is_refused_with_safe_headers(shop) -> None:
+    head = raw(shop, b"nonsense\r\n\r\n").partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"x-content-type-options: nosniff" in head
 
 
 def test_a_fallback_still_leaves_out_seen_items(shop, monkeypatch) -> None:
@@ -150,3 +176,11 @@ def test_every_endpoint_shows_an_example(shop) -> None:
 def test_a_reserve_that_leaves_no_time_is_refused() -> None:
     with pytest.raises(ConfigError, match="reserve_ms 20 leaves nothing of deadline_ms 10"):
         ServeConfig.from_mapping({"deadline_ms": 10}, "recsys serve")
+
+
+def test_a_batch_has_no_more_events_than_one_request_may_have(shop) -> None:
+    half = {"events": [{"item_id": "sku-1"}] * 2_501, "k": 1}
+    assert shop.client.post("/v1/recommendations:batch", json={"requests": [half]}).status_code == 200
+    refused = shop.client.post("/v1/recommendations:batch", json={"requests": [half, half]})
+    assert refused.status_code == 422
+    assert "5,002 events in all, at most 5,000" in refused.json()["detail"][0]["msg"]

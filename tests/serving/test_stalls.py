@@ -138,7 +138,11 @@ def test_a_known_user_gets_the_last_answer_at_the_deadline_whatever_stalls(count
     counter.stall(*stage(counter, name))
     answer = counter.ask(exclude_purchased=True)
     assert (answer.degraded, answer.source) == ("deadline", "last_answer")
-    assert [item.item_id for item in answer.items] == [item.item_id for item in first.items]
+    shown = [item.item_id for item in first.items]
+    if name in {"store: glance", "store: purchases"}:  # whatever was seen may have been purchased
+        shown.remove("sku-3")
+    assert [item.item_id for item in answer.items][: len(shown)] == shown
+    assert len(answer.items) == 2
     assert answer.timings_ms["total"] == pytest.approx(DEADLINE_MS - RESERVE_MS)
 
 

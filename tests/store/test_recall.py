@@ -131,8 +131,8 @@ def test_arms_hours_and_displays_are_counted_apart_and_a_shadow_is_not_clicked(
     clock.ms += HOUR_MS
     show(ledger, "q2", "bob", "x", arm="b")
     shown = Event(user_id="bob", item_id="x", timestamp_ms=clock.ms, event_type="impression", request_id="q2")
-    assert ledger.record_displays([shown]).stored == 1
-    assert ledger.record_displays([shown]).duplicates == 1
+    assert ledger.append([], displayed=[shown]).stored == 1
+    assert ledger.append([], displayed=[shown]).duplicates == 1
     ledger.attribution.update(WINDOW_MS)
     found = {key: (c.answers, c.displayed, c.hits, c.clicked) for key, c in ledger.attribution.by_hour().items()}
     assert found == {

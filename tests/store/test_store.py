@@ -5,7 +5,7 @@ import pytest
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
-from recsys.store import EventStore
+from recsys.store import EventStore, retention
 from recsys.store.rows import copy_histories
 
 
@@ -176,3 +176,11 @@ def test_a_copied_history_is_the_same_and_counted(store: EventStore) -> None:
     copy_histories(store, {"v": "u", "w": "u"})
     assert store.history("w") == store.history("u") == ["a", "b"]
     assert_glances_count_events(store, "u", "v", "w")
+
+
+def test_pruning_in_steps_deletes_all_that_is_old(store: EventStore, monkeypatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    store.append([event(f"i{n}", n, user=f"u{n % 2}") for n in range(9)])
+    assert store.prune(before_ms=7) == 7
+    assert [store.history(user) for user in ("u0", "u1")] == [["i8"], ["i7"]]
+    assert_glances_count_events(store, "u0", "u1")

@@ -5,13 +5,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
-from recsys.store import EventStore, Impression
+from recsys.store import EventStore, Impression, impressions
 
 WRITER = """
 import sys
@@ -135,3 +137,48 @@ def test_trouble_while_reading_is_a_store_error(tmp_path: Path) -> None:
             read()
     with pytest.raises(StoreError, match="events not stored: no such table"):
         store.append([event("a")])
+
+
+def answered(request_id: str, served_ms: int | None = None) -> Impression:
+    return Impression(
+        request_id=request_id, user_id="ann", release="a", arm="x", source="model", items=["x"], served_ms=served_ms
+    )
+
+
+def kept_answers(store: EventStore) -> list[str]:
+    with store.engine.connect() as connection:
+        return list(connection.scalars(sa.text("select request_id from impressions order by request_id")))
+
+
+def test_answers_that_are_recorded_after_their_user_was_forgotten_are_not_kept(store: EventStore) -> None:
+    store.append([Event(user_id="ann", item_id="x", timestamp_ms=1)])
+    store.forget("ann")
+    forgotten_ms = store.forgotten()["ann"]
+    store.record_impressions([answered("before", forgotten_ms - 1), answered("again", forgotten_ms + 1)])
+    assert kept_answers(store) == ["again"]
+
+
+def test_an_answer_that_is_being_recorded_while_its_user_is_forgotten_is_not_kept(store: EventStore) -> None:
+    store.append([Event(user_id="ann", item_id="x", timestamp_ms=1)])
+    with ThreadPoolExecutor(1) as pool:
+        with store.engine.begin() as connection:
+            impressions.record(connection, [answered("meanwhile", 1)], 1)
+            forgetting = pool.submit(store.forget, "ann")
+            with pytest.raises(TimeoutError):  # it waits for this transaction
+                forgetting.result(0.5)
+        assert forgetting.result(30) == 1
+    assert kept_answers(store) == []
+
+
+def test_events_and_displays_of_one_batch_are_stored_all_or_none(store: EventStore, monkeypatch) -> None:
+    def fail(*_):
+        raise sa.exc.OperationalError("insert", {}, Exception("disk is gone"))
+
+    told = Event(user_id="ann", item_id="x", timestamp_ms=1)
+    shown = replace(told, event_type="impression", request_id="q1")
+    monkeypatch.setattr("recsys.store.events.record_displays", fail)
+    with pytest.raises(StoreError, match="disk is gone"):
+        store.append([told], displayed=[shown])
+    assert store.num_events() == 0
+    monkeypatch.undo()
+    assert store.append([told], displayed=[shown]).stored == 2
