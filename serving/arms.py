@@ -4,9 +4,13 @@ from typing import Annotated, Final, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from recsys.assignment import assign
 from recsys.contracts.config import Config
 
 ARMS_DOCUMENT: Final = "arms"
+NO_ARM: Final = "all"
+"""The label of users that the current release answers while no arm does: all of them, or those of an arm whose release
+is not loaded."""
 ReleaseName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
@@ -30,7 +34,7 @@ class Arms(Config):
             ]
         }
     )
-    arms: list[Arm] = Field(default=[Arm(name="all")], min_length=1, max_length=20)
+    arms: list[Arm] = Field(default=[Arm(name=NO_ARM)], min_length=1, max_length=20)
     salt: str = Field(default="recsys", max_length=64)
     shadow: ReleaseName | None = None
     """Also answers, for users of the store; its answers are counted and not shown."""
@@ -40,6 +44,18 @@ class Arms(Config):
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names) or "shadow" in names:
             raise ValueError("arms need names of their own, and `shadow` is taken")
+        if NO_ARM in names and (len(names) > 1 or self.arms[0].release is not None):
+            raise ValueError(f"`{NO_ARM}` is the label of users in no arm; give the arms names of their own")
         if not any(arm.weight for arm in self.arms):
             raise ValueError("one arm needs a weight above 0")
         return self
+
+    @property
+    def releases(self) -> list[str]:
+        """Names of the releases that must be loaded beside the current one, the shadow's included."""
+        return sorted({name for name in [self.shadow, *(arm.release for arm in self.arms)] if name is not None})
+
+    def arm_of(self, key: str) -> Arm:
+        """The arm that a user (or a request of nobody's) is dealt to."""
+        name = assign(key, self.salt, [(arm.name, arm.weight) for arm in self.arms])
+        return next(arm for arm in self.arms if arm.name == name)

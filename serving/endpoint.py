@@ -48,6 +48,8 @@ class Endpoint:
         self.access = Access(config)
         self.tracer = otlp_tracer() if config.traces else None
         self.warmed = threading.Event()
+        """It has warmed up, or tried to, and has read once what is shared: rules, arms, the `current` pointer."""
+        self._is_warm = False
         self._closing = threading.Event()
         self._counter = RecallCounter(store, round(config.attribution_hours * 3_600_000))
         metrics.show_release(releases.current.name)
@@ -61,7 +63,7 @@ class Endpoint:
 
     @property
     def is_ready(self) -> bool:
-        """It is warm, and the current release answers as when it was built."""
+        """It is warm, knows rules and arms, and the current release answers as when it was built."""
         return self.warmed.is_set() and self.releases.current.is_verified
 
     def is_behind(self, num_under_way: int) -> bool:
@@ -136,14 +138,24 @@ class Endpoint:
             logger.error("not ready: %s", error, exc_info=not isinstance(error, RecsysError))
         with suppress(StoreError):  # it is tried again, every now and then
             self.learn_contexts()
-        self.warmed.set()
+        self._is_warm = True
+        self._begin()
 
     def _keep_up(self) -> None:
         def refresh() -> None:
-            self.releases.refresh()
+            for error in self.releases.refresh():
+                self.metrics.release_failures.inc()
+                _log(error)
             self.metrics.show_release(self.releases.current.name)
+            self._begin()
 
+        self._try(refresh, self.metrics.release_failures.inc)
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
+
+    def _begin(self) -> None:
+        """Called at the end of whatever must be done before the first request; the last one makes it ready."""
+        if self._is_warm and self.releases.has_caught_up:
+            self.warmed.set()
 
     def _count_recall(self) -> None:
         def count() -> None:
@@ -154,11 +166,19 @@ class Endpoint:
 
     def _repeat(self, work: Callable[[], None], every_s: float, failed: Callable[[], object]) -> None:
         while not self._closing.wait(every_s):
-            try:
-                work()
-            except RecsysError as error:
-                failed()
-                logger.warning("%s", error)
-            except Exception:
-                failed()
-                logger.exception("work beside the requests failed; it is tried again")
+            self._try(work, failed)
+
+    def _try(self, work: Callable[[], None], failed: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            failed()
+            _log(error)
+
+
+def _log(error: Exception) -> None:
+    """What went wrong beside the requests; it is tried again."""
+    if isinstance(error, RecsysError):
+        logger.warning("%s", error)
+    else:
+        logger.error("work beside the requests failed: %s", error, exc_info=error)

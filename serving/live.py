@@ -4,29 +4,30 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from recsys.assignment import assign
 from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError, ConfigError
+from recsys.contracts.errors import ArtifactError, ConfigError, StoreError
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
-from serving.arms import ARMS_DOCUMENT, Arms
+from serving.arms import ARMS_DOCUMENT, NO_ARM, Arms
 from serving.rules import RULES_DOCUMENT, Catalogue, CompiledRules, Rules
 from serving.sessions import SessionCache, Sessions
 
 logger = logging.getLogger(__name__)
 
-ACTIVATIONS_DOCUMENT: Final = "activations"
 NUM_NEIGHBOURS: Final = 100
 _NEIGHBOUR_LISTS: Final = 20_000
+_HOTTEST: Final = 10_000
+"""Most sessions of a release that are looked at."""
 _PREPARE_S: Final = 5.0
-"""Longest that sessions are encoded under a new release before it is switched to."""
+"""Longest that sessions are encoded under a new release before it answers them."""
 
 
 class LiveRelease:
@@ -97,7 +98,10 @@ class LiveRelease:
 
 
 class Releases:
-    """The releases that are loaded, and who is answered by which. Requests see either the old state or the new one."""
+    """The releases that are loaded, and who is answered by which. Requests see either the old state or the new one.
+
+    Changes come one after another, each whole: the store or the `current` pointer first, then memory.
+    """
 
     def __init__(
         self,
@@ -112,14 +116,19 @@ class Releases:
         self._cache = cache
         self._folder = folder
         self._load = load
-        self._changing = threading.Lock()
         self._live = {first.release.name: LiveRelease(first, store, cache)}
         self.current = self._live[first.release.name]
         self.rules = Rules()
         self._arms = Arms()
+        self.has_caught_up = False
+        """Rules, arms and the `current` pointer have been read since the start."""
+        self._broken: set[str] = set()
+        """What could not be taken over and is not tried again as long as it is wanted."""
+        self._changing = threading.Lock()
+        """Held by every change of releases and arms, also while a release is loaded: no request waits for it."""
         self._revision = -1
-        self._failed: str | None = None
-        self._following = threading.Lock()
+        self._ruling = threading.Lock()
+        """Held while rules are read or written."""
 
     @property
     def arms(self) -> Arms:
@@ -142,41 +151,53 @@ class Releases:
         return [live for _, live in sorted(self._live.items())]
 
     def route(self, key: str) -> tuple[str, LiveRelease]:
-        """The arm of a user (or of a request of nobody's) and the release that answers it."""
-        arms, current = self._arms, self.current
-        name = assign(key, arms.salt, [(arm.name, arm.weight) for arm in arms.arms])
-        release = next(arm.release for arm in arms.arms if arm.name == name)
-        return name, current if release is None else self._live.get(release, current)
+        """The arm of a user (or of a request of nobody's) and the release that answers it.
+
+        Where an arm's release is not loaded, its users are in no arm, and the current release answers.
+        """
+        return self._routed(key, self._arms, self.current)
 
     def follow(self, revision: int) -> None:
-        """Take over rules and arms that another worker has written, if the store's revision says so."""
-        if revision == self._revision or not self._following.acquire(blocking=False):
-            return
-        try:
-            self.rules = Rules.from_mapping(self._store.document(RULES_DOCUMENT) or {}, "stored rules")
-            arms = Arms.from_mapping(self._store.document(ARMS_DOCUMENT) or {}, "stored arms")
-            if self._wanted(arms) <= set(self._live):
-                self._arms = arms
-            self._revision = revision
-        finally:
-            self._following.release()
-
-    def refresh(self) -> None:
-        """Catch up with the store and the `current` pointer; called now and then, off the requests' path.
+        """Take over rules that another worker has written, if the store's revision says so.
 
         Raises:
-            RecsysError: a release cannot be loaded; what answered before goes on answering.
+            RecsysError: they cannot be read; those before hold.
         """
-        self.follow(self._store.glance("").revision)
-        arms = Arms.from_mapping(self._store.document(ARMS_DOCUMENT) or {}, "stored arms")
-        for name in sorted(self._wanted(arms)):
-            self._loaded(name)
-        self._arms = arms
-        wanted = artifact.current_name(self._folder) if self._folder else None
-        if wanted and wanted not in {self.current.name, self._failed}:
-            self._failed = wanted  # a broken release is tried once, not every second
-            self._switch(self._loaded(wanted))
-            self._failed = None
+        if revision == self._revision:
+            return
+        with self._ruling:
+            if revision != self._revision:  # nobody has read them while we waited
+                self.rules = Rules.from_mapping(self._store.document(RULES_DOCUMENT) or {}, "stored rules")
+                self._revision = revision
+
+    def refresh(self) -> list[Exception]:
+        """Catch up with the store and the `current` pointer; called now and then, off the requests' path.
+
+        Returns:
+            What could not be taken over. All the rest was, and what answered before goes on. It is tried again the
+            next time, but for a release that is broken or does not answer as when it was built.
+        """
+        failures: list[Exception] = []
+        with self._changing:
+            arms, pointed = self._arms, self.current.name
+            with _noted(failures):
+                self.follow(self._store.glance("").revision)
+            with _noted(failures):
+                arms = Arms.from_mapping(self._store.document(ARMS_DOCUMENT) or {}, "stored arms")
+            with _noted(failures):
+                pointed = (artifact.current_name(self._folder) if self._folder else None) or pointed
+            has_read = not failures
+            wanted = {*arms.releases, pointed} - {self.current.name}
+            self._broken &= wanted
+            for name in sorted(wanted - self._broken):
+                with _noted(failures):
+                    self._loaded(name)
+            with _noted(failures):
+                self._deal(arms)
+            with _noted(failures):
+                self._switch(self._live.get(pointed, self.current))
+            self.has_caught_up = self.has_caught_up or has_read
+        return failures
 
     def names(self) -> list[str]:
         """Releases that could be activated."""
@@ -188,42 +209,38 @@ class Releases:
         """Load, warm, check and switch to a release of the folder, for every worker; the name of the one before.
 
         Raises:
-            RecsysError: it cannot be loaded; the one before goes on answering.
+            RecsysError: it cannot be loaded, or the pointer not moved; the one before goes on answering.
         """
-        if self._folder is None:
-            raise ConfigError("the server was started with one release; start it with a folder of releases to switch")
-        if name not in self.names():
-            raise ConfigError("no such release; list them first")
-        before = self.current.name
-        self._switch(self._loaded(name))
-        artifact.set_current(self._folder, name)
-        if name != before:
-            self._store.write_document(ACTIVATIONS_DOCUMENT, lambda names: [*(names or [])[-99:], before])
+        folder = self._folder_to_switch_in()
+        with self._changing:
+            before = self.current.name
+            self._switch(self._loaded(name), lambda: artifact.set_current(folder, name))
         return before
 
     def roll_back(self) -> str:
-        """Switch back to the release before the current one; its name.
+        """Switch back to the release that `current` pointed to before, whoever has moved it; its name.
 
         Raises:
-            RecsysError: there is none, or it cannot be loaded.
+            RecsysError: there is none, or it cannot be loaded; nothing has changed.
         """
-        names = self._store.document(ACTIVATIONS_DOCUMENT) or []
-        if not names:
-            raise ConfigError("no release was activated before this one")
-        self.activate(names[-1])
-        self._store.write_document(ACTIVATIONS_DOCUMENT, lambda _: names[:-1])
-        return str(names[-1])
+        folder = self._folder_to_switch_in()
+        with self._changing:
+            names = artifact.current_names(folder)
+            if len(names) < 2:
+                raise ConfigError("no release was current before this one; activate one of the list")
+            self._switch(self._loaded(names[1]), lambda: artifact.step_back(folder, names))
+        return names[1]
 
     def set_arms(self, arms: Arms) -> None:
-        """Load what the arms need, then let them answer, here at once and in other workers soon.
+        """Load what the arms need and encode the hottest sessions, then let them answer, in other workers soon.
 
         Raises:
             RecsysError: a release cannot be loaded; nothing has changed.
         """
-        for name in sorted(self._wanted(arms)):
-            self._loaded(name)
-        self._store.write_document(ARMS_DOCUMENT, lambda _: arms.model_dump())
-        self._arms = arms
+        with self._changing:
+            for name in arms.releases:
+                self._loaded(name)
+            self._deal(arms, lambda: self._store.write_document(ARMS_DOCUMENT, lambda _: arms.model_dump()))
 
     def set_rules(self, rules: Rules) -> None:
         """Keep the rules; they hold from the next request on, in every worker.
@@ -231,8 +248,9 @@ class Releases:
         Raises:
             StoreError: nothing has changed.
         """
-        self._store.write_document(RULES_DOCUMENT, lambda _: rules.model_dump())
-        self.rules = rules
+        with self._ruling:
+            self._store.write_document(RULES_DOCUMENT, lambda _: rules.model_dump())
+            self.rules = rules
 
     def set_availability(self, available: dict[str, bool]) -> None:
         """Change stock of some items and leave all others.
@@ -247,40 +265,84 @@ class Releases:
             missing -= {i for i, there in available.items() if there}
             return rules.model_copy(update={"unavailable": sorted(missing)}).model_dump()
 
-        self.rules = Rules.from_mapping(self._store.write_document(RULES_DOCUMENT, changed), "stored rules")
+        with self._ruling:
+            self.rules = Rules.from_mapping(self._store.write_document(RULES_DOCUMENT, changed), "stored rules")
 
-    def _wanted(self, arms: Arms) -> set[str]:
-        return {name for name in [arms.shadow, *(arm.release for arm in arms.arms)] if name is not None}
+    def _routed(self, key: str, arms: Arms, current: LiveRelease) -> tuple[str, LiveRelease]:
+        arm = arms.arm_of(key)
+        live = current if arm.release is None else self._live.get(arm.release)
+        return (NO_ARM, current) if live is None else (arm.name, live)
+
+    def _folder_to_switch_in(self) -> Path:
+        if self._folder is None:
+            raise ConfigError("the server was started with one release; start it with a folder of releases to switch")
+        return self._folder
+
+    # What follows is called by whoever holds `_changing`.
 
     def _loaded(self, name: str) -> LiveRelease:
         """The release, loaded beside the others, warm and checked."""
-        with self._changing:
-            live = self._live.get(name)
+        live = self._live.get(name)
+        try:
             if live is None:
                 if self._folder is None or name not in self.names():
                     raise ConfigError(f"no release {name} here; list them first")
                 live = LiveRelease(self._load(self._folder / name), self._store, self._cache)
                 live.check()
             live.verify()
-            self._live = {**self._live, name: live}
-            return live
+        except ArtifactError:
+            self._broken.add(name)
+            raise
+        self._broken.discard(name)
+        self._live = {**self._live, name: live}
+        return live
 
-    def _switch(self, live: LiveRelease) -> None:
-        """Encode the hottest sessions under it for a while, then let it answer."""
+    def _deal(self, arms: Arms, write: Callable[[], object] = lambda: None) -> None:
+        """Prepare sessions, write the arms down, then let them answer."""
+        if arms != self._arms:
+            self._prepare(arms, self.current)
+        write()
+        self._arms = arms
+
+    def _switch(self, live: LiveRelease, move: Callable[[], object] = lambda: None) -> None:
+        """Prepare sessions, move the pointer, then let the release answer; what is not wanted any more is unloaded."""
         before = self.current
+        if live is not before:
+            self._prepare(self._arms, live)
+        move()
+        if live is not before:
+            self.current = live
+            self._unload_all_but({live.name, before.name, *self._arms.releases})
+            logger.info("release switched from=%s to=%s", before.name, live.name)
+
+    def _prepare(self, arms: Arms, current: LiveRelease) -> None:
+        """Encode the hottest sessions for a while, each under the release that is to answer it."""
         stop = time.monotonic() + _PREPARE_S
-        for user_id in self._cache.hottest(before.name, 10_000):
+        names = (self.current.name, *self.loaded)
+        kept = {name: dict.fromkeys(self._cache.hottest(name, _HOTTEST)) for name in names}
+        for user_id in {user_id: None for users in kept.values() for user_id in users}:
             if time.monotonic() > stop:
                 break
-            live.sessions.state(user_id, self._store.glance(user_id))
-        self.current = live
-        self._unload_all_but({live.name, before.name} | self._wanted(self._arms))
-        logger.info("release switched from=%s to=%s", before.name, live.name)
+            _, live = self._routed(user_id, arms, current)
+            if user_id not in kept[live.name]:
+                try:
+                    live.sessions.state(user_id, self._store.glance(user_id))
+                except StoreError as error:  # then they are encoded when they come
+                    logger.warning("sessions not prepared for %s: %s", live.name, error)
+                    break
 
     def _unload_all_but(self, names: set[str]) -> None:
         """Requests under way keep what they hold; nothing new is answered by the others."""
-        with self._changing:
-            gone = set(self._live) - names
-            self._live = {name: live for name, live in self._live.items() if name in names}
+        gone = set(self._live) - names
+        self._live = {name: live for name, live in self._live.items() if name in names}
         for name in gone:
             self._cache.drop(release=name)
+
+
+@contextmanager
+def _noted(failures: list[Exception]) -> Iterator[None]:
+    """What fails inside is noted, and keeps nothing else from being done."""
+    try:
+        yield
+    except Exception as error:
+        failures.append(error)

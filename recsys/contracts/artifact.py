@@ -6,6 +6,7 @@ and sha256, and the digests of the artifacts it was made from.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "chec
 """Version of each kind that this program writes and reads."""
 
 _CURRENT_NAME = "current"
+_MOST_NAMES = 100
+"""That the pointer keeps."""
 _RELEASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -229,24 +232,81 @@ def check_parent(child: Manifest, name: str, parent: Manifest, where: Path) -> N
 
 
 def set_current(releases: Path, name: str) -> None:
-    """Switch the `current` pointer atomically to a release of the folder."""
+    """Switch the `current` pointer atomically to a release of the folder; its file keeps the names before it, too.
+
+    Raises:
+        ArtifactError: it cannot be written, and is as it was.
+    """
     assert _RELEASE_NAME.fullmatch(name), name
+    with _moving(releases):
+        try:
+            before = current_names(releases)
+        except ArtifactError:  # not ours any more: activating a release again is the way out
+            before = []
+        _point(releases, before if before[:1] == [name] else [name, *before])
+
+
+def step_back(releases: Path, names: list[str]) -> None:
+    """Switch `current` back from the first of `names` to the second; `names` as `current_names` has given them.
+
+    Raises:
+        ArtifactError: it was moved since, or cannot be written, and is as it was.
+    """
+    assert len(names) > 1, names
+    with _moving(releases):
+        if current_names(releases) != names:
+            raise ArtifactError(
+                f"{releases / _CURRENT_NAME}: was moved meanwhile; look where it points, then roll back"
+            )
+        _point(releases, names[1:])
+
+
+@contextmanager
+def _moving(releases: Path) -> Iterator[None]:
+    """Only one process at a time reads the pointer and then moves it."""
+    try:
+        descriptor = os.open(releases, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ArtifactError(f"{releases / _CURRENT_NAME}: not written: {error.strerror}; check the folder") from None
+
+
+def _point(releases: Path, names: list[str]) -> None:
     fresh = releases / f".{_CURRENT_NAME}-{uuid.uuid4().hex[:8]}"
-    fresh.write_text(name + "\n")
+    fresh.write_text("".join(f"{name}\n" for name in names[:_MOST_NAMES]))
     _fsync(fresh)
     os.replace(fresh, releases / _CURRENT_NAME)
     _fsync(releases)
 
 
-def current_name(releases: Path) -> str | None:
-    """Name of the release that `current` points to, or None where there is no pointer."""
+def current_names(releases: Path) -> list[str]:
+    """The release that `current` points to, then those it pointed to before, the last one first; [] without a pointer.
+
+    Raises:
+        ArtifactError: it names something that cannot be a release.
+    """
     try:
-        name = (releases / _CURRENT_NAME).read_text().strip()
+        names = (releases / _CURRENT_NAME).read_text().strip().splitlines() or [""]
     except FileNotFoundError:
-        return None
-    if not _RELEASE_NAME.fullmatch(name):
-        raise ArtifactError(f"{releases / _CURRENT_NAME}: not a release name: {name[:80]!r}; activate a release again")
-    return name
+        return []
+    for name in names:
+        if not _RELEASE_NAME.fullmatch(name):
+            problem = f"not a release name: {name[:80]!r}; activate a release again"
+            raise ArtifactError(f"{releases / _CURRENT_NAME}: {problem}")
+    return names
+
+
+def current_name(releases: Path) -> str | None:
+    """Name of the release that `current` points to, or None where there is no pointer.
+
+    Raises:
+        ArtifactError: it names something that cannot be a release.
+    """
+    return next(iter(current_names(releases)), None)
 
 
 def resolve_release(path: Path) -> Path:

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recsys.contracts.artifact import Manifest
+from recsys.contracts.artifact import Manifest, current_name
 from recsys.pipeline import case_report
 
 if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
@@ -110,7 +110,7 @@ def road_summary(result: "RoadResult", out: Path) -> str:
         [
             features_summary(result.features, out / "features"),
             training_summary(result.checkpoint, out / "checkpoint"),
-            release_summary((out / "releases" / "current").read_text().strip(), result.release, out / "releases"),
+            release_summary(current_name(out / "releases") or "none", result.release, out / "releases"),
             "",
             accuracy_table(result.report.to_json()),
             "",

@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,44 @@ def test_current_points_to_a_release_and_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "current").write_text("../../etc")
     with pytest.raises(ArtifactError, match="not a release name"):
         artifact.resolve_release(tmp_path)
+
+
+def test_the_pointer_keeps_what_it_pointed_to_before_and_steps_back(tmp_path: Path) -> None:
+    for name in ("r1", "r2", "r2", "r1", "r3"):
+        artifact.set_current(tmp_path, name)
+    names = artifact.current_names(tmp_path)
+    assert names == ["r3", "r1", "r2", "r1"]
+    artifact.step_back(tmp_path, names)
+    assert artifact.current_names(tmp_path) == ["r1", "r2", "r1"]
+    with pytest.raises(ArtifactError, match="was moved meanwhile"):
+        artifact.step_back(tmp_path, names)
+    assert artifact.current_name(tmp_path) == "r1"
+
+
+def test_a_pointer_of_one_line_or_a_damaged_one_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "current").write_text("r1")  # as it was written before it kept names
+    artifact.set_current(tmp_path, "r2")
+    assert artifact.current_names(tmp_path) == ["r2", "r1"]
+    (tmp_path / "current").write_text("")
+    with pytest.raises(ArtifactError, match="not a release name"):
+        artifact.current_names(tmp_path)
+    artifact.set_current(tmp_path, "r3")
+    assert artifact.current_names(tmp_path) == ["r3"]
+
+
+def test_no_move_of_the_pointer_is_lost_among_many_at_once(tmp_path: Path) -> None:
+    names = [f"r{n}" for n in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: artifact.set_current(tmp_path, name), names))
+    assert sorted(artifact.current_names(tmp_path)) == sorted(names)
+
+
+def test_a_pointer_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "current").mkdir()
+    with pytest.raises(ArtifactError, match=r"current: not written: Is a directory; check the folder"):
+        artifact.set_current(tmp_path, "r1")
+    with pytest.raises(ArtifactError, match="not written: No such file or directory"):
+        artifact.set_current(tmp_path / "none", "r1")
 
 
 def test_a_copied_artifact_still_verifies(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_later_release_is_refused_and_the_one_before_goes_on(folder: Path) -> 
         refused = client.post("/v1/admin/releases/turned/activate")
         assert refused.status_code == 409
         assert "does not answer here as openvino did when the release was built" in refused.text
-        arms = {"arms": [{"name": "all"}, {"name": "new", "release": "turned"}]}
+        arms = {"arms": [{"name": "old"}, {"name": "new", "release": "turned"}]}
         assert client.put("/v1/admin/arms", json=arms).status_code == 409
         assert (artifact.current_name(folder), releases.loaded) == ("good", ["good"])
         assert client.get("/readyz").json() == {"status": "ready", "release": "good"}

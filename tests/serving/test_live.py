@@ -1,9 +1,7 @@
 """Releases that change while requests are answered: switched, rolled back, side by side, unseen."""
 
 import hashlib
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -70,29 +68,6 @@ def ask(client: httpx.Client, **body) -> dict:
     return response.json()
 
 
-def test_a_switch_and_a_roll_back_under_load_lose_and_delay_nothing(client: httpx.Client, site: Site) -> None:
-    stop = threading.Event()
-
-    def load(n: int) -> list[dict]:
-        answers = []
-        while not stop.is_set():
-            answers.append(ask(client, user_id=f"u{n}", k=3))
-        return answers
-
-    client.post("/v1/events", json={"events": [{"user_id": f"u{n}", "item_id": "sku-1"} for n in range(3)]})
-    with ThreadPoolExecutor(3) as pool:
-        running_load = [pool.submit(load, n) for n in range(3)]
-        for _ in range(3):
-            assert client.post("/v1/admin/releases/b/activate").json()["current"] == "b"
-            assert client.post("/v1/admin/rollback").json()["current"] == "a"
-        stop.set()
-        answers = [answer for each in running_load for answer in each.result(60)]
-    assert {answer["degraded"] for answer in answers} == {None}
-    assert {answer["release"] for answer in answers} <= {"a", "b"}
-    assert artifact.current_name(site.folder) == "a"
-    assert ask(client, user_id="u0")["release"] == "a"
-
-
 def test_the_hottest_sessions_are_encoded_before_the_switch(client: httpx.Client, site: Site) -> None:
     client.post("/v1/events", json={"events": [{"user_id": "ann", "item_id": f"sku-{n}"} for n in range(5)]})
     ask(client, user_id="ann")
@@ -123,10 +98,52 @@ def test_a_worker_follows_the_pointer_that_another_process_moved(site: Site) -> 
     releases.refresh()
     assert releases.current.name == "b"
     artifact.set_current(site.folder, "broken")
-    with pytest.raises(ArtifactError):
-        releases.refresh()
-    releases.refresh()  # it is not tried again every second
+    assert [type(failure) for failure in releases.refresh()] == [ArtifactError]
+    assert releases.refresh() == []  # it is not tried again every second
     assert releases.current.name == "b"
+    artifact.set_current(site.folder, "a")
+    assert releases.refresh() == []
+    artifact.set_current(site.folder, "broken")
+    assert len(releases.refresh()) == 1  # somebody wants it anew
+
+
+@pytest.mark.parametrize(
+    ("moves", "before"),
+    [
+        (["nightly b"], "a"),
+        (["api c", "nightly b"], "c"),
+        (["nightly b", "api c"], "b"),
+        (["nightly b", "nightly b"], "a"),
+        (["api b", "api a"], "b"),
+        (["nightly broken"], "a"),
+    ],
+)
+def test_one_call_rolls_back_to_the_release_before_whoever_moved_current(
+    site: Site, moves: list[str], before: str
+) -> None:
+    releases, other_worker = site.releases(), site.releases()
+    for move in moves:
+        who, name = move.split()
+        if who == "api":
+            releases.activate(name)
+        else:
+            artifact.set_current(site.folder, name)  # as `recsys nightly --activate` does
+            releases.refresh()
+    assert other_worker.roll_back() == before
+    releases.refresh()
+    assert (releases.current.name, artifact.current_name(site.folder)) == (before, before)
+
+
+def test_a_roll_back_that_cannot_be_changes_nothing(site: Site) -> None:
+    releases = site.releases()
+    with pytest.raises(ConfigError, match="no release was current before this one; activate one of the list"):
+        releases.roll_back()
+    for name in ("broken", "b"):
+        artifact.set_current(site.folder, name)
+    releases.refresh()
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        releases.roll_back()
+    assert (releases.current.name, artifact.current_names(site.folder)) == ("b", ["b", "broken", "a"])
 
 
 def test_night_after_night_only_the_last_two_releases_stay_in_memory(site: Site) -> None:
@@ -161,6 +178,8 @@ def test_arms_share_users_and_change_weights_while_running(client: httpx.Client)
         {"arms": [{"name": "x", "weight": 0}]},
         {"arms": [{"name": "x"}, {"name": "x"}]},
         {"arms": [{"name": "shadow"}]},
+        {"arms": [{"name": "all"}, {"name": "x"}]},
+        {"arms": [{"name": "all", "release": "b"}]},
         {"arms": [{"name": "x", "release": "../../etc"}]},
     ],
 )
