@@ -108,9 +108,7 @@ class AnswerService:
         request_id = new_id()
         arm, live = self._releases.route(request.user_id or request_id)
         work = _Work(request, live, arm, self._clock)
-        deadline_ms = request.deadline_ms or self._config.deadline_ms
-        reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
-        left_s = deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+        left_s = self.left_s(arrived, request.deadline_ms)
         work.until = self._clock() + left_s
         degraded: Degraded | None = None
         try:
@@ -126,6 +124,12 @@ class AnswerService:
             degraded = "engine_error"
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
+
+    def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
+        """How long work may take for its answer to be out in time."""
+        deadline_ms = deadline_ms or self._config.deadline_ms
+        reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
+        return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
 
     def _lane(self, work: _Work) -> BoundedPool:
         user_id = work.request.user_id

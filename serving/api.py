@@ -24,10 +24,10 @@ from serving.schemas import (
     RecommendationAnswers,
     RecommendationBatch,
     RecommendationRequest,
-    RecommendedItem,
     SimilarItems,
     UserHistory,
 )
+from serving.similar import similar
 
 
 def recommendation_routes(endpoint: Endpoint) -> APIRouter:
@@ -46,19 +46,13 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
 
     @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
-    def similar(item_id: Id, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
-        """Items most like this one, by the current release."""
+    async def similar_items(item_id: Id, request: Request, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
+        """Items most like this one, by the current release, inside the deadline."""
         live = endpoint.releases.current
-        vocabulary = live.recommender.release.vocabulary
-        token = int(vocabulary.tokens([item_id])[0])
+        token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        rules = live.compiled(endpoint.releases.rules)
-        tokens, scores = live.neighbours(token)
-        shown = (rules.allowed & rules.available)[tokens]
-        rows = [(vocabulary.item(int(t)), float(s)) for t, s in zip(tokens[shown], scores[shown], strict=True)]
-        items = [RecommendedItem(item_id=item.item_id, score=score, title=item.title) for item, score in rows[:k]]
-        return SimilarItems(items=items, release=live.name)
+        return await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
 
     return router
 

@@ -5,7 +5,7 @@ What is made for every answer is a plain dataclass: pydantic's models take twent
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -117,6 +117,15 @@ class RecommendationBatch(Schema):
     )
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=MAX_REQUESTS)
 
+    @model_validator(mode="after")
+    def _others_are_not_kept_waiting(self) -> Self:
+        num_events = sum(len(request.events or ()) for request in self.requests)
+        if num_events > MAX_REQUEST_EVENTS:
+            raise ValueError(
+                f"{num_events:,} events in all, at most {MAX_REQUEST_EVENTS:,} are taken; send fewer requests"
+            )
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Because:
@@ -183,12 +192,20 @@ class SimilarItems(Schema):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"items": [{"item_id": "22423", "score": 0.8, "title": "Cake stand"}], "release": "2026-11-24"}
+                {
+                    "items": [{"item_id": "22423", "score": 0.8, "title": "Cake stand"}],
+                    "release": "2026-11-24",
+                    "source": "nearest",
+                }
             ]
         }
     )
     items: list[RecommendedItem]
     release: str
+    source: Source
+    """`nearest`, or what was at hand when the index was not."""
+    degraded: Degraded | None = None
+    """The trouble, if there was one; scores are numbers of events then."""
 
 
 class IncomingEvent(Schema):

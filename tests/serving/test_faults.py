@@ -115,6 +115,17 @@ def test_a_loop_that_is_late_is_given_an_answer_without_the_model(hurried, monke
     assert 2 not in hurried.engine.encoded
 
 
+def test_similar_items_do_not_wait_for_a_stalled_index(hurried, monkeypatch) -> None:
+    index = hurried.endpoint.releases.current.recommender.release.index
+    go_on = stall(monkeypatch, index, "search")
+    answers = [hurried.client.get("/v1/items/sku-4/similar", params={"k": 2}).json() for _ in range(3)]
+    assert [answer["degraded"] for answer in answers] == ["deadline", "deadline", "overload"]  # one works, one waits
+    for answer in answers:
+        assert answer["source"] == "popular_in_category"
+        assert items(answer) == ["sku-19", "sku-16"]  # not the item itself; 4, 16 and 19 are of one category
+    go_on.set()
+
+
 def test_while_events_cannot_be_written_the_server_is_healthy_and_answers_with_the_model(shop, monkeypatch) -> None:
     shop.tell("sku-3")
     assert shop.ask(user_id="ann", k=2)["source"] == "model"
@@ -140,4 +151,4 @@ def test_events_that_find_no_place_to_wait_are_refused_and_may_be_sent_again(sho
     monkeypatch.setattr(shop.endpoint._writers, "_submit", lambda _: None)
     refused = shop.client.post("/v1/events", json={"events": [{"user_id": "bob", "item_id": "sku-4"}]})
     assert refused.status_code == 503
-    assert "send them again" in refused.json()["detail"][0]["msg"]
+    assert "try again" in refused.json()["detail"][0]["msg"]

@@ -180,3 +180,11 @@ def test_every_endpoint_shows_an_example(shop) -> None:
 def test_a_reserve_that_leaves_no_time_is_refused() -> None:
     with pytest.raises(ConfigError, match="reserve_ms 20 leaves nothing of deadline_ms 10"):
         ServeConfig.from_mapping({"deadline_ms": 10}, "recsys serve")
+
+
+def test_a_batch_has_no_more_events_than_one_request_may_have(shop) -> None:
+    half = {"events": [{"item_id": "sku-1"}] * 2_501, "k": 1}
+    assert shop.client.post("/v1/recommendations:batch", json={"requests": [half]}).status_code == 200
+    refused = shop.client.post("/v1/recommendations:batch", json={"requests": [half, half]})
+    assert refused.status_code == 422
+    assert "5,002 events in all, at most 5,000" in refused.json()["detail"][0]["msg"]
