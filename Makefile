@@ -26,7 +26,7 @@ check: $(INSTALLED)
 test: check
 	$(BIN)/pytest
 
-# Needs the programs that the `service` tests drive: apt-get install postgresql chromium
+# Needs the programs that the `service` tests drive: apt-get install postgresql chromium prometheus
 test-all: check
 	RECSYS_REQUIRE_SERVICES=1 $(BIN)/pytest -m 'not gpu'
 

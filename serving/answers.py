@@ -22,6 +22,7 @@ from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
+from serving.log import fields
 from serving.metrics import Metrics
 from serving.ranking import Ranking, Wish, rank
 from serving.rules import Mask
@@ -263,14 +264,16 @@ class AnswerService:
     def _count(self, answer: RecommendationAnswer) -> None:
         self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms)
         logger.info(
-            "answer request_id=%s release=%s source=%s degraded=%s reason=%s arm=%s timings_ms=%s",
-            answer.request_id,
-            answer.release,
-            answer.source,
-            answer.degraded,
-            answer.reason,
-            answer.arm,
-            answer.timings_ms,
+            "answer",
+            extra=fields(
+                request_id=answer.request_id,
+                release=answer.release,
+                arm=answer.arm,
+                source=answer.source,
+                degraded=answer.degraded,
+                reason=answer.reason,
+                timings_ms=answer.timings_ms,
+            ),
         )
 
     def _keep(self, work: _Work, answer: RecommendationAnswer) -> None:

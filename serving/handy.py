@@ -1,6 +1,9 @@
 """Answers at hand, already encoded, for requests that would wait too long to be read."""
 
+import asyncio
+import logging
 import random
+from typing import Final
 
 import orjson
 
@@ -8,9 +11,14 @@ from recsys.contracts.ids import PAD
 from serving.fallback import LastAnswers, Listed, popular
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
+from serving.log import fields
 from serving.metrics import Metrics
 from serving.rules import CompiledRules
 from serving.schemas import Because, RecommendationAnswer, RecommendedItem, Source
+
+logger = logging.getLogger(__name__)
+
+_SAID_AFTER_S: Final = 1.0
 
 
 class HandyAnswers:
@@ -21,10 +29,11 @@ class HandyAnswers:
         self._last_answers = last_answers
         self._metrics = metrics
         self._lag = lag
+        self._num_unsaid = 0
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
 
     def answer(self, user_id: str, k: int) -> bytes:
-        """A labelled answer as JSON. It is counted, but neither logged nor kept as an impression."""
+        """A labelled answer as JSON, on the event loop. It is counted and in the log, but not kept as an impression."""
         arm, live = self._releases.route(user_id)
         rules = live.compiled(self._releases.rules)
         listed = self._last_answers.get(live.name, user_id)
@@ -34,6 +43,7 @@ class HandyAnswers:
         source: Source = "popular" if listed.source == "popular" else "last_answer"
         self._metrics.count(source, live.name, arm, "overload", timings_ms)
         self._metrics.lost_impressions.inc()
+        self._note()
         return orjson.dumps(
             RecommendationAnswer(
                 request_id=new_id(),
@@ -45,6 +55,16 @@ class HandyAnswers:
                 timings_ms=timings_ms,
             )
         )
+
+    def _note(self) -> None:
+        """One line for all that are shed within a second: there is no time for a line each."""
+        if self._num_unsaid == 0:
+            asyncio.get_running_loop().call_later(_SAID_AFTER_S, self._say)
+        self._num_unsaid += 1
+
+    def _say(self) -> None:
+        logger.warning("shed", extra=fields(num_shed=self._num_unsaid, reason="overload"))
+        self._num_unsaid = 0
 
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from recsys.store import ArmCounts
 from recsys.telemetry import add_process_metrics
+from serving.log import lost_lines
 
 # 1 ms apart around the budget of 100 ms, so that percentiles there are right to 1 ms.
 _BUCKETS_MS = (
@@ -49,6 +50,7 @@ class Metrics:
         self.release_failures = Counter(
             "recsys_release_failures", "Releases or settings that could not be taken over", registry=registry
         )
+        registry.register(lost_lines)
         self._release = Gauge("recsys_release", "1 for the release that is current", ["release"], registry=registry)
         self._live = {
             name: Gauge(f"recsys_live_{name}", text, ["release", "arm"], registry=registry)

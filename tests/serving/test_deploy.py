@@ -1,14 +1,67 @@
 """Files beside the code: they name metrics, options and settings that exist."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from recsys.contracts.config import read_toml
 from serving.config import ServeConfig
+from serving.metrics import Metrics
+from tests.conftest import service_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def drawn() -> list[tuple[str, str]]:
+    """(expression, legend) of everything on the dashboard."""
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    return [(target["expr"], target["legendFormat"]) for panel in panels for target in panel["targets"]]
+
+
+def watched() -> list[tuple[str, str]]:
+    """The same of the alerts, which have no legends; metrics that the rules record are left to promtool."""
+    groups = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    return [(rule["expr"], "") for group in groups for rule in group["rules"] if "recsys:" not in rule["expr"]]
+
+
+@pytest.mark.parametrize(("expression", "legend"), [*drawn(), *watched()])
+def test_every_label_that_is_asked_for_is_one_of_the_metric(expression: str, legend: str) -> None:
+    names = {"recsys_gpu_memory_bytes": {"gpu"}}  # where there is a GPU
+    for name, collector in Metrics().registry._names_to_collectors.items():
+        names[name] = {*collector._labelnames, *(["le"] if name.endswith("_bucket") else [])}
+    grouped = re.findall(r"\bby \(([^)]*)\)", expression)
+    asked = {label.strip() for group in grouped for label in group.split(",")}
+    shown = set(re.findall(r"{{(\w+)}}", legend))
+    selected = set(re.findall(r'(\w+)="', expression))
+    for metric in re.findall(r"\brecsys_\w+", expression):
+        has = names.get(metric, set()) | {"instance"}  # that one is Prometheus' own
+        assert asked | selected <= has
+        assert shown <= (asked if grouped else has)
+
+
+@pytest.mark.service
+def test_each_alert_fires_when_it_should_and_stays_silent_otherwise() -> None:
+    rules = Path(__file__).with_name("alerts_fire.yaml")
+    asserted = set(re.findall(r"alertname: (\w+)", rules.read_text()))
+    assert asserted == set(re.findall(r"- alert: (\w+)", (DEPLOY / "alerts.yaml").read_text()))
+    promtool("test", "rules", str(rules))
+
+
+@pytest.mark.service
+def test_prometheus_reads_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": expression} for number, (expression, _) in enumerate(drawn())]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "drawn", "rules": rules}]}))
+    promtool("check", "rules", str(tmp_path / "rules.yaml"))
+
+
+def promtool(*arguments: str) -> None:
+    program = service_program("promtool", "prometheus")
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["alerts.yaml", "grafana.json"])

@@ -1,35 +1,73 @@
-"""Lines that wait, are bounded, and are all there at the end."""
+"""Lines that wait, are bounded, can be read by machines, and are all there at the end."""
 
 import io
+import json
 import logging
+import sys
 import threading
 
-from serving import log
+import pytest
+
+from serving import handy, log
 
 
-def record(text: str) -> logging.LogRecord:
-    return logging.LogRecord("serving", logging.INFO, "", 0, text, None, None)
+def record(text: str, *arguments: object, **of_record: object) -> logging.LogRecord:
+    made = logging.LogRecord("serving", logging.INFO, "", 0, text, arguments, None)
+    vars(made).update(of_record)
+    return made
+
+
+def lines(written: bytes) -> list[dict]:
+    return [json.loads(line) for line in written.splitlines() if line]
+
+
+def shown(written: bytes) -> list[tuple]:
+    """Message and count of each line."""
+    return [(line["message"], line.get("num_lost")) for line in lines(written)]
+
+
+def num_lost() -> float:
+    return log.lost_lines.collect()[0].samples[0].value
 
 
 def test_what_was_logged_is_written_when_it_closes() -> None:
-    stream = io.StringIO()
+    stream = io.BytesIO()
     handler = log.BufferedHandler(stream)
     for n in range(3):
         handler.emit(record(f"line {n}"))
     handler.close()
-    assert stream.getvalue() == "line 0\nline 1\nline 2\n"
+    assert shown(stream.getvalue()) == [("line 0", None), ("line 1", None), ("line 2", None)]
+
+
+def test_a_line_is_one_json_object_whatever_it_says() -> None:
+    extra = log.fields(timings_ms={"total": 1.5}, odd=object, lone="\ud800")
+    line = log.JsonLines().format(record("two\nlines \u2028 %s", "x", created=0.25, **extra))
+    assert line.isascii()
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "1970-01-01T00:00:00.250+00:00", "level": "info", "logger": "serving", "message": "two\nlines \u2028 x",
+        "timings_ms": {"total": 1.5}, "odd": "<class 'object'>", "lone": "\ud800",
+    }  # fmt: skip
+
+
+def test_an_exception_is_a_field_of_its_line() -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        line = log.JsonLines().format(record("failed", exc_info=sys.exc_info()))
+    assert "ValueError: broken" in json.loads(line)["exception"]
 
 
 def test_a_reader_that_stalls_holds_nobody_up_and_what_was_lost_is_said(monkeypatch) -> None:
     monkeypatch.setattr(log, "_MAX_WAITING", 2)
     go_on, writing, written = threading.Event(), threading.Event(), []
 
-    class Stalled(io.StringIO):
-        def write(self, text: str) -> int:
+    class Stalled(io.BytesIO):
+        def write(self, data: bytes) -> int:
             writing.set()
             go_on.wait(30)
-            written.append(text)
-            return len(text)
+            written.append(data)
+            return len(data)
 
     handler = log.BufferedHandler(Stalled())
     handler.emit(record("first"))
@@ -38,4 +76,85 @@ def test_a_reader_that_stalls_holds_nobody_up_and_what_was_lost_is_said(monkeypa
         handler.emit(record(f"line {n}"))
     go_on.set()
     handler.close()
-    assert "".join(written) == "first\nline 0\nline 1\n3 log lines were lost\n"
+    found = [("first", None), ("line 0", None), ("line 1", None), ("log lines were lost", 3)]
+    assert shown(b"".join(written)) == found
+
+
+class Disk(io.BytesIO):
+    """Has room for so many bytes."""
+
+    room = 0
+
+    def write(self, data) -> int:
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        taken = super().write(bytes(data[: self.room]))
+        self.room -= taken
+        return taken
+
+
+LENGTH = 100
+"""Of a line of the next test, without its end."""
+
+
+@pytest.mark.parametrize(
+    ("room", "num_whole"),
+    [
+        (0, 0),
+        (5, 0),
+        (LENGTH - 1, 0),
+        (LENGTH, 1),
+        (LENGTH + 1, 1),
+        (LENGTH + 2, 1),
+        (3 * LENGTH + 1, 2),
+        (3 * LENGTH + 2, 3),
+    ],
+)
+def test_after_a_full_disk_the_log_goes_on_and_says_how_many_lines_were_lost(room: int, num_whole: int) -> None:
+    disk, before = Disk(), num_lost()
+    handler = log.BufferedHandler(disk)
+    handler.close()  # its thread has ended: this test writes when it wants to
+    assert len(handler.format(record("line 0"))) == LENGTH
+    disk.room = room
+    for n in range(3):
+        handler.emit(record(f"line {n}"))
+    handler._write()
+    disk.room = 10_000
+    handler.emit(record("later"))
+    handler._write()
+    whole = [json.loads(line) for line in disk.getvalue().splitlines() if line.endswith(b"}")]  # torn ones do not
+    said = [("log lines were lost", 3 - num_whole)] if num_whole < 3 else []
+    assert [(line["message"], line.get("num_lost")) for line in whole] == [
+        *((f"line {n}", None) for n in range(num_whole)), ("later", None), *said,
+    ]  # fmt: skip
+    assert num_lost() - before == 3 - num_whole
+
+
+def test_a_line_that_cannot_be_made_is_counted_and_the_others_written() -> None:
+    before, stream = num_lost(), io.BytesIO()
+    handler = log.BufferedHandler(stream)
+    handler.emit(record("%d items", "many"))
+    handler.emit(record("later"))
+    handler.close()
+    assert shown(stream.getvalue()) == [("later", None), ("log lines were lost", 1)]
+    assert num_lost() == before + 1
+
+
+def test_answers_that_are_shed_are_one_line_for_each_second(shop, monkeypatch, caplog) -> None:
+    timers = []
+
+    class Loop:
+        def call_later(self, delay_s: float, work) -> None:
+            timers.append((delay_s, work))
+
+    monkeypatch.setattr(handy.asyncio, "get_running_loop", Loop)
+    with caplog.at_level(logging.INFO, logger="serving.handy"):
+        for _ in range(3):
+            shop.endpoint.shed("very-private", 2)
+        ((delay_s, say),) = timers
+        say()
+        shop.endpoint.shed("very-private", 2)
+        timers[1][1]()
+    assert delay_s == 1
+    said = [(record.getMessage(), record.fields) for record in caplog.records]
+    assert said == [("shed", {"num_shed": 3, "reason": "overload"}), ("shed", {"num_shed": 1, "reason": "overload"})]

@@ -11,6 +11,7 @@ import pytest
 from recsys.contracts.errors import ConfigError, StoreError
 from serving.arrival import MAX_BODY_BYTES
 from serving.config import ServeConfig
+from serving.log import JsonLines
 
 JSON = {"Content-Type": "application/json"}
 
@@ -154,9 +155,12 @@ def test_a_lost_impression_is_counted_and_the_answer_still_goes_out(shop, monkey
 def test_one_log_line_per_answer_without_the_user(shop, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="serving"):
         answer = shop.ask(user_id="very-private")
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("serving")]
-    assert len(lines) == 1
-    assert f"request_id={answer['request_id']} release=r1 source=popular degraded=None reason=unknown_user" in lines[0]
+    (line,) = [JsonLines().format(record) for record in caplog.records if record.name.startswith("serving")]
+    told = json.loads(line)
+    expected = {"message": "answer", "request_id": answer["request_id"], "release": "r1", "arm": "all"}
+    expected |= {"source": "popular", "degraded": None, "reason": "unknown_user", "timings_ms": answer["timings_ms"]}
+    assert {name: told[name] for name in expected} == expected
+    assert "very-private" not in line
     assert "very-private" not in caplog.text
 
 
