@@ -1,6 +1,8 @@
 """What operators call: releases, arms, rules. Needs a token with the scope `admin`."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from recsys.contracts.errors import ConfigError
 from serving import experiments
@@ -11,6 +13,8 @@ from serving.experiments import Experiment, ExperimentName, ExperimentPlan
 from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
 from serving.rules import Rules
 from serving.schemas import Availability, ReleaseList
+
+_Experiment = Annotated[ExperimentName, Path(examples=["november"])]
 
 
 def admin_routes(endpoint: Endpoint) -> APIRouter:
@@ -29,7 +33,7 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         return listed()
 
     @router.post("/releases/{name}/activate")
-    def activate(name: ReleaseName) -> ReleaseList:
+    def activate(name: Annotated[ReleaseName, Path(examples=["2026-11-25"])]) -> ReleaseList:
         """Load a release beside the current one, warm and check it, then switch; no request waits."""
         releases.activate(name)
         return listed()
@@ -65,12 +69,12 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         return experiments.start(endpoint.store, body, releases.set_arms)
 
     @router.get("/experiments/{name}")
-    def experiment_report(name: ExperimentName) -> ExperimentReport:
+    def experiment_report(name: _Experiment) -> ExperimentReport:
         """How it stands. It may be looked at every day: its intervals hold at all looks together."""
         return report(endpoint.store, name)
 
     @router.post("/experiments/{name}/stop")
-    def stop_experiment(name: ExperimentName) -> Experiment:
+    def stop_experiment(name: _Experiment) -> Experiment:
         """End it; the current release answers everybody again. Activate the winner to keep it."""
         return experiments.stop(endpoint.store, name, releases.set_arms)
 

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from recsys.contracts.events import Event
 from recsys.contracts.ids import PAD
 from serving.endpoint import Endpoint
-from serving.paths import ITEM, USER
+from serving.paths import ITEM, USER, ItemId, UserId
 from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, STORE_TROUBLE
 from serving.schemas import (
     IMPRESSION,
@@ -18,7 +18,6 @@ from serving.schemas import (
     EventBatch,
     EventsStored,
     HistoryEvent,
-    Id,
     JoinRequest,
     RecommendationAnswer,
     RecommendationAnswers,
@@ -46,7 +45,9 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
 
     @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
-    async def similar_items(item_id: Id, request: Request, k: int = Query(default=10, ge=1, le=100)) -> SimilarItems:
+    async def similar_items(
+        item_id: ItemId, request: Request, k: int = Query(default=10, ge=1, le=100, examples=[10])
+    ) -> SimilarItems:
         """Items most like this one, by the current release, inside the deadline."""
         live = endpoint.releases.current
         token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
@@ -88,7 +89,7 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     router = APIRouter(prefix="/v1/users", tags=["users"], responses=responses)
 
     @router.get(f"{USER}/history")
-    def history(user_id: Id, limit: int = Query(default=100, ge=1, le=1_000)) -> UserHistory:
+    def history(user_id: UserId, limit: int = Query(default=100, ge=1, le=1_000, examples=[100])) -> UserHistory:
         """The latest events of a user, oldest first."""
         found = endpoint.store.recent(user_id, limit)
         return UserHistory(
@@ -99,12 +100,12 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
         )
 
     @router.post(f"{USER}/join")
-    def join(user_id: Id, body: JoinRequest) -> Changed:
+    def join(user_id: UserId, body: JoinRequest) -> Changed:
         """Give an anonymous session's events to this user, who has signed in."""
         return Changed(events=endpoint.store.join(body.session_id, user_id))
 
     @router.delete(USER)
-    def forget(user_id: Id) -> Changed:
+    def forget(user_id: UserId) -> Changed:
         """Forget a user now, and tell the nightly job to leave their events out of logs."""
         deleted = endpoint.store.forget(user_id)
         endpoint.cache.drop(user_id=user_id)

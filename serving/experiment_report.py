@@ -69,9 +69,28 @@ class ExperimentReport(Config):
         json_schema_extra={
             "examples": [
                 {
+                    "experiment": {
+                        "name": "november",
+                        "arms": [{"name": "control"}, {"name": "new", "release": "2026-11-25"}],
+                        "started_ms": 1_795_564_800_000,
+                    },
+                    "started_at": "2026-11-25T00:00:00Z",
                     "conclusion": "too early: 60 users of new are counted, 100 are needed",
                     "sample_ratio_p": 0.48,
                     "sample_ratio_ok": True,
+                    "users_in_two_arms": 0,
+                    "arms": [
+                        {
+                            "arm": "new",
+                            "release": "2026-11-25",
+                            "weight": 1.0,
+                            "users": 60,
+                            "users_open": 35,
+                            "answers": 412,
+                            "recall": {"mean": 0.19, "low": 0.15, "high": 0.24},
+                            "figures": {"conversion": {"mean": 0.1, "low": 0.047, "high": 0.201}},
+                        }
+                    ],
                     "differences": [
                         {"arm": "new", "metric": "conversion", "role": "primary", "verdict": "too early"},
                     ],

@@ -52,6 +52,18 @@ class ExperimentPlan(Config):
 class Experiment(ExperimentPlan):
     """A plan that was started."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "november",
+                    "arms": [{"name": "control"}, {"name": "new", "release": "2026-11-25"}],
+                    "started_ms": 1_795_564_800_000,
+                    "stopped_ms": None,
+                },
+            ]
+        }
+    )
     started_ms: int
     stopped_ms: int | None = None
 

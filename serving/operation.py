@@ -21,6 +21,16 @@ _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
+_METRICS = {
+    "description": "Every counter and gauge.",
+    "content": {
+        "text/plain": {"schema": {"type": "string"}, "example": 'recsys_degraded_total{reason="deadline"} 2.0\n'}
+    },
+}
+_CONSOLE = {
+    "description": "The page.",
+    "content": {"text/html": {"example": "<!doctype html><title>recsys console</title>"}},
+}
 
 
 class Status(Schema):
@@ -90,7 +100,7 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
         status = "the release failed its check; the log says how"
         return Health(status=status, release=endpoint.releases.current.name)
 
-    @router.get("/metrics", response_class=Response, responses=GUARDED)
+    @router.get("/metrics", response_class=Response, responses={**GUARDED, 200: _METRICS})
     def prometheus() -> Response:
         """Counters in Prometheus' text format."""
         return Response(generate_latest(endpoint.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -110,7 +120,7 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
             report=endpoint.releases.current.recommender.release.manifest.metrics,
         )
 
-    @router.get("/console", response_class=HTMLResponse)
+    @router.get("/console", response_class=HTMLResponse, responses={200: _CONSOLE})
     def console() -> HTMLResponse:
         """One page for people."""
         return HTMLResponse(page, headers=_PAGE_HEADERS)

@@ -1,11 +1,16 @@
 """Ids in paths: whatever an event may carry as an id can be asked for and forgotten by it."""
 
-from typing import Final
+from typing import Annotated, Final
 
+from fastapi import Path
 from starlette.convertors import Convertor, register_url_convertor
+
+from serving.schemas import Id
 
 USER: Final = "/{user_id:any_id}"
 ITEM: Final = "/{item_id:any_id}"
+UserId = Annotated[Id, Path(examples=["14911", "a/b"])]
+ItemId = Annotated[Id, Path(examples=["85123A"])]
 
 
 class _AnyId(Convertor[str]):

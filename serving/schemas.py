@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.config import JsonDict
 
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
 from serving.rules import Filters
@@ -37,6 +38,16 @@ IMPRESSION = "impression"
 MAX_REQUESTS = 100
 MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
+_ANSWER: JsonDict = {
+    "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
+    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
+    "release": "2026-11-24",
+    "arm": "all",
+    "source": "model",
+    "degraded": None,
+    "reason": None,
+    "timings_ms": {"history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
+}
 
 
 class Schema(BaseModel):
@@ -149,22 +160,7 @@ class RecommendedItem:
 class RecommendationAnswer:
     """The answer. `source` says who ranked it, `degraded` why it is not the model's."""
 
-    __pydantic_config__ = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
-                    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
-                    "release": "2026-11-24",
-                    "arm": "all",
-                    "source": "model",
-                    "degraded": None,
-                    "reason": None,
-                    "timings_ms": {"history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
-                }
-            ]
-        }
-    )
+    __pydantic_config__ = ConfigDict(json_schema_extra={"examples": [_ANSWER]})
     request_id: str
     """Echo it in events that follow from this answer."""
     items: list[RecommendedItem]
@@ -182,7 +178,7 @@ class RecommendationAnswer:
 class RecommendationAnswers(Schema):
     """One answer per request, in their order."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"answers": []}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"answers": [_ANSWER]}]})
     answers: list[RecommendationAnswer]
 
 
