@@ -57,5 +57,7 @@ class Arms(Config):
 
     def arm_of(self, key: str) -> Arm:
         """The arm that a user (or a request of nobody's) is dealt to."""
+        if len(self.arms) == 1:  # no experiment: nothing to deal
+            return self.arms[0]
         name = assign(key, self.salt, [(arm.name, arm.weight) for arm in self.arms])
         return next(arm for arm in self.arms if arm.name == name)

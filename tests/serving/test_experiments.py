@@ -152,6 +152,7 @@ def test_a_start_that_fails_leaves_nothing_behind(store: EventStore, clock: Cloc
         ({"arms": ARMS[:1]}, "at least 2"),
         ({"arms": [ARMS[0], {"name": "new", "weight": 0}]}, "needs a weight above 0"),
         ({"arms": [ARMS[0], ARMS[0]]}, "arms need names of their own"),
+        ({"arms": [{"name": "all"}, ARMS[1]]}, "`all` is the label of users in no arm"),
         ({"alpha": 1}, "less than 1"),
         ({"metric": "smiles"}, "metric"),
         ({"name": "a b"}, "name"),

@@ -162,3 +162,27 @@ def test_sessions_are_encoded_for_a_bounded_time_only(site: Site, monkeypatch: p
     releases.activate("b")
     assert [site.engines[name].encoded.count(5) for name in "bc"] == [0, 0]
     assert {(arm, by.name) for arm, by in map(releases.route, USERS)} == {("old", "b"), ("new", "c")}
+
+
+def test_nobody_goes_by_old_rules_while_another_request_reads_the_new_ones(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there, go_on, held = site.releases(), site.releases(), threading.Event(), []
+    there.set_rules(there.rules.model_copy(update={"denied": ["sku-3"]}))
+    revision, true = site.store.glance("ann").revision, site.store.document
+
+    def slow(name: str) -> object:
+        go_on.wait(30)
+        return true(name)
+
+    def request() -> None:
+        here.follow(revision)
+        held.append(here.rules.denied)
+
+    monkeypatch.setattr(site.store, "document", slow)
+    requests = [beside(request), beside(request)]
+    go_on.set()
+    for each in requests:
+        each.join(30)
+    assert held == [["sku-3"], ["sku-3"]]
