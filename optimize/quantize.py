@@ -30,7 +30,7 @@ def rounded(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> Se
     if config.weights is None:
         return checkpoint.model
     _check_groups(checkpoint, config)
-    windows = calibration.sample(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
+    windows = calibration.windows(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
     statistics = calibration.collect(checkpoint.model, windows)
     folded, scaled = awq.fold(checkpoint.model, statistics, config.weights)
     return awq.round_weights(folded, scaled, config.weights, clip=True, compensate=config.compensate)
@@ -70,6 +70,14 @@ def _check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
             )
 
 
+def calibrated(data: Dataset, config: OptimizeConfig) -> list[str]:
+    """user_ids of those whose windows the weights are rounded by."""
+    if config.weights is None:
+        return []
+    chosen = calibration.users(data.fit, config.num_calibration_windows, config.seed)
+    return [data.fit.user_ids[user] for user in chosen]
+
+
 def precision(config: OptimizeConfig) -> str:
     """The release's number formats in words."""
     weights = "float32"
@@ -87,8 +95,9 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
     if config.weights is None or not config.num_comparison_windows:
         return {}
     model, format_ = checkpoint.model, config.weights
-    windows = calibration.sample(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
-    others = calibration.sample(data.fit, checkpoint.window, config.num_comparison_windows, config.seed + 1)
+    size, seed = config.num_calibration_windows, config.seed
+    windows = calibration.windows(data.fit, checkpoint.window, size, seed)
+    others = calibration.others(data.fit, checkpoint.window, size, config.num_comparison_windows, seed)
     statistics = calibration.collect(model, windows)
     folded, scaled = awq.fold(model, statistics, format_)
     methods: dict[str, Callable[[], SequenceModel]] = {

@@ -52,9 +52,12 @@ def test_lists_that_cannot_reach_the_recall_give_way_to_exact_search(tmp_path) -
     alike += 1e-4 * generator.standard_normal(alike.shape)  # finer than 8 bits between a far outlier and the rest
     alike[1] *= 1000
     items = ItemTable.of(alike.astype(np.float32), ItemFormat.FLOAT32)
-    said = index.build(items, USERS, IndexConfig(kind="ivf", storage="int8"), tmp_path)
-    assert said["tried"][-1]["recall@100"] < 0.99
-    assert said["choice"]["kind"] == "exact"
+    for kind in ("auto", "ivf"):
+        said = index.build(items, USERS, IndexConfig(kind=kind, storage="int8"), tmp_path)
+        assert all(tried["recall@100"] < 0.99 for tried in said["tried"])
+        assert said["tried"][-1]["storage"] == "int8"  # nor does exact search among rounded rows
+        assert (said["choice"]["kind"], said["choice"]["storage"]) == ("exact", "float32")
+        assert said["recall@100"] == 1.0
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
