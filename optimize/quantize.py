@@ -16,12 +16,12 @@ from optimize.config import OptimizeConfig
 from optimize.report import relative_error
 from optimize.rounding import RoundedLinear, RoundedWeight
 from recsys.contracts.errors import ConfigError
-from recsys.contracts.precision import ItemFormat
+from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.dataset import Dataset
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
-from recsys.runtime.cuda import DECODER
+from recsys.runtime.cuda import DECODER, CudaEngine
 from recsys.runtime.items import ItemTable
 
 
@@ -108,11 +108,24 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
             awq.round_weights(folded, scaled, format_, clip=True, compensate=True)
         ),
         "dynamic int8": lambda: _dynamic(model),
-        "bf16": lambda: copy.deepcopy(model).bfloat16(),
         "items int8 alone": lambda: _with_rounded_items(model),
     }
     reference_BD = encode(model, others)
-    return {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
+    errors = {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
+    return {**errors, "bf16": relative_error(reference_BD, _in_bf16(model, checkpoint.window.size).encode(others))}
+
+
+def _in_bf16(model: SequenceModel, window_size: int) -> CudaEngine:
+    """What is served in bf16: everything in 16 bits but the angles of rotation."""
+    items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
+    return CudaEngine(
+        copy.deepcopy(model),
+        items,
+        window_size=window_size,
+        cache=CacheFormat.FLOAT32,
+        precision="bf16",
+        device="cpu",
+    )
 
 
 def _with_rounded_inputs(model: SequenceModel) -> SequenceModel:
