@@ -48,9 +48,10 @@ def run(folders: list[Path], user_file: Path) -> dict[str, int]:
 
 def _read_users(path: Path) -> list[str]:
     try:
-        users = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (FileNotFoundError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected one user_id a line") from None
+    users = [line.strip() for line in lines if line.strip()]
     if not users:
         raise DataError(f"{path}: no user in it; expected one user_id a line")
     return list(dict.fromkeys(users))
@@ -170,5 +171,6 @@ def _moments(writer: ArtifactWriter, generation: Generation) -> pl.DataFrame:
     names = [generation.file_name(number) for number in range(generation.num_partitions)]
     files = [writer.folder / name if (writer.folder / name).exists() else writer.place / name for name in names]
     moment: Any = pl.col("timestamp_ms")
-    scan = pl.scan_parquet(files).group_by("item_index").agg(first_ms=moment.min(), last_ms=moment.max())
-    return scan.collect(engine="streaming")
+    scan = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore")
+    moments = scan.select("item_index", moment).group_by("item_index").agg(first_ms=moment.min(), last_ms=moment.max())
+    return moments.collect(engine="streaming")

@@ -45,6 +45,10 @@ def read_json_lines(content: bytes, first_line: int = 1, known_names: Iterable[s
             continue
         try:
             row = json.loads(text) if is_text else None
+            if "\\u" in text:
+                json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half a character, such as "\\ud83d": JSON can say it, UTF-8 cannot
+            row, is_text = None, False
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):

@@ -145,6 +145,16 @@ def test_a_bad_row_costs_itself_only(tmp_path: Path, line: str | bytes, reason: 
     assert written[1].startswith(f"log.csv,{place + 1},")
 
 
+@pytest.mark.parametrize("half", ['"title": "cut \\ud83d"', '"title": ["\\uDE00"]', '"\\ud83d": 1'])
+def test_half_a_character_in_json_costs_its_line_only(tmp_path: Path, half: str) -> None:
+    rows = [
+        f'{{"user_id": "u{n}", "item_id": "i", "timestamp": {S + n}, "title": "\\ud83d\\ude00"}}' for n in range(40)
+    ]
+    rows.insert(1, f'{{"user_id": "u", "item_id": "i", "timestamp": {S}, {half}}}')
+    assert build(tmp_path, "\n".join(rows), "log.jsonl") == {"not UTF-8": 1}
+    assert "log.jsonl,2,not UTF-8," in (tmp_path / "out" / "quarantine.csv").read_text()
+
+
 def test_one_bad_row_of_a_tiny_file_is_tolerated_and_two_are_not(tmp_path: Path) -> None:
     tiny = HEADER + f"u,i,{S}\n" * 5
     assert build(tmp_path, tiny + "u,i,x\n", min_count=1) == {"timestamp does not parse": 1}

@@ -65,6 +65,20 @@ def test_the_pruning_policy_decides_in_the_artifact_and_in_the_reader(
     assert "".join(item.item_id for item in data.vocabulary.items) == kept
 
 
+def test_a_counting_period_reads_nights_with_and_without_event_ids(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    config = FeaturesConfig(min_count=1, count_period_days=30)
+    for name, text in {
+        "a.csv": f"user_id,item_id,timestamp,event_id\nann,a,{S},e1\n",
+        "b.csv": f"user_id,item_id,timestamp\nbob,b,{S}\n",
+        "c.csv": f"user_id,item_id,timestamp\ncat,c,{S + 40 * DAY}\n",
+    }.items():
+        (tmp_path / "log" / name).write_text(text)
+        if name != "a.csv":
+            run(config, [tmp_path / "log"], tmp_path / "out")
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet").filter("kept")["item_id"].to_list() == ["c"]
+
+
 def test_the_report_says_what_each_threshold_costs(tmp_path: Path) -> None:
     out = build(tmp_path, min_count=1)
     rows = dataset.load(out, Protocol.FINAL).manifest.metrics["pruning"]["thresholds"]

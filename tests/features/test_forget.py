@@ -103,6 +103,29 @@ def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:
     assert artifact.verify(tmp_path / "out", "features").metrics["num_events"] == 0
 
 
+def test_the_user_file_may_have_a_byte_order_mark_and_ids_with_rare_line_separators(tmp_path: Path) -> None:
+    (tmp_path / "who.txt").write_bytes("\ufeffanna\r\nb\u2028b\nc\x85c\n".encode())
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"user_id": "{u}", "item_id": "i", "timestamp": {S}}}\n'
+                           for u in ("anna", "b\\u2028b", "c\\u0085c", "stays")))  # fmt: skip
+    run(CONFIG, [log], tmp_path / "out", now_ms=NOW_MS)
+    assert list(forget.run([tmp_path / "out"], tmp_path / "who.txt").values()) == [3]
+    assert pl.read_parquet(tmp_path / "out" / "users.parquet")["user_id"].to_list() == ["stays"]
+
+
+def test_users_are_forgotten_where_only_some_files_of_a_night_have_event_ids(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    with_ids = "user_id,item_id,timestamp,event_id\n" + "".join(f"u{n % 2},i{n},{S + n},e{n}\n" for n in range(8))
+    (tmp_path / "log" / "a.csv").write_text(with_ids)
+    without = "user_id,item_id,timestamp\n" + "".join(f"v{n},i{n},{S + n}\n" for n in range(40))
+    (tmp_path / "log" / "b.csv").write_text(without)
+    out = tmp_path / "out"
+    run(FeaturesConfig(min_count=1, events_per_partition=4), [tmp_path / "log"], out, now_ms=NOW_MS)
+    (tmp_path / "who.txt").write_text("u1\n")
+    assert list(forget.run([out], tmp_path / "who.txt").values()) == [4]
+    assert digest_from_the_files(out) == digest_of(artifact.read_manifest(out))
+
+
 def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected one user_id a line"):
         forget.run([tmp_path], tmp_path / "no.txt")
