@@ -174,6 +174,7 @@ def measure(
         data,
         config.num_check_users,
         config.seed,
+        quantize.calibrated(data, config),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -36,10 +37,37 @@ Calibration = dict[str, InputStatistics]
 """By name of the matrix within the decoder."""
 
 
+def users(histories: Histories, num_windows: int, seed: int) -> npt.NDArray[np.int64]:
+    """The users whose windows weights are rounded by: a seeded sample, at most half of all, as others must judge."""
+    return np.sort(_shuffled(histories, seed)[: _at_most_half(histories, num_windows)])
+
+
+def windows(histories: Histories, window: WindowConfig, num_windows: int, seed: int) -> list[Tokens]:
+    """Open windows of `users`; longer ones are as likely as shorter ones."""
+    return _windows(histories, window, users(histories, num_windows, seed))
+
+
+def others(histories: Histories, window: WindowConfig, num_windows: int, num_others: int, seed: int) -> list[Tokens]:
+    """Open windows of some of those that `users` with the same sizes and seed leaves."""
+    start = _at_most_half(histories, num_windows)
+    return _windows(histories, window, _shuffled(histories, seed)[start : start + num_others])
+
+
 def sample(histories: Histories, window: WindowConfig, num_windows: int, seed: int) -> list[Tokens]:
-    """Open windows of a seeded sample of users; longer ones are as likely as shorter ones."""
-    chosen = np.random.default_rng(seed).permutation(len(histories))[:num_windows]
-    return [open_window(histories[user], window) for user in np.sort(chosen)]
+    """Open windows of any users, a seeded sample."""
+    return _windows(histories, window, _shuffled(histories, seed)[:num_windows])
+
+
+def _at_most_half(histories: Histories, num_windows: int) -> int:
+    return min(num_windows, max(1, len(histories) // 2))
+
+
+def _shuffled(histories: Histories, seed: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(len(histories))
+
+
+def _windows(histories: Histories, window: WindowConfig, users: npt.NDArray[np.int64]) -> list[Tokens]:
+    return [open_window(histories[user], window) for user in np.sort(users)]
 
 
 @torch.inference_mode()

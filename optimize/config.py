@@ -60,7 +60,7 @@ class OptimizeConfig(Config):
     new_items_share: float | None = Field(default=None, ge=0, le=1)
     """Of users whose first ten hold an item too new to be kept; without it, what training chose on validation."""
     num_calibration_windows: int = Field(default=256, ge=1)
-    """Open windows of a seeded sample of users."""
+    """Open windows of a seeded sample of users, at most of half of them: the gate judges by others."""
     num_comparison_windows: int = Field(default=200, ge=0)
     """Other windows, on which plain rounding, dynamic int8 and bf16 are measured beside AWQ; 0: not."""
     num_threads: int = Field(default=2, ge=1)

@@ -33,7 +33,7 @@ class IndexConfig(Config):
     """auto: exact up to `exact_up_to` items, inverted lists above where they reach `min_recall`."""
     exact_up_to: int = Field(default=100_000, ge=0)
     min_recall: float = Field(default=0.99, gt=0, le=1)
-    """Least share of the exact top 100 that inverted lists must find."""
+    """Least share of the exact top 100 that inverted lists, or rows rounded to int8, must find."""
     storage: Literal["float32", "int8"] = "float32"
     device: Literal["cpu", "gpu"] = "cpu"
     num_queries: int = Field(default=500, ge=1)
@@ -67,10 +67,14 @@ def build(
                 faiss.write_index(index, str(folder / INDEX_FILE))
                 return {**said, **found, "choice": choice.model_dump(mode="json")}
             if choice.num_probed == choice.num_lists:
-                break  # int8 storage may fall short even so: exact search is left
+                break  # int8 storage may fall short even so: exact search is left, in float32 if need be
             choice = choice.model_copy(update={"num_probed": min(2 * choice.num_probed, choice.num_lists)})
     choice = IndexChoice(storage=config.storage, device=config.device)
     found = _measured(ItemIndex.open(folder, items, choice, shift_V), users_UD, expected)
+    if found["recall@100"] < config.min_recall and choice.storage != "float32":
+        said["tried"].append({"storage": choice.storage, **found})
+        choice = choice.model_copy(update={"storage": "float32"})
+        found = _measured(ItemIndex.open(folder, items, choice, shift_V), users_UD, expected)
     return {**said, **found, "choice": choice.model_dump(mode="json")}
 
 

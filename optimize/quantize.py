@@ -16,12 +16,12 @@ from optimize.config import OptimizeConfig
 from optimize.report import relative_error
 from optimize.rounding import RoundedLinear, RoundedWeight
 from recsys.contracts.errors import ConfigError
-from recsys.contracts.precision import ItemFormat
+from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.dataset import Dataset
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
-from recsys.runtime.cuda import DECODER
+from recsys.runtime.cuda import DECODER, CudaEngine
 from recsys.runtime.items import ItemTable
 
 
@@ -30,7 +30,7 @@ def rounded(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> Se
     if config.weights is None:
         return checkpoint.model
     _check_groups(checkpoint, config)
-    windows = calibration.sample(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
+    windows = calibration.windows(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
     statistics = calibration.collect(checkpoint.model, windows)
     folded, scaled = awq.fold(checkpoint.model, statistics, config.weights)
     return awq.round_weights(folded, scaled, config.weights, clip=True, compensate=config.compensate)
@@ -70,6 +70,14 @@ def _check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
             )
 
 
+def calibrated(data: Dataset, config: OptimizeConfig) -> list[str]:
+    """user_ids of those whose windows the weights are rounded by."""
+    if config.weights is None:
+        return []
+    chosen = calibration.users(data.fit, config.num_calibration_windows, config.seed)
+    return [data.fit.user_ids[user] for user in chosen]
+
+
 def precision(config: OptimizeConfig) -> str:
     """The release's number formats in words."""
     weights = "float32"
@@ -87,8 +95,9 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
     if config.weights is None or not config.num_comparison_windows:
         return {}
     model, format_ = checkpoint.model, config.weights
-    windows = calibration.sample(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
-    others = calibration.sample(data.fit, checkpoint.window, config.num_comparison_windows, config.seed + 1)
+    size, seed = config.num_calibration_windows, config.seed
+    windows = calibration.windows(data.fit, checkpoint.window, size, seed)
+    others = calibration.others(data.fit, checkpoint.window, size, config.num_comparison_windows, seed)
     statistics = calibration.collect(model, windows)
     folded, scaled = awq.fold(model, statistics, format_)
     methods: dict[str, Callable[[], SequenceModel]] = {
@@ -99,11 +108,24 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
             awq.round_weights(folded, scaled, format_, clip=True, compensate=True)
         ),
         "dynamic int8": lambda: _dynamic(model),
-        "bf16": lambda: copy.deepcopy(model).bfloat16(),
         "items int8 alone": lambda: _with_rounded_items(model),
     }
     reference_BD = encode(model, others)
-    return {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
+    errors = {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
+    return {**errors, "bf16": relative_error(reference_BD, _in_bf16(model, checkpoint.window.size).encode(others))}
+
+
+def _in_bf16(model: SequenceModel, window_size: int) -> CudaEngine:
+    """What is served in bf16: everything in 16 bits but the angles of rotation."""
+    items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
+    return CudaEngine(
+        copy.deepcopy(model),
+        items,
+        window_size=window_size,
+        cache=CacheFormat.FLOAT32,
+        precision="bf16",
+        device="cpu",
+    )
 
 
 def _with_rounded_inputs(model: SequenceModel) -> SequenceModel:

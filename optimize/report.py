@@ -1,6 +1,6 @@
 """How far an engine's answers are from the float32 reference's."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +69,13 @@ def compare(
     data: Dataset,
     num_users: int,
     seed: int,
+    calibrated: Collection[str] = (),
 ) -> FidelityReport:
-    """Answer the same users by both and compare vectors and lists."""
-    contexts, targets = _users(data, num_users, seed)
+    """Answer the same users by both and compare vectors and lists.
+
+    `calibrated` are users that the engine's weights were rounded by: they are left out, unless they are all there are.
+    """
+    contexts, targets = _users(data, num_users, seed, calibrated)
     windows = [open_window(context, checkpoint.window) for context in contexts]
     known = [evidence(reachable(context, checkpoint.window), transitions) for context in contexts]
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
@@ -149,13 +153,17 @@ def _lists(
     return np.stack(rows)
 
 
-def _users(data: Dataset, num_users: int, seed: int) -> tuple[list[Tokens], list[Any]]:
+def _users(
+    data: Dataset, num_users: int, seed: int, without: Collection[str]
+) -> tuple[list[Tokens], list[npt.NDArray[np.int64]]]:
     """A seeded sample of users: their contexts, and their targets where the protocol holds some out."""
-    generator = np.random.default_rng(seed)
+    contexts, targets = data.fit, []
     if data.protocol is not Protocol.FINAL:
         test = data.test_set()
         if len(test.targets):
-            chosen = np.sort(generator.permutation(len(test.contexts))[:num_users])
-            return [test.contexts[u] for u in chosen], [test.targets[u] for u in chosen]
-    chosen = np.sort(generator.permutation(len(data.fit))[:num_users])
-    return [data.fit[u] for u in chosen], []
+            contexts, targets = test.contexts, test.targets
+    hidden = frozenset(without)
+    shuffled = np.random.default_rng(seed).permutation(len(contexts))
+    left = [user for user in shuffled if contexts.user_ids[user] not in hidden]
+    chosen = np.sort((left or shuffled)[:num_users])
+    return [contexts[user] for user in chosen], [targets[user] for user in chosen] if targets else []

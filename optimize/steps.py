@@ -1,24 +1,35 @@
 """Finished steps of a release under construction: a run that was killed goes on after the last of them."""
 
+import fcntl
+import os
 import shutil
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recsys.contracts import artifact
 from recsys.contracts.artifact import ArtifactWriter, Manifest
-from recsys.contracts.errors import ArtifactError
+from recsys.contracts.errors import ArtifactError, LockedError
 
 
 class Steps:
     """Steps beside the releases they are for, each an artifact with its parents and settings.
 
-    A step is done again where it is missing, damaged, or was made from something else.
+    A step is done again where it is missing, damaged, or was made from something else. Nobody else can have the steps
+    of a checkpoint until `remove`, or until these are no longer referred to, or their process ends, however it does.
     """
 
     def __init__(self, releases: Path, parents: dict[str, str]) -> None:
+        """Take the steps of the checkpoint.
+
+        Raises:
+            LockedError: another run has them.
+        """
         self.folder = releases / f".steps-{parents['checkpoint'][:8]}"
         self._parents = parents
+        self._let_go = weakref.finalize(self, _let_go, self.folder, _lock(self.folder))
 
     def run(
         self, name: str, settings: dict[str, Any], make: Callable[[Path], dict[str, Any]], *, after: str | None = None
@@ -45,6 +56,38 @@ class Steps:
     def remove(self) -> None:
         """The release is out."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._let_go()
+
+
+def _lock(folder: Path) -> int:
+    """Descriptor of the folder, which is made if it is missing; the kernel's lock on it goes with the descriptor.
+
+    Raises:
+        LockedError: another run holds it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # the run that had it has just removed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise LockedError(
+                f"{folder}: another optimize of this checkpoint is under way; wait for it, or give another --out"
+            ) from None
+        if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+        os.close(descriptor)  # removed between opening and locking
+
+
+def _let_go(folder: Path, descriptor: int) -> None:
+    """Unlock; finished steps stay for the next run."""
+    with suppress(OSError):
+        folder.rmdir()  # nothing was finished, or all was removed
+    os.close(descriptor)
 
 
 def _finished(place: Path) -> Manifest | None:

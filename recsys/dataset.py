@@ -126,6 +126,8 @@ class TestSet:
     """Code of each target's event type, parallel to `targets`."""
     cold_targets: list[npt.NDArray[np.int64]] = field(default_factory=list)
     """Targets of the cold users, in the order of their ids."""
+    cold_user_ids: list[str] = field(default_factory=list)
+    """The cold users, parallel to `cold_targets`."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ class Dataset:
             target_times_ms=events.by_user(events.timestamps_ms, targets),
             target_types=events.by_user(events.event_types.astype(np.int64), targets),
             cold_targets=events.by_user(target_tokens, events.is_target & cold[events.user]),
+            cold_user_ids=[events.user_ids[user] for user in np.flatnonzero(cold)],
         )
 
     def _target_tokens(self, item_index: npt.NDArray[np.int64], shown: Vocabulary | None) -> npt.NDArray[np.int64]:

@@ -33,6 +33,7 @@ class BoundedPool:
     def __init__(
         self, num_workers: int, max_waiting: int, name: str = "answer", clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
         self._size = num_workers + max_waiting

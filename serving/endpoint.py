@@ -71,7 +71,8 @@ class Endpoint:
         num_under_way -= self._writers.taken
         if num_under_way > self.config.num_workers + self.config.max_waiting // 2:
             return True
-        wait_s = self.service.lag.seconds + self.service.pool.expected_s(num_under_way)
+        ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
+        wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
         return wait_s > _BEHIND_SHARE * self.config.deadline_ms / 1000
 
     async def write(self, work: Callable[[], T]) -> T:

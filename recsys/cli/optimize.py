@@ -6,7 +6,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from recsys.cli.options import ConfigOption, EngineOption, FeaturesOption, JsonOption, emit, given, optimize_config
+from recsys.cli.options import (
+    ConfigOption,
+    EngineOption,
+    FeaturesOption,
+    JsonOption,
+    emit,
+    given,
+    optimize_config,
+    section,
+)
 from recsys.contracts.precision import EngineName
 
 DIFFERENT = 3
@@ -33,7 +42,7 @@ def optimize_command(
     features: FeaturesOption,
     out: Annotated[Path, typer.Option(help="Folder of releases.")],
     engine: Annotated[EngineName | None, typer.Option(help="Engine that serves. Default: cpu.")] = None,
-    bits: Annotated[int, typer.Option(help="Bits of a weight: 8, 4, or 32 for float.")] = 8,
+    bits: Annotated[int | None, typer.Option(help="Bits of a weight: 8, 4, or 32 for float. Default: 8.")] = None,
     plan: Annotated[str | None, typer.Option(help="TensorRT plans beside the engine: bf16 or fp16.")] = None,
     activate: Annotated[bool, typer.Option(help="Point `current` at the new release.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Publish past the gate; the release is marked.")] = False,
@@ -44,8 +53,10 @@ def optimize_command(
     from optimize import build
     from recsys.pipeline import progress, tables
 
-    tensorrt = {} if plan is None else {"tensorrt": {"precision": plan}}
-    settings = optimize_config(config, bits=bits, **given({"engine": engine}), **tensorrt)
+    options: dict[str, Any] = given({"engine": engine, "bits": bits})
+    if plan is not None:
+        options["tensorrt"] = section(config, "optimize").get("tensorrt", {}) | {"precision": plan}
+    settings = optimize_config(config, **options)
     with progress.bar("optimize") as advance:
         name, manifest = build.run(settings, checkpoint, features, out, activate=activate, force=force, advance=advance)
     emit(as_json, {"release": name, **manifest.model_dump()}, tables.release_summary(name, manifest, out))

@@ -21,6 +21,7 @@ from optimize.config import OptimizeConfig
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
+from recsys.contracts.ids import PAD
 from recsys.contracts.precision import ItemFormat
 from recsys.dataset import Dataset, Protocol
 from recsys.evaluation.metrics import per_user_metrics
@@ -49,7 +50,7 @@ class _Side:
 
     @cached_property
     def ndcg(self) -> dict[str, float]:
-        """NDCG@10 by user."""
+        """NDCG@10 of every user with a target, by user_id."""
         return _ndcg(self)
 
 
@@ -216,13 +217,12 @@ def _size(release: Path) -> int:
 
 
 def _accuracy(runs: list[dict[str, _Side]], old: str, new: str) -> PairedDifference:
-    """NDCG@10 of one side against another's, on the users both know; values of a user are means over seeds."""
-    after, before = [], []
-    for sides in runs:
-        ours, theirs = sides[new].ndcg, sides[old].ndcg
-        users = sorted(ours.keys() & theirs.keys())
-        after.append([ours[user] for user in users])
-        before.append([theirs[user] for user in users])
+    """NDCG@10 of one side against another's; values of a user are means over seeds.
+
+    Users are those with an event before the cut, on whatever item: who has no kept one stays in it.
+    """
+    users = dataset.load(runs[0]["before"].features, Protocol.TIME).test_set().contexts.user_ids
+    after, before = ([[sides[name].ndcg[user] for user in users] for sides in runs] for name in (new, old))
     return paired_difference(np.mean(after, axis=0), np.mean(before, axis=0), seed=0)
 
 
@@ -246,13 +246,18 @@ def _replay_ratio(latency: dict[str, float], step: str) -> float | None:
 
 
 def _ndcg(side: _Side) -> dict[str, float]:
-    """NDCG@10 by user; a target outside the vocabulary is a miss."""
+    """NDCG@10 by user; a target outside the vocabulary is a miss.
+
+    A user without a kept event gets popular items, as from the endpoint.
+    """
     data: Dataset = dataset.load(side.features, Protocol.TIME)
-    test = data.test_set()
-    users = [u for u in range(len(test.contexts)) if len(test.contexts[u]) and len(test.targets[u])]
-    ranked = Recommender.load(side.release).rank([test.contexts[u] for u in users], 10)
-    values = per_user_metrics(ranked, [test.targets[u] for u in users], [10])["ndcg@10"]
-    return {test.contexts.user_ids[u]: float(value) for u, value in zip(users, values, strict=True)}
+    test, recommender = data.test_set(), Recommender.load(side.release)
+    ranked_UK = np.full((len(test.contexts) + test.num_cold_users, 10), PAD, dtype=np.int32)
+    ranked_UK[: len(test.contexts)] = recommender.rank(list(test.contexts), 10)
+    popular = recommender.release.vocabulary.popular()[:10]
+    ranked_UK[len(test.contexts) :, : len(popular)] = popular
+    values = per_user_metrics(ranked_UK, [*test.targets, *test.cold_targets], [10])["ndcg@10"]
+    return dict(zip([*test.contexts.user_ids, *test.cold_user_ids], values.tolist(), strict=True))
 
 
 def _methods(side: _Side, features: Path, config: OptimizeConfig, *, bits: int) -> dict[str, float]:

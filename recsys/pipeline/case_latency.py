@@ -13,13 +13,14 @@ from recsys.model.reference import encode
 from recsys.runtime.engine import Engine
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.release import Release
-from recsys.windows import open_window
+from recsys.windows import WindowConfig, open_window
 
 # B users
 
 CONTEXT = 2048
 NUM_LENGTHS = 8
-"""Lengths over one stride from `CONTEXT` on: at exactly 2,048 events the open window is short, which flatters."""
+"""Lengths of histories that are answered, evenly over `CONTEXT` and the stride that follows, its last one too: there
+the open window is of every length it can have. At exactly 2,048 events it is short, which flatters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +40,30 @@ def measure(
     num_threads: int,
     peers: Mapping[str, Callable[[], float]],
 ) -> dict[str, float]:
-    """Median milliseconds by step; every step keeps what the steps before it switched on.
+    """Milliseconds by step, the mean over lengths of each length's median; a step keeps what those before switched on.
 
     `events` are tokens of the pruned vocabulary to make histories of. `peers` answer when asked and say how long
     it took; they take their turns with the steps.
     """
     torch.set_num_threads(num_threads)
     steps = {**_steps(contenders, events), **{name: _asked(answer) for name, answer in peers.items()}}
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(num_rounds + 2):
+    samples: dict[str, list[list[float]]] = {name: [[] for _ in range(NUM_LENGTHS)] for name in steps}
+    for round_ in range(max(num_rounds, NUM_LENGTHS) + 2):  # every length once at least
         for name, step in steps.items():
             step(round_)  # untimed: what the step before left in the processor's caches is not this one's cost
             milliseconds = step(round_)
             if round_ >= 2:  # the first two pay for kernels and memory
-                samples[name].append(milliseconds)
-    return {name: round(float(np.median(values)), 3) for name, values in samples.items()}
+                samples[name][round_ % NUM_LENGTHS].append(milliseconds)
+    return {
+        name: round(float(np.mean([np.median(values) for values in by_length])), 3)
+        for name, by_length in samples.items()
+    }
 
 
 def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[str, float]:
     """Users encoded per second, `NUM_LENGTHS` different ones in one call; calls take turns, medians."""
     window, engine = contenders.release.window, contenders.release.engine
-    histories = [_history(events, CONTEXT + i * window.stride // NUM_LENGTHS) for i in range(NUM_LENGTHS)]
+    histories = [_history(events, length) for length in lengths(window)]
     windows = [open_window(history, window) for history in histories]
     full = [history[-CONTEXT:] for history in histories]
     sessions = engine.open([one[: window.size // 2] for one in windows])
@@ -82,7 +86,7 @@ def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[
 
 def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int], float]]:
     window = contenders.release.window
-    histories = [_history(events, CONTEXT + i * window.stride // NUM_LENGTHS) for i in range(NUM_LENGTHS)]
+    histories = [_history(events, length) for length in lengths(window)]
     windows = [open_window(history, window) for history in histories]
     full = [history[-CONTEXT:] for history in histories]
     exact = {
@@ -126,6 +130,11 @@ def _warm(release: Release, windows: list[Tokens], events: Tokens) -> Callable[[
         return _timed(lambda: answer(user, event))
 
     return step
+
+
+def lengths(window: WindowConfig) -> list[int]:
+    """Events of the histories that are answered, 2,048 to 2,764 in windows of 1,024 that share 30 %."""
+    return [int(length) for length in np.linspace(CONTEXT, CONTEXT + window.stride - 1, NUM_LENGTHS).round()]
 
 
 def _asked(answer: Callable[[], float]) -> Callable[[int], float]:

@@ -61,11 +61,11 @@ def run(
                 f"{file}: holds no keys and values, which --layers compares; give --against ENGINE, --checkpoint DIR, "
                 "or a --reference FILE that was written by --save FILE --layers"
             )
-    if known.release != digest:
-        raise ArtifactError(
-            f"{reference}: answers of a release of checkpoint {known.release[:12]}, this one is of {digest[:12]}; "
-            "compare answers of the same release"
-        )
+        if known.release != digest:
+            raise ArtifactError(
+                f"{file}: answers of a release of checkpoint {known.release[:12]}, this one is of {digest[:12]}; "
+                "compare answers of the same release"
+            )
     return compare(known, release.engine, release.index, tolerance)
 
 

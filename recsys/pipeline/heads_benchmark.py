@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from optimize.export import build_engine
-from recsys.contracts.errors import ConfigError
+from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ class _Candidate:
 
     num_heads: int
     head_dim: int
-    ndcg10: float | None
+    ndcg10: float
     """NDCG@10 on the validation part of the fitted events."""
     epochs: float
     engine: Engine
@@ -40,6 +40,7 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
 
     Raises:
         ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
+        DataError: the validation has no users to compare the shapes on.
     """
     inner = recipe.model.num_heads * recipe.model.head_dim
     for num_heads in heads:
@@ -93,6 +94,9 @@ def _trained(
     values["model"] |= {"num_heads": num_heads, "head_dim": head_dim}
     ours = Recipe.from_mapping(values, "recipe")
     manifest = train.run(ours, features, folder / "checkpoint", protocol=Protocol.TIME)
+    metrics = manifest.metrics
+    if metrics["validation_ndcg@10"] is None:
+        raise DataError(f"{features}: the validation has no users, so shapes cannot be compared; get more events")
     checkpoint = Checkpoint.open(folder / "checkpoint")
     build_engine(checkpoint.model, folder, ours.window.size, CacheFormat.FLOAT16)
     engine = OpenVinoEngine(
@@ -103,7 +107,6 @@ def _trained(
         window_size=ours.window.size,
         cache=CacheFormat.FLOAT16,
     )
-    metrics = manifest.metrics
     return _Candidate(num_heads, head_dim, metrics["validation_ndcg@10"], metrics["epochs"], engine)
 
 

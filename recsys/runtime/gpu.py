@@ -1,6 +1,8 @@
 """Memory, copies, a stream and graphs of one NVIDIA GPU, by CUDA's own runtime; no torch."""
 
 import math
+import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -30,7 +32,7 @@ class Gpu(Protocol):
         ...
 
     def free(self, address: int) -> None:
-        """Give memory back once everything asked for before is done."""
+        """Give memory back once everything asked for before is done; from any thread, also while another captures."""
         ...
 
     def copy(self, target: int, source: int, size_bytes: int) -> None:
@@ -66,6 +68,9 @@ class CudaGpu:
         self._cuda: Any = runtime
         self._ask(runtime.cudaGetDeviceCount())
         self._stream = self._ask(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
+        self._unwanted: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        """Calls that give something back. Whoever drops it may do so while a capture is open on the stream, where
+        they would become part of the graph or break it: the next of the engine's own turns makes them."""
 
     @property
     def stream(self) -> int:
@@ -84,13 +89,14 @@ class CudaGpu:
 
     def allocate(self, size_bytes: int) -> int:
         """See `Gpu`."""
+        self._give_back()
         address = int(self._ask(self._cuda.cudaMallocAsync(size_bytes, self._stream)))
         self._ask(self._cuda.cudaMemsetAsync(address, 0, size_bytes, self._stream))
         return address
 
     def free(self, address: int) -> None:
-        """See `Gpu`."""
-        self._ask(self._cuda.cudaFreeAsync(address, self._stream))
+        """See `Gpu`. Done with the next `allocate`, `download` or `capture`."""
+        self._unwanted.append((self._cuda.cudaFreeAsync, (address, self._stream)))
 
     def copy(self, target: int, source: int, size_bytes: int) -> None:
         """See `Gpu`."""
@@ -102,11 +108,13 @@ class CudaGpu:
 
     def download(self, numbers: npt.NDArray[Any], source: int) -> None:
         """See `Gpu`."""
+        self._give_back()
         self._copy(numbers.ctypes.data, source, numbers.nbytes, self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost)
         self._ask(self._cuda.cudaStreamSynchronize(self._stream))
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """See `Gpu`."""
+        """See `Gpu`. The graph goes with its last holder."""
+        self._give_back()
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._ask(self._cuda.cudaStreamBeginCapture(self._stream, mode))
         try:
@@ -114,7 +122,18 @@ class CudaGpu:
         finally:
             graph = self._ask(self._cuda.cudaStreamEndCapture(self._stream))
         ready = self._ask(self._cuda.cudaGraphInstantiate(graph, 0))
-        return lambda: self._ask(self._cuda.cudaGraphLaunch(ready, self._stream))
+        self._ask(self._cuda.cudaGraphDestroy(graph))
+
+        def launch() -> None:
+            self._ask(self._cuda.cudaGraphLaunch(ready, self._stream))
+
+        weakref.finalize(launch, self._unwanted.append, (self._cuda.cudaGraphExecDestroy, (ready,)))
+        return launch
+
+    def _give_back(self) -> None:
+        while self._unwanted:
+            call, arguments = self._unwanted.popleft()
+            self._ask(call(*arguments))
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: Any) -> None:
         self._ask(self._cuda.cudaMemcpyAsync(target, source, size_bytes, kind, self._stream))

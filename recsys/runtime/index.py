@@ -148,7 +148,8 @@ class ItemIndex:
         """What the index itself finds, shape [B, C] each; PAD where nothing is left."""
         unwanted = np.empty(0, dtype=np.int32) if without is None else without
         if self._choice.device == "gpu":  # no selectors there: look further and leave them out afterwards
-            scores, rows = self._index.search(queries_BD, min(wanted + len(unwanted), len(self)))
+            further = min(wanted + len(unwanted), len(self))
+            scores, rows = self._index.search(queries_BD, further, params=self._parameters(further, unwanted[:0]))
             scores = np.where(np.isin(rows + 1, unwanted), -np.inf, scores)
             order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
             scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -52,9 +52,12 @@ def test_lists_that_cannot_reach_the_recall_give_way_to_exact_search(tmp_path) -
     alike += 1e-4 * generator.standard_normal(alike.shape)  # finer than 8 bits between a far outlier and the rest
     alike[1] *= 1000
     items = ItemTable.of(alike.astype(np.float32), ItemFormat.FLOAT32)
-    said = index.build(items, USERS, IndexConfig(kind="ivf", storage="int8"), tmp_path)
-    assert said["tried"][-1]["recall@100"] < 0.99
-    assert said["choice"]["kind"] == "exact"
+    for kind in ("auto", "ivf"):
+        said = index.build(items, USERS, IndexConfig(kind=kind, storage="int8"), tmp_path)
+        assert all(tried["recall@100"] < 0.99 for tried in said["tried"])
+        assert said["tried"][-1]["storage"] == "int8"  # nor does exact search among rounded rows
+        assert (said["choice"]["kind"], said["choice"]["storage"]) == ("exact", "float32")
+        assert said["recall@100"] == 1.0
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
@@ -77,13 +80,32 @@ def test_excluded_items_stay_out_and_the_whole_catalogue_can_be_asked_for(tmp_pa
 def test_an_index_without_selectors_leaves_the_same_items_out(monkeypatch) -> None:
     from recsys.runtime import index as runtime_index
 
-    monkeypatch.setattr(runtime_index, "_on_gpu", lambda same: same)  # searched without `params`, as faiss-gpu must be
+    monkeypatch.setattr(runtime_index, "_on_gpu", lambda same: same)  # searched without selectors, as faiss-gpu must be
     exact = ItemIndex.build(ITEMS.vectors_VD())
     without = [exact.search(USERS[:1], 7)[0][0][::2]]
     like_a_gpu = ItemIndex(exact._index, IndexChoice(device="gpu"), ITEMS)
     for k in (5, NUM_ITEMS):
         expected, found = exact.search(USERS[:1], k, without), like_a_gpu.search(USERS[:1], k, without)
         np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_lists_on_a_gpu_are_looked_at_as_many_at_a_time_as_on_the_cpu(tmp_path, monkeypatch) -> None:
+    from recsys.runtime import index as runtime_index
+
+    monkeypatch.setattr(runtime_index, "_on_gpu", lambda same: same)
+    found = {}
+    for device in ("cpu", "gpu"):
+        (tmp_path / device).mkdir()
+        said = index.build(ITEMS, USERS, IndexConfig(kind="ivf", device=device), tmp_path / device)
+        found[device] = [(row["num_probed"], row["recall@100"]) for row in said["tried"]]
+        assert said["choice"]["kind"] == "ivf"
+        choice = IndexChoice(**said["choice"])
+        opened = ItemIndex.open(tmp_path / device, ITEMS, choice)
+        best = opened.search(USERS[:1], 5)[0]
+        whole = opened.search(USERS[:1], NUM_ITEMS, [best[0]])[0][0]
+        assert (whole != PAD).sum() == NUM_ITEMS - 5
+    assert found["gpu"] == found["cpu"]
+    assert len(found["cpu"]) > 1
 
 
 def test_a_gpu_index_without_a_gpu_says_what_it_needs() -> None:

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimize import build, export, gate, quantize, report
+from optimize import build, calibration, export, gate, quantize, report
 from optimize.config import GateConfig, OptimizeConfig
+from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, GateError
 from recsys.contracts.precision import ItemFormat
+from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
 from recsys.runtime.release import Release
+from recsys.windows import WindowConfig
 from tests.conftest import cyclic_histories, write_features
 
 
@@ -177,3 +180,18 @@ def test_only_an_activated_release_becomes_current(ring_features: Path, ring_che
     artifact.set_current(tmp_path / "releases", "older")
     build.run(config, ring_checkpoint, ring_features, tmp_path / "releases", activate=False)
     assert artifact.current_name(tmp_path / "releases") == "older"
+
+
+def test_the_gate_judges_by_users_that_nothing_was_calibrated_on(
+    ring_features: Path,
+) -> None:
+    data, window, size = dataset.load(ring_features, Protocol.TIME), WindowConfig(), 10**6
+    calibrated = quantize.calibrated(data, OptimizeConfig(num_calibration_windows=size))
+    assert len(calibrated) == len(data.fit) // 2  # though more were asked for
+    both = [*calibration.windows(data.fit, window, size, 0), *calibration.others(data.fit, window, size, size, 0)]
+    everybody = calibration.sample(data.fit, window, size, 0)
+    assert sorted(each.tolist() for each in both) == sorted(each.tolist() for each in everybody)
+    users = data.test_set().contexts.user_ids
+    contexts, targets = report._users(data, size, 0, calibrated)
+    assert len(contexts) == len(targets) == len(set(users) - set(calibrated))
+    assert len(report._users(data, size, 0, users)[0]) == len(users)  # all there are

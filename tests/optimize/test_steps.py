@@ -1,11 +1,14 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from optimize import build, quantize, report
 from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
+from optimize.steps import Steps
 from recsys.contracts import artifact
-from recsys.contracts.errors import ConfigError
+from recsys.contracts.errors import ConfigError, LockedError
 from recsys.contracts.precision import EngineName
 from recsys.runtime.release import Release
 
@@ -43,8 +46,6 @@ def test_a_killed_run_goes_on_after_its_last_step(
 def test_other_settings_and_damaged_steps_are_done_again(
     ring_features: Path, ring_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from optimize.steps import Steps
-
     made: list[int] = []
 
     def make(folder: Path) -> dict[str, int]:
@@ -56,6 +57,37 @@ def test_other_settings_and_damaged_steps_are_done_again(
     assert [steps.run("one", {"x": x}, make).metrics["times"] for x in (1, 1, 2)] == [1, 1, 2]
     (steps.folder / "one" / "file").write_text("damaged")
     assert steps.run("one", {"x": 2}, make).metrics["times"] == 3
+
+
+def test_a_second_run_of_a_checkpoint_is_refused_while_the_first_is_under_way(tmp_path: Path) -> None:
+    parents = {"checkpoint": "a" * 64}
+    first = Steps(tmp_path, parents)
+    first.run("one", {}, lambda folder: {})
+    with pytest.raises(LockedError, match="another optimize of this checkpoint is under way") as refused:
+        Steps(tmp_path, parents)
+    assert refused.value.exit_code == 4
+    assert (first.folder / "one").exists()
+    Steps(tmp_path, {"checkpoint": "b" * 64}).remove()  # another checkpoint's are its own
+    first.remove()
+    assert list(tmp_path.iterdir()) == []
+    Steps(tmp_path, parents).remove()
+
+
+def test_a_run_that_was_killed_leaves_its_steps_and_no_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib, optimize.steps;"
+        "steps = optimize.steps.Steps(pathlib.Path(sys.argv[1]), {'checkpoint': 'a' * 64});"
+        "steps.run('one', {}, lambda folder: {}); print('done', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "done\n"
+        with pytest.raises(LockedError):
+            Steps(tmp_path, {"checkpoint": "a" * 64})
+        other.kill()
+    steps = Steps(tmp_path, {"checkpoint": "a" * 64})
+    assert artifact.verify(steps.folder / "one", "step").kind == "step"
 
 
 def test_a_release_is_served_by_tiers_whose_threshold_it_names(

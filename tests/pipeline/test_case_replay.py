@@ -8,6 +8,7 @@ import pytest
 from recsys.contracts.errors import DataError
 from recsys.model.config import ModelConfig
 from recsys.pipeline import case_latency, case_replay
+from recsys.windows import WindowConfig
 
 SHAPE = ModelConfig(width=32, num_layers=3, num_heads=2, head_dim=16), 50, 2048, 1
 STAND_IN = """
@@ -45,8 +46,8 @@ def test_a_peer_takes_its_turn_in_every_round(monkeypatch: pytest.MonkeyPatch) -
         assert peer is not None
         asked = {"replay": lambda: turns.append("replay") or peer.answer()}
         milliseconds = case_latency.measure(None, None, num_rounds=3, num_threads=1, peers=asked)
-    assert turns == ["ours", "ours", "replay", "replay"] * 5  # untimed and timed; two rounds to warm up
-    assert milliseconds == {"ours": 1.0, "replay": 17.0}  # of answers 6, 8 and 10: 15, 17, 19 ms
+    assert turns == ["ours", "ours", "replay", "replay"] * 10  # untimed and timed; two rounds to warm up, 8 lengths
+    assert milliseconds == {"ours": 1.0, "replay": 22.0}  # of answers 6, 8, … 20: 15, 17, … 29 ms
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,11 @@ def test_a_peer_that_is_not_installed_is_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(case_replay, "PYTHON", Path("nowhere/python"))
     with case_replay.running(*SHAPE) as peer:
         assert peer is None
+
+
+def test_cold_is_the_mean_over_lengths_of_their_medians_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert case_latency.lengths(WindowConfig()) == [2048, 2150, 2253, 2355, 2457, 2559, 2662, 2764]
+    took = [100.0 if 10 <= turn < 18 else float(turn % 8) for turn in range(26)]  # the second of three is an outlier
+    monkeypatch.setattr(case_latency, "_steps", lambda *_: {"ours": took.__getitem__})
+    milliseconds = case_latency.measure(None, None, num_rounds=24, num_threads=1, peers={})
+    assert milliseconds == {"ours": 3.5}  # mean of 0 … 7; the median of all would be 5.5

@@ -8,7 +8,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from recsys.cli.optimize import optimize_app
 from recsys.contracts import artifact
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +201,15 @@ def test_benchmark_accuracy_goes_from_a_raw_file_to_figures(shop: Path) -> None:
     values = json.loads(result.stdout)
     assert set(values["seconds"]) >= {"features", "train", "optimize"}
     assert values["protocol"] == "last-out"
+
+
+def test_options_stand_over_the_file_and_the_file_over_defaults(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("optimize.build.run", lambda settings, *_args, **_options: asked.append(settings) or sys.exit())
+    file = tmp_path / "settings.toml"
+    file.write_text('[optimize]\nbits = 4\n[optimize.tensorrt]\nworkspace_mib = 256\nactivations = "int8"\n')
+    for options in ([], ["--plan", "fp16"], ["--bits", "32"]):
+        CliRunner().invoke(optimize_app, ["c", "--features", "f", "--out", "r", "--config", str(file), *options])
+    assert [each.bits for each in asked] == [4, 4, 32]
+    assert {(each.tensorrt.workspace_mib, each.tensorrt.activations) for each in asked} == {(256, "int8")}
+    assert asked[1].tensorrt.precision == "fp16"

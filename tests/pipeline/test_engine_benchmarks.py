@@ -1,11 +1,18 @@
+from types import SimpleNamespace
+
 import numpy as np
+import polars as pl
 import pytest
 
 from optimize.config import GateConfig, OptimizeConfig
+from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.ids import Vocabulary
+from recsys.dataset import Protocol
 from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
 from recsys.pipeline.case_process import main as case_process
 from recsys.training.config import Recipe
+from tests.conftest import write_events, write_features
 
 KEYS = {
     "latency_ratio_cold", "latency_ratio_warm", "memory_ratio", "disk_ratio", "accuracy_change", "accuracy_change_low",
@@ -56,6 +63,14 @@ def test_head_shapes_of_equal_width_are_compared(ring_features, tiny_recipe: Rec
         heads_benchmark.run(ring_features, tiny_recipe, [3], num_rounds=1, num_threads=1)
 
 
+def test_head_shapes_are_not_compared_where_the_validation_has_no_users(tiny_recipe: Recipe, tmp_path) -> None:
+    rows = [(f"u{n}", item, moment, 0) for n in range(4) for item, moment in ((1, 0), (2, 0), (1, 1))]
+    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
+    write_events(tmp_path / "features", events, 2, {"split_ms": 1})
+    with pytest.raises(DataError, match="features: the validation has no users, so shapes cannot be compared"):
+        heads_benchmark.run(tmp_path / "features", tiny_recipe, [1, 4], num_rounds=1, num_threads=1)
+
+
 def test_the_frontier_is_what_nothing_beats_in_both() -> None:
     rows = [
         {"open_ms": ms, "validation_ndcg@10": ndcg} for ms, ndcg in ((1.0, 0.1), (2.0, 0.2), (2.0, 0.15), (2.0, 0.2))
@@ -69,3 +84,26 @@ def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:
 
     case_process("release", str(artifact.resolve_release(ring_releases)), "1")
     assert '"peak_mb"' in capsys.readouterr().out
+
+
+class LastItem:
+    """A release that ranks the last item of a history alone."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.release = SimpleNamespace(vocabulary=vocabulary)
+
+    def rank(self, histories, k: int) -> np.ndarray:
+        return np.array([[history[-1]] + [0] * (k - 1) for history in histories], dtype=np.int32)
+
+
+def test_a_user_whose_history_is_pruned_stays_in_the_comparison_with_popular_items(tmp_path, monkeypatch) -> None:
+    histories = {f"u{n}": [1, 2, 1, 2, 1, 2, 1] for n in range(9)} | {"rare": [3, 4, 5, 6, 7, 1, 2]}
+    write_features(tmp_path / "pruned", histories, 7, split_ms=5)
+    whole = case_benchmark._with_all_items(tmp_path / "pruned", tmp_path / "whole")
+    known = {place: LastItem(dataset.load(place, Protocol.TIME).vocabulary) for place in (whole, tmp_path / "pruned")}
+    monkeypatch.setattr(case_benchmark.Recommender, "load", known.__getitem__)
+    before, after = (case_benchmark._Side(place, place, place) for place in known)
+    found = case_benchmark._accuracy([{"before": before, "after": after}], "before", "after")
+    assert found.num_users == 10
+    # rare's last item is 7, a miss; the popular items are 1 and 2, and so are the targets: 1 for one of ten users
+    assert found.difference == pytest.approx(0.1)

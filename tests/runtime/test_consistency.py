@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def test_a_reference_of_another_release_and_a_file_that_is_none_are_refused(
     replace(reference, release="0" * 64).save(tmp_path / "other")
     with pytest.raises(ArtifactError, match=r"of checkpoint 000000000000, this one is of"):
         pipeline.run(ring_releases, reference=tmp_path / "other", **ask)
+    copied = tmp_path / "copied"
+    shutil.copytree(artifact.resolve_release(ring_releases), copied)
+    replace(reference, release="0" * 64).save(copied / consistency.REFERENCE_FILE)
+    with pytest.raises(ArtifactError, match=r"copied/reference\.safetensors: answers of a release of"):
+        pipeline.run(copied, reference=None, **ask)
     (tmp_path / "none").write_text("nothing")
     with pytest.raises(ArtifactError, match="not a reference"):
         pipeline.run(ring_releases, reference=tmp_path / "none", **ask)

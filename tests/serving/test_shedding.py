@@ -133,6 +133,8 @@ def test_it_is_behind_when_a_worker_is_expected_to_be_free_after_a_fifth_of_the_
     assert [endpoint.is_behind(num) for num in (1, 9, 10)] == [False, False, True]
     monkeypatch.setattr(LoopLag, "seconds", 0.005)  # both together count
     assert [endpoint.is_behind(num) for num in (5, 7)] == [False, True]
+    monkeypatch.setattr(type(endpoint.service.cold_pool), "taken", property(lambda pool: 3 * (pool.name == "cold")))
+    assert not endpoint.is_behind(7)  # cold users have a lane of their own
     monkeypatch.setattr(endpoint.service.pool, "_typical_s", 10.0)  # as after a stall
     assert not endpoint.is_behind(1)
 
