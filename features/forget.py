@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features import generations
+from features import event_files, generations
 from features.build import Night
 from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
@@ -29,8 +29,9 @@ from recsys.histories import Generation
 def run(folders: list[Path], user_file: Path) -> dict[str, int]:
     """Remove the users, one user_id a line of `user_file`; returns the events removed, by artifact.
 
-    Features artifacts are found at any depth, copies for rollback included; what dead runs left behind is
-    removed. The users need not be known: they stay out of later nights all the same.
+    Features artifacts are found at any depth, copies for rollback included, with the files of a store's events
+    beside them; what dead runs left behind is removed. The users need not be known: they stay out of later nights
+    all the same.
 
     Raises:
         DataError: no such file, no user in it, no artifact, or one of an older format.
@@ -42,8 +43,17 @@ def run(folders: list[Path], user_file: Path) -> dict[str, int]:
         if not found:
             raise DataError(f"{folder}: no features artifact here or below; check the path")
         for place in found:
-            removed[str(place)] = from_artifact(place, user_ids)
+            removed[str(place)] = _with_event_files(place, user_ids)
     return removed
+
+
+def _with_event_files(place: Path, user_ids: list[str]) -> int:
+    """Remove the users from one artifact, and from the files of a store's events beside it."""
+    if not event_files.folder_of(place).is_dir():
+        return from_artifact(place, user_ids)
+    with event_files.held(place) as folder:
+        event_files.without(folder, user_ids)
+        return from_artifact(place, user_ids, rewritten=event_files.files(folder))
 
 
 def _read_users(path: Path) -> list[str]:

@@ -71,7 +71,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """What was written to a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,7 +113,7 @@ class ArtifactWriter:
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = path.relative_to(self.folder).as_posix()
             if name not in self._linked:
-                _fsync(path)
+                fsync(path)
                 self._linked[name] = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
             files[name] = self._linked[name]
         fields: dict[str, Any] = {
@@ -127,9 +128,9 @@ class ArtifactWriter:
         manifest = Manifest(**fields, digest=_digest(fields))
         target = self.folder / MANIFEST_NAME
         target.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
-        _fsync(target)
+        fsync(target)
         for folder in [self.folder, *(p for p in self.folder.rglob("*") if p.is_dir())]:
-            _fsync(folder)
+            fsync(folder)
         _put_in_place(self.folder, self.place)
         self.manifest = manifest
         return manifest
@@ -165,7 +166,7 @@ def _put_in_place(folder: Path, place: Path) -> None:
         if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) != 0:
             code = ctypes.get_errno()
             raise ArtifactError(f"{place}: cannot be replaced: {os.strerror(code)}; remove it and run again")
-    _fsync(place.parent)
+    fsync(place.parent)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -278,9 +279,9 @@ def _moving(releases: Path) -> Iterator[None]:
 def _point(releases: Path, names: list[str]) -> None:
     fresh = releases / f".{_CURRENT_NAME}-{uuid.uuid4().hex[:8]}"
     fresh.write_text("".join(f"{name}\n" for name in names[:_MOST_NAMES]))
-    _fsync(fresh)
+    fsync(fresh)
     os.replace(fresh, releases / _CURRENT_NAME)
-    _fsync(releases)
+    fsync(releases)
 
 
 def current_names(releases: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """The feature job over an event store: what the store has new becomes files first, then all is one log."""
 
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Final
 
 import polars as pl
 
-from features import build, forget
+from features import build, event_files, forget
 from features.build import FeaturesConfig
 from features.tombstones import Tombstones
 from recsys.contracts.artifact import MANIFEST_NAME, Manifest, read_manifest
@@ -19,7 +18,6 @@ from recsys.store.rows import SETTLED_MS, StoredEvent, event_rows, joined_sessio
 
 FILE_EVENTS: Final = 1_000_000
 """Events of one file."""
-_NAME: Final = re.compile(r"^events-(\d{15})-(\d{15})\.parquet$")
 
 
 def run(
@@ -32,23 +30,26 @@ def run(
     to a user are removed, too: they come again as the user's.
 
     Raises:
+        LockedError: another run is at work on the features or the files.
         RecsysError: the store or a log cannot be used, or there is more than one store; the features are as they were.
     """
     _check(config, urls)
     store = EventStore.open(urls[0])
     try:
-        place = out.parent / f"{out.name}-events"
-        place.mkdir(parents=True, exist_ok=True)
-        gone = list(store.forgotten())
-        there_before = _forget(out, place, gone)
-        now_ms = int(time.time() * 1000)
-        joined = joined_sessions(store, _last_written(place), last_settled(store, now_ms - SETTLED_MS))
-        _forget(out, place, joined, for_good=False)
-        write_new_events(config, store, place, now_ms)
-        manifest = build.run(config, [*paths, *([place] if _files(place) else [])], out, full=full, renumber=renumber)
-        if not there_before and _forget(out, place, gone):
-            manifest = read_manifest(out)
-        return manifest
+        with event_files.held(out) as place:
+            was_there = (out / MANIFEST_NAME).exists()
+            gone = list(store.forgotten())
+            _forget(out, place, gone)
+            now_ms = int(time.time() * 1000)
+            last = last_settled(store, now_ms - SETTLED_MS)
+            _forget(out, place, joined_sessions(store, event_files.last_number(place), last), for_good=False)
+            write_new_events(config, store, place, now_ms)
+            log = [*paths, *([place] if event_files.files(place) else [])]
+            manifest = build.run(config, log, out, full=full, renumber=renumber)
+            if gone and not was_there:
+                forget.from_artifact(out, gone)
+                manifest = read_manifest(out)
+            return manifest
     finally:
         store.close()
 
@@ -65,15 +66,13 @@ def write_new_events(config: FeaturesConfig, store: EventStore, place: Path, now
 
     Events of the last minute are left for the next night: some with lower numbers may not be visible yet.
     """
-    after = _last_written(place)
+    after = event_files.last_number(place)
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     last = last_settled(store, now_ms - SETTLED_MS)
     written = []
     with bar("events of the store") as advance:
         for rows in _parts(event_rows(store, after, last)):
-            path = place / f"events-{rows[0].seq:015d}-{rows[-1].seq:015d}.parquet"
-            _write(_frame(config, rows), path)
-            written.append(path)
+            written.append(event_files.write(_frame(config, rows), place, rows[0].seq, rows[-1].seq))
             advance("events", rows[-1].seq - after, max(1, last - after))
     return written
 
@@ -101,33 +100,11 @@ def _frame(config: FeaturesConfig, rows: list[StoredEvent]) -> pl.DataFrame:
     )
 
 
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    """The file is there whole or not at all; its name begins with a dot until then, so no log reader sees it."""
-    unfinished = path.with_name(f".{path.name}")
-    frame.write_parquet(unfinished)
-    unfinished.replace(path)
-
-
-def _last_written(place: Path) -> int:
-    """The highest number in the files; those below are all there."""
-    return max((int(_NAME.match(path.name)[2]) for path in _files(place)), default=0)  # type: ignore[index]
-
-
-def _files(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if _NAME.match(path.name))
-
-
-def _forget(out: Path, place: Path, user_ids: list[str], *, for_good: bool = True) -> bool:
-    """Remove users from the files and from the features, if there are any; whether there were."""
+def _forget(out: Path, place: Path, user_ids: list[str], *, for_good: bool = True) -> None:
+    """Remove users from the files, and from the features if there are any."""
+    rewritten = event_files.without(place, user_ids)
     if not (out / MANIFEST_NAME).exists():
-        return False
+        return
     known = Tombstones.load(out)
-    fresh = [user_id for user_id in user_ids if not (for_good and known.holds(user_id))]
-    if fresh:
-        for path in _files(place):
-            frame = pl.read_parquet(path)
-            kept = frame.filter(~pl.nth(0).is_in(fresh))
-            if len(kept) < len(frame):
-                _write(kept, path)
-        forget.from_artifact(out, fresh, rewritten=_files(place), for_good=for_good)
-    return True
+    if rewritten or any(not (for_good and known.holds(user_id)) for user_id in user_ids):
+        forget.from_artifact(out, user_ids, rewritten=event_files.files(place), for_good=for_good)

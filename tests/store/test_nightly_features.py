@@ -1,15 +1,17 @@
 """The event store as the nightly job's log: nothing twice, nothing missing, the forgotten stay out."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
-from features import build
+from features import build, event_files, forget
 from features.build import FeaturesConfig
 from recsys.contracts.artifact import read_manifest
-from recsys.contracts.errors import ConfigError
+from recsys.contracts.errors import ConfigError, DataError, LockedError
 from recsys.contracts.events import Event
 from recsys.pipeline import nightly_features, store_log
 from recsys.store import EventStore
@@ -173,3 +175,89 @@ def test_two_stores_or_a_named_format_are_refused(url: str, tmp_path: Path) -> N
         nightly_features.run(CONFIG, [url, "sqlite:///x.db"], tmp_path / "features")
     with pytest.raises(ConfigError, match="found --format rees46; leave it out"):
         nightly_features.run(FeaturesConfig(format="rees46"), [url], tmp_path / "features")
+
+
+def users_in_the_files(out: Path) -> list[set[str]]:
+    return [set(pl.read_parquet(path)["user_id"]) for path in event_files.files(event_files.folder_of(out))]
+
+
+def test_a_second_run_is_refused_while_the_first_writes_files(
+    url: str, source: EventStore, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.append(events(0))
+    write, refused = event_files.write, []
+
+    def second_run_at_this_moment(*arguments: Any) -> Path:
+        with pytest.raises(LockedError, match="features-events: another run is at work") as caught:
+            nightly_features.run(CONFIG, [url], tmp_path / "features")
+        refused.append(caught.value)
+        return write(*arguments)
+
+    monkeypatch.setattr(event_files, "write", second_run_at_this_moment)
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert len(refused) == 1
+    assert digest(tmp_path / "features") == digest(from_files(tmp_path, events(0)))
+
+
+def test_files_that_hold_the_same_events_are_refused(url: str, source: EventStore, tmp_path) -> None:
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    (whole,) = event_files.files(tmp_path / "features-events")
+    shutil.copy(whole, whole.with_name(f"events-{5:015d}-{30:015d}.parquet"))
+    with pytest.raises(
+        DataError, match=r"-0{13}30.parquet: holds events of events-0{14}1-0{13}24.parquet again"
+    ) as caught:
+        nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_session_joined_after_a_first_night_that_failed_counts_once(url: str, source: EventStore, tmp_path) -> None:
+    source.append(events(0, users=("session",)))
+    with pytest.raises(DataError, match="pruning leaves no item"):
+        nightly_features.run(FeaturesConfig(min_count=500), [url], tmp_path / "features")
+    source.join("session", "ann")
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert {user: len(history) for user, history in histories(tmp_path / "features").items()} == {"ann": 24}
+
+
+def test_who_was_forgotten_after_a_first_night_that_failed_is_in_no_file(
+    url: str, source: EventStore, tmp_path
+) -> None:
+    out = tmp_path / "features"
+    source.append(events(0))
+    with pytest.raises(DataError, match="pruning leaves no item"):
+        nightly_features.run(FeaturesConfig(min_count=500), [url], out)
+    source.forget("bob")
+    nightly_features.run(CONFIG, [url], out)
+    assert users_in_the_files(out) == [{"ann", "cleo"}]
+
+
+def test_forgetting_by_command_cleans_the_files_beside_the_artifact_too(url: str, source: EventStore, tmp_path) -> None:
+    out = tmp_path / "features"
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], out)
+    (tmp_path / "features-events" / ".events-half-written.parquet").write_bytes(b"bob")
+    (tmp_path / "who.txt").write_text("bob\n")
+    assert list(forget.run([out], tmp_path / "who.txt").values()) == [8]
+    assert users_in_the_files(out) == [{"ann", "cleo"}]
+    assert not list((tmp_path / "features-events").glob(".*"))
+    source.append(events(1, users=("ann",)))
+    assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None  # the file is known as it is now
+
+
+def test_a_forgotten_user_who_is_in_a_file_again_is_removed_at_night(url: str, source: EventStore, tmp_path) -> None:
+    out = tmp_path / "features"
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], out)
+    forget.from_artifact(out, ["bob"])  # the tombstones know the user, the files have not been cleaned
+    source.forget("bob")
+    assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None
+    assert users_in_the_files(out) == [{"ann", "cleo"}]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(url: str, source: EventStore, tmp_path) -> None:
+    source.append(events(0))
+    (tmp_path / "features-events").mkdir()
+    (tmp_path / "features-events" / ".events-half-written.parquet").write_bytes(b"PAR1")
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert [path.name[0] for path in (tmp_path / "features-events").iterdir()] == ["e"]

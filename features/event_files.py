@@ -1,0 +1,84 @@
+"""The files beside an artifact that hold the events of a store: one writer at a time, each file whole or not there."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from features.lock import locked
+from recsys.contracts.artifact import fsync
+from recsys.contracts.errors import DataError
+
+_NAME: Final = re.compile(r"^events-(\d{15})-(\d{15})\.parquet$")
+
+
+def folder_of(out: Path) -> Path:
+    """Where the files of the artifact at `out` are."""
+    return out.parent / f"{out.name}-events"
+
+
+@contextmanager
+def held(out: Path) -> Iterator[Path]:
+    """The folder of the files, made where it is missing, and its lock; what a killed run left in it is removed.
+
+    Raises:
+        LockedError: another run holds it.
+    """
+    place = folder_of(out)
+    with locked(place):
+        place.mkdir(parents=True, exist_ok=True)
+        for leftover in place.glob(".events-*"):
+            leftover.unlink()
+        yield place
+
+
+def files(place: Path) -> list[Path]:
+    """The files in the order of the numbers of their events."""
+    return sorted(path for path in place.iterdir() if _NAME.match(path.name))
+
+
+def last_number(place: Path) -> int:
+    """The highest number of an event in the files, 0 without any; those below are all there.
+
+    Raises:
+        DataError: two files hold the same events.
+    """
+    ranges = [
+        (int(match[1]), int(match[2]), path) for path in files(place) if (match := _NAME.match(path.name)) is not None
+    ]
+    for (_, last, earlier), (first, _, later) in pairwise(ranges):
+        if first <= last:
+            raise DataError(
+                f"{later}: holds events of {earlier.name} again, as two runs at once wrote; delete {earlier.name}, "
+                "rename the folder to NEW-events, and build with --out NEW"
+            )
+    return max((last for _, last, _ in ranges), default=0)
+
+
+def write(frame: pl.DataFrame, place: Path, first: int, last: int) -> Path:
+    """Write the events with these numbers, user first; the new file."""
+    path = place / f"events-{first:015d}-{last:015d}.parquet"
+    _write(frame, path)
+    return path
+
+
+def without(place: Path, user_ids: list[str]) -> bool:
+    """Remove the users from the files; whether any held one of them."""
+    user = pl.nth(0).is_in(user_ids)
+    holding = [path for path in files(place) if user_ids and pl.scan_parquet(path).select(user.any()).collect().item()]
+    for path in holding:
+        _write(pl.read_parquet(path).filter(~user), path)
+    return bool(holding)
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    """The file is on the disk whole or not at all; its name begins with a dot until then, so no log reader sees it."""
+    unfinished = path.with_name(f".{path.name}")
+    frame.write_parquet(unfinished)
+    fsync(unfinished)
+    unfinished.replace(path)
+    fsync(path.parent)
