@@ -1,5 +1,6 @@
 """Every engine keeps the same law: any split of a window into appends gives what one encode gives."""
 
+import copy
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
@@ -288,3 +289,16 @@ def test_a_plan_runs_on_what_it_was_built_for(gpu_name, capability, driver, vers
     else:
         with pytest.raises(ConfigError, match=problem):
             name.check(here, version, "a" * 12)
+
+
+def test_the_bf16_row_of_the_comparison_keeps_angles_of_rotation_as_what_is_served_does() -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(CONFIG, NUM_ITEMS, 1024).eval()
+    engine = quantize._in_bf16(model, 1024)
+    graph = engine._modules[0]
+    assert torch.equal(graph.steps.frequency_K, model.decoder.rotary_emb.inv_freq)
+    assert next(graph.parameters()).dtype == torch.bfloat16
+    long = windows(1000, 1024)
+    exact = encode(model, long)
+    rounded_too = encode(copy.deepcopy(model).bfloat16(), long)
+    assert error(engine.encode(long), exact) < error(rounded_too, exact)
