@@ -20,7 +20,7 @@ import polars as pl
 
 from features import digest, duplicates, generations, pruning, report, sources, split
 from features.catalogue import Catalogue
-from features.clean import SCHEMA, CleanBatch, clean, clean_batches
+from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format, resolve
 from features.ledger import Plan, fingerprint, plan
@@ -214,8 +214,8 @@ class Night:
             for batch in clean_batches(path, number, self.layout, self.config, self.now_ms):
                 self._check_header(path, batch)
                 yield batch
-        except DataError as error:
-            if self.is_full or isinstance(error, RefusedError):
+        except MissingColumnError as error:
+            if self.is_full:
                 raise
             raise RefusedError(f"{error} (its header is not that of the files before it)") from None
 

@@ -40,6 +40,10 @@ KEY_SEED: Final = 20_260_101
 """Of the hash that event ids are known by."""
 
 
+class MissingColumnError(DataError):
+    """A file has no column that is required."""
+
+
 @dataclass(frozen=True, slots=True)
 class CleanBatch:
     """Rows of one file, each accounted for."""
@@ -146,7 +150,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
                 hint = f"map it with --map {field.removesuffix('_id')}=COLUMN"
                 hint += ", or set the delimiter" if len(names) == 1 else ""
             listed = ", ".join(names)[:300] or "none"
-            raise DataError(f"{path}: no column {candidates[0]!r}; found {listed}; {hint}")
+            raise MissingColumnError(f"{path}: no column {candidates[0]!r}; found {listed}; {hint}")
     return found
 
 
@@ -225,6 +229,8 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
 
     Each way of reading is tried only on what the ones before it could not read.
     """
+    if isinstance(column.dtype, pl.Date | pl.Datetime):
+        return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
     if pattern is not None:
         return (
             column.cast(pl.String)
@@ -232,8 +238,6 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
             .str.to_datetime(pattern, strict=False, time_unit="ms")
             .dt.epoch("ms")
         )
-    if column.dtype.is_temporal():
-        return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
     if column.dtype.is_numeric():
         return _epoch(column.cast(pl.Float64))
     text = column.cast(pl.String)

@@ -1,9 +1,13 @@
 """Which files the artifact has read already, and what tonight's run has to do."""
 
+import gzip
+import hashlib
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
@@ -12,6 +16,10 @@ from features.config import READING_FIELDS, FeaturesConfig
 from features.numbering import BUCKET_SEED
 from recsys.contracts.artifact import FORMAT_VERSIONS, Manifest, sha256_of
 from recsys.contracts.errors import DataError
+
+_CONTENT: Final = "content_sha256"
+"""Of what a .gz file holds: a log that was read and compressed since is no new log."""
+_BLOCK_BYTES: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -40,8 +48,8 @@ def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
 def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *, has_times: bool, full: bool) -> Plan:
     """Compare tonight's files with those of the artifact.
 
-    Files are known by name, size and time, or else by their sha256; a file with the content of another is a
-    copy and is not read.
+    Files are known by name, size and time, or else by their sha256; a file with the content of another, compressed
+    or not, is a copy and is not read.
 
     Raises:
         DataError: two files with one name, or a full rebuild that would lose the events of absent files.
@@ -72,6 +80,10 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
     sources = list(known.values()) if why_full is None else []
     fresh = fresh if why_full is None else [_entry(path) for path in by_name.values()]
     new = _register(fresh, by_name, sources)
+    if why_full is None and not absent and any(entry["name"] < entry.get("copy_of", "") for entry in fresh):
+        why_full = "a copy of a file comes before it, and a rebuild reads the first of them"
+        sources = []
+        new = _register([_entry(path) for path in by_name.values()], by_name, sources)
     return Plan(new, sources, why_full, next(iter(by_name.values())), absent)
 
 
@@ -79,8 +91,7 @@ def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[di
     """The ledger with the present size, time and sha256 of files that were changed on purpose."""
     by_name = {path.name: path for path in rewritten}
     return [
-        entry | _entry(path) | {"sha256": sha256_of(path)} if (path := by_name.get(entry["name"])) else entry
-        for entry in sources
+        entry | _entry(path) | _digests(path) if (path := by_name.get(entry["name"])) else entry for entry in sources
     ]
 
 
@@ -101,6 +112,18 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
+def _digests(path: Path) -> dict[str, str]:
+    """sha256 of the file, and of what it holds if it is compressed; a damaged one is refused where it is read."""
+    digests = {"sha256": sha256_of(path)}
+    if path.name.endswith(".gz"):
+        content = hashlib.sha256()
+        with suppress(EOFError, gzip.BadGzipFile, zlib.error), gzip.open(path) as file:
+            while block := file.read(_BLOCK_BYTES):
+                content.update(block)
+            digests[_CONTENT] = content.hexdigest()
+    return digests
+
+
 def _difference(known: dict[str, Any], found: dict[str, Any], path: Path) -> str | None:
     """Why a file of a known name is not the known file; its time is renewed where only that differs."""
     if all(known[key] == found[key] for key in found):
@@ -113,12 +136,14 @@ def _difference(known: dict[str, Any], found: dict[str, Any], path: Path) -> str
 
 def _register(fresh: list[dict[str, Any]], by_name: dict[str, Path], sources: list[dict[str, Any]]) -> list[Path]:
     """Add entries to the ledger; returns the files that are no copies of others."""
-    by_digest = {entry["sha256"]: entry["name"] for entry in reversed(sources)}
+    by_digest = {
+        entry[key]: entry["name"] for entry in reversed(sources) for key in ("sha256", _CONTENT) if key in entry
+    }
     new = []
     for entry in fresh:
         path = by_name[entry["name"]]
-        entry["sha256"] = sha256_of(path)
-        original = by_digest.setdefault(entry["sha256"], entry["name"])
+        entry |= _digests(path)
+        original = by_digest.setdefault(entry.get(_CONTENT, entry["sha256"]), entry["name"])
         if original != entry["name"]:
             entry["copy_of"] = original
         else:

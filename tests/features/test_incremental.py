@@ -1,6 +1,7 @@
 """Night after night gives what one rebuild gives, and touches only what it has to."""
 
 import datetime
+import gzip
 import json
 import random
 from pathlib import Path
@@ -198,6 +199,30 @@ def test_a_copied_or_renamed_file_is_not_read_twice(tmp_path: Path) -> None:
     manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert manifest.metrics["num_events"] == events
     assert manifest.metrics["source_files"][-1]["copy_of"] == "day-001.csv"
+
+
+def test_a_log_that_was_read_and_compressed_since_is_not_read_twice(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    events = artifact.read_manifest(tmp_path / "out").metrics["num_events"]
+    rotated = tmp_path / "log" / "day-001.csv"
+    rotated.with_name("day-001.csv.gz").write_bytes(gzip.compress(rotated.read_bytes()))
+    rotated.unlink()
+    write_day(tmp_path / "log", 3, [(0, 0, 0, "view", "", 0)])
+    manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["num_events"] == events + 1
+    copies = {entry["name"]: entry.get("copy_of") for entry in manifest.metrics["source_files"]}
+    assert copies["day-001.csv.gz"] == "day-001.csv"
+    assert digest_from_the_files(tmp_path / "out") == digest_of(manifest)
+
+
+def test_a_copy_that_comes_before_its_original_gives_what_a_rebuild_gives(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    (tmp_path / "log" / "aa.csv").write_bytes((tmp_path / "log" / "day-001.csv").read_bytes())
+    manifest = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert "a copy of a file comes before it" in manifest.metrics["why_full"]
+    assert digest_of(manifest) == digest_of(run(config, [tmp_path / "log"], tmp_path / "other", now_ms=NOW_MS))
+    again = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    assert again == manifest  # nothing is new
 
 
 def test_a_file_that_changed_leads_to_a_full_rebuild_that_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tomorrow's file is not as it should be: the job stops and says so, or sets exactly the bad rows aside."""
 
+import datetime
 import gzip
 from pathlib import Path
 
@@ -140,3 +141,27 @@ def test_parquet_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert pl.read_csv(tmp_path / "out" / "quarantine.csv").select("line", "reason").rows() == [
         (18, "timestamp in the future")
     ]
+
+
+def test_a_file_that_cannot_be_opened_is_not_said_to_have_another_header(shop: Path, monkeypatch) -> None:
+    (shop / "log" / "day-2.csv").write_text(NEXT)
+
+    def denied(*_):
+        raise DataError("day-2.csv: cannot be read: Permission denied; check its permissions")
+
+    monkeypatch.setattr(sources, "read", denied)
+    with pytest.raises(DataError, match=r"check its permissions$") as refused:
+        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert not isinstance(refused.value, RefusedError)
+
+
+def test_a_pattern_for_texts_leaves_columns_of_moments_alone(tmp_path: Path) -> None:
+    moments = [datetime.datetime(2024, 2, 3, n, tzinfo=datetime.UTC) for n in range(3)]
+    pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["i"] * 3, "timestamp": moments}).write_parquet(
+        tmp_path / "b.parquet"
+    )
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,02/02/2024\n")
+    config = FeaturesConfig(timestamp_format="%d/%m/%Y", min_count=1)
+    manifest = run(config, [tmp_path / "a.csv", tmp_path / "b.parquet"], tmp_path / "out", now_ms=int(2e12))
+    assert (manifest.metrics["num_events"], manifest.metrics["quarantined"]) == (4, {})
+    assert manifest.metrics["last_ms"] == int(moments[-1].timestamp() * 1000)
