@@ -19,7 +19,8 @@ from recsys.contracts.artifact import ArtifactWriter
 from recsys.contracts.errors import GateError
 from recsys.contracts.ids import Floats, Vocabulary
 from recsys.contracts.precision import EngineName
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime import consistency
 from recsys.runtime.engine import Engine

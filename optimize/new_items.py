@@ -3,7 +3,8 @@
 import numpy as np
 
 from recsys.contracts.ids import Floats, Item
-from recsys.dataset import VALIDATION_QUANTILE, Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import VALIDATION_QUANTILE, Dataset
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.content import DEFAULT_RIDGE, place, terms
 from recsys.model.reference import encode

@@ -8,7 +8,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint

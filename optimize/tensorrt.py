@@ -27,13 +27,12 @@ from recsys.model.incremental import AppendEvents, OpenWindow, in_precision
 from recsys.runtime.cache import BLOCK, rounded_up
 from recsys.runtime.gpu import CudaGpu
 from recsys.runtime.plans import ANY_DRIVER, Flavour, PlanName, bindings, slug
-from recsys.runtime.tensorrt import MIN_LENGTH
+from recsys.runtime.tensorrt import MIN_LENGTH, kept_names
 
 _OPSET = 21
 _MIB = 2**20
 _BYTES = 2
 """Of a bf16 or fp16 number."""
-_INPUTS = {"open": ("embedded", "last"), "append": ("embedded", "last", "num_kept", "past")}
 
 
 class TensorRtConfig(Config):
@@ -70,7 +69,11 @@ def build_plans(model: SequenceModel, window_size: int, config: TensorRtConfig, 
     """
     check_workspace(model.config, window_size, config)
     trt = bindings(config.flavour)
-    said: dict[str, Any] = {"max_batch": config.max_batch, "max_new": config.max_new}
+    said: dict[str, Any] = {
+        "max_batch": config.max_batch,
+        "max_new": config.max_new,
+        "num_layers": model.config.num_layers,
+    }
     for graph in ("open", "append"):
         proto = onnx_graph(model, window_size, config, graph).SerializeToString()
         digest = hashlib.sha256(proto).hexdigest()[:12]
@@ -106,8 +109,8 @@ class _Boundary(nn.Module):
         self.dtype = dtype
 
     def forward(self, embedded: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        vector_BD, kept = self.inner(embedded.to(self.dtype), *others)
-        return vector_BD.float(), kept
+        vector_BD, *kept = self.inner(embedded.to(self.dtype), *others)
+        return vector_BD.float(), *kept
 
 
 def onnx_graph(model: SequenceModel, window_size: int, config: TensorRtConfig, graph: str) -> Any:
@@ -124,8 +127,8 @@ def onnx_graph(model: SequenceModel, window_size: int, config: TensorRtConfig, g
             dynamo=True,
             opset_version=_OPSET,
             dynamic_shapes=(axes[0], axes[1:]),
-            input_names=list(_INPUTS[graph]),
-            output_names=["vector", "kept"],
+            input_names=_inputs(graph, model.config.num_layers),
+            output_names=["vector", *kept_names(model.config.num_layers, "kept")],
             verbose=False,
             optimize=False,  # not before codes are dequantized by one operation: small ones would become floats
         )
@@ -149,9 +152,17 @@ def _example(
         return (embedded, _integers(3, 1)), ({0: batch, 1: length}, {0: batch})
     new = torch.export.Dim("new", min=1, max=max(3, config.max_new))
     kept = torch.export.Dim("kept", min=1, max=rounded_up(window_size))
-    past = torch.zeros(2, 5, 2 * settings.num_layers, settings.num_heads, settings.head_dim, dtype=torch.float16)
-    example = (torch.zeros(2, 3, settings.width), _integers(2, 1), _integers(4, 2), past)
-    return example, ({0: batch, 1: new}, {0: batch}, {0: batch}, {0: batch, 1: kept})
+    past = [
+        torch.zeros(2, 5, settings.num_heads, settings.head_dim, dtype=torch.float16)
+        for _ in kept_names(settings.num_layers, "past")
+    ]
+    example = (torch.zeros(2, 3, settings.width), _integers(2, 1), _integers(4, 2), *past)
+    return example, ({0: batch, 1: new}, {0: batch}, {0: batch}, *({0: batch, 1: kept} for _ in past))
+
+
+def _inputs(graph: str, num_layers: int) -> list[str]:
+    names = ["embedded", "last"]
+    return names if graph == "open" else [*names, "num_kept", *kept_names(num_layers, "past")]
 
 
 def _integers(*values: int) -> Tensor:
@@ -166,16 +177,17 @@ def _profile(
     if graph == "open":
         lengths = [(1, MIN_LENGTH), (1, window_size), (most, window_size)]
         return {"embedded": [(*axes, model.width) for axes in lengths], "last": [(1,), (1,), (most,)]}
-    heads = (2 * model.num_layers, model.num_heads, model.head_dim)
+    heads = (model.num_heads, model.head_dim)
+    past: list[tuple[int, ...]] = [
+        (1, BLOCK, *heads),
+        (1, rounded_up(window_size), *heads),
+        (most, rounded_up(window_size), *heads),
+    ]
     return {
         "embedded": [(1, 1, model.width), (1, 1, model.width), (most, config.max_new, model.width)],
         "last": [(1,), (1,), (most,)],
         "num_kept": [(1,), (1,), (most,)],
-        "past": [
-            (1, BLOCK, *heads),
-            (1, rounded_up(window_size), *heads),
-            (most, rounded_up(window_size), *heads),
-        ],
+        **{name: list(past) for name in kept_names(model.num_layers, "past")},
     }
 
 

@@ -12,7 +12,6 @@ final     everything is fitted, nothing is held out: the release that goes live.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
+from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import DAY_MS, PruningPolicy
 from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations, read_partition
 
@@ -33,19 +33,6 @@ NEW_DAYS = 30
 """An item that is older than this and not kept is rare, not new."""
 VALIDATION_QUANTILE = 0.9
 """Under a time cut, validation is the same cut once more, within the fitted events."""
-
-
-class Protocol(StrEnum):
-    """Which events may be fitted and which are targets."""
-
-    TIME = "time"
-    LAST_OUT = "last-out"
-    FINAL = "final"
-
-    @property
-    def masks_seen(self) -> bool:
-        """Whether items of the history are left out of the ranking."""
-        return self is Protocol.LAST_OUT
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.whole_histories import WholeHistories
 from tests.conftest import write_events, write_features
 

@@ -22,7 +22,7 @@ from recsys.cli.options import (
     load_recipe,
     optimize_config,
 )
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Figures, measured by one command each.")
 

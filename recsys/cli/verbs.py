@@ -23,7 +23,7 @@ from recsys.cli.options import (
     optimize_config,
     section,
 )
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 
 verbs_app = typer.Typer()
 

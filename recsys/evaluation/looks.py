@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from recsys.contracts.artifact import Manifest
 from recsys.contracts.config import Config, first_problem
 from recsys.contracts.errors import DataError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 
 LOG_FILE = "evaluations.jsonl"
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from recsys.contracts.errors import DataError
 from recsys.contracts.ids import PAD, Tokens
-from recsys.dataset import Protocol, TestSet
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import TestSet
 from recsys.evaluation.baselines import Ranker
 from recsys.evaluation.metrics import (
     Pairs,

@@ -7,7 +7,7 @@ not need: in the last layer only the last event asks, so queries and feed-forwar
 # B batch, L events of a window, E appended events, C kept events (padded), D width, N layers, H heads, K head_dim
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ INT8_MAX = 127
 class OpenWindow(nn.Module):
     """(embedded_BLD, last_B) -> (vector_BD, *kept): a whole window, padded at the end.
 
-    `kept` are keys (rotated) and values of each event and layer: one tensor [B, L, 2N, H, K], or for int8
-    codes of that shape and scales [B, L, 2N, H].
+    `kept` are keys (rotated) and values of each layer, in turns: 2N tensors [B, L, H, K], and for int8, whose
+    tensors are codes, 2N more of their scales [B, L, H].
     """
 
     def __init__(self, model: SequenceModel, cache: CacheFormat) -> None:
@@ -36,8 +36,8 @@ class OpenWindow(nn.Module):
     def forward(self, embedded_BLD: Tensor, last_B: Tensor) -> tuple[Tensor, ...]:
         """The vector after each window's last event, and what later events need."""
         positions_L = torch.arange(embedded_BLD.shape[1], device=embedded_BLD.device)
-        known_B11L = (positions_L <= last_B.long()[:, None])[:, None, None]
-        vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, None, None, known_B11L)
+        known_B1L = (positions_L <= last_B.long()[:, None])[:, None]
+        vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, _Whole(known_B1L))
         return vector_BD, *_pack(kept, self.cache)
 
 
@@ -57,14 +57,11 @@ class AppendEvents(nn.Module):
         num_new, num_kept = embedded_BED.shape[1], kept[0].shape[1]
         new_E = torch.arange(num_new, device=embedded_BED.device)
         counts_BC = torch.arange(num_kept, device=embedded_BED.device) < num_kept_B.long()[:, None]
-        seen_BEC = counts_BC[:, None].expand(-1, num_new, -1)
-        causal_BEE = (new_E <= new_E[:, None]).expand(embedded_BED.shape[0], -1, -1)
-        mask_B1EX = torch.cat([seen_BEC, causal_BEE], dim=2)[:, None]
         # clamped: padding after a short row's last event may lie beyond the window, and is not looked at
         positions_BE = (num_kept_B.long()[:, None] + new_E).clamp(max=self.steps.max_length - 1)
-        last_mask_B11X = mask_B1EX.gather(2, _rows(last_B, mask_B1EX.shape[3])[:, None])
-        past = _unpack(kept, self.cache, embedded_BED.dtype)
-        vector_BD, fresh = self.steps(embedded_BED, positions_BE, last_B, past, mask_B1EX, last_mask_B11X)
+        vector_BD, fresh = self.steps(
+            embedded_BED, positions_BE, last_B, _Continued(kept, self.cache, counts_BC, new_E)
+        )
         return vector_BD, *_pack(fresh, self.cache)
 
 
@@ -94,39 +91,112 @@ class _Decoder(nn.Module):
         self.register_buffer("frequency_K", decoder.rotary_emb.inv_freq.clone(), persistent=False)
 
     def forward(
-        self,
-        hidden_BLD: Tensor,
-        positions_BL: Tensor,
-        last_B: Tensor,
-        past: Tensor | None,
-        mask: Tensor | None,
-        last_mask: Tensor,
+        self, hidden_BLD: Tensor, positions_BL: Tensor, last_B: Tensor, attention: "_Attention"
     ) -> tuple[Tensor, list[Tensor]]:
-        """Vector after the last event and the new keys and values, in turns; causal where `mask` is None."""
+        """Vector after the last event and the new keys and values, in turns."""
         angles_BL1K = positions_BL[:, :, None, None].float() * self.frequency_K  # type: ignore[operator]
         rotation = _twice(angles_BL1K.cos()).to(hidden_BLD.dtype), _twice(angles_BL1K.sin()).to(hidden_BLD.dtype)
         kept: list[Tensor] = []
+        last_layer = len(self.layers) - 1
         for n, layer in enumerate(self.layers):
             normed_BLD = layer.input_layernorm(hidden_BLD)
             keys_BLHK, values_BLHK = self._heads.keys_and_values(layer.self_attn, normed_BLD, rotation)
             kept += [keys_BLHK, values_BLHK]
-            if n == len(self.layers) - 1:
+            if n == last_layer:
                 hidden_BLD, normed_BLD = _last(hidden_BLD, last_B), _last(normed_BLD, last_B)
                 rotation = tuple(_last_rotation(part, last_B) for part in rotation)  # type: ignore[assignment]
-                mask = last_mask
-            if past is not None:
-                keys_BLHK = torch.cat([past[:, :, 2 * n], keys_BLHK], dim=1)
-                values_BLHK = torch.cat([past[:, :, 2 * n + 1], values_BLHK], dim=1)
-            attended_BHLK = scaled_dot_product_attention(
-                self._heads.queries(layer.self_attn, normed_BLD, rotation).transpose(1, 2),
-                keys_BLHK.transpose(1, 2),
-                values_BLHK.transpose(1, 2),
-                attn_mask=mask,
-                is_causal=mask is None,
+            attended_BLHK = attention(
+                n,
+                self._heads.queries(layer.self_attn, normed_BLD, rotation),
+                keys_BLHK,
+                values_BLHK,
+                last_B if n == last_layer else None,
             )
-            hidden_BLD = hidden_BLD + layer.self_attn.o_proj(attended_BHLK.transpose(1, 2).flatten(2))
+            hidden_BLD = hidden_BLD + layer.self_attn.o_proj(attended_BLHK.flatten(2))
             hidden_BLD = hidden_BLD + feed_forward(layer.mlp, layer.post_attention_layernorm(hidden_BLD))
         return self.norm(hidden_BLD)[:, 0], kept
+
+
+class _Attention(Protocol):
+    def __call__(
+        self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None, /
+    ) -> Tensor:
+        """What each event finds at those up to itself, shape of the queries; with `last_B`, only that one asks."""
+        ...
+
+
+class _Whole:
+    """Of a whole window."""
+
+    def __init__(self, known_B1L: Tensor) -> None:
+        self._known_B1L = known_B1L
+        """Events up to the last one."""
+
+    def __call__(
+        self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None
+    ) -> Tensor:
+        attended_BHLK = scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            keys_BLHK.transpose(1, 2),
+            values_BLHK.transpose(1, 2),
+            attn_mask=None if last_B is None else self._known_B1L[:, None],
+            is_causal=last_B is None,
+        )
+        return attended_BHLK.transpose(1, 2)
+
+
+class _Continued:
+    """Of new events over kept ones, which are read where and as they lie.
+
+    With few queries nearly all the work is to read them once, so they are neither joined with the new ones nor
+    sorted by head. A row of C holds all heads side by side; a query is zero at the heads that are not its own
+    (Y = E x H rows of X = H x K), and what it finds there is left out.
+    """
+
+    def __init__(self, kept: Sequence[Tensor], cache: CacheFormat, counts_BC: Tensor, new_E: Tensor) -> None:
+        half = len(kept) // 2 if cache is CacheFormat.INT8 else len(kept)
+        self._rows, self._scales = kept[:half], kept[half:]
+        self._counts_BC = counts_BC
+        self._new_E = new_E
+
+    def __call__(
+        self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None
+    ) -> Tensor:
+        heads, head_dim = queries.shape[2:]
+        own_HH1 = torch.eye(heads, dtype=queries.dtype, device=queries.device)[:, :, None]
+        queries_BYX = (queries[:, :, :, None] * own_HH1 * head_dim**-0.5).flatten(3).flatten(1, 2)
+        past_BEHC = self._scaled(_products(self._rows[2 * layer], queries_BYX, heads), 2 * layer)
+        new_BEHL = _products(keys_BLHK, queries_BYX, heads)
+        asking_BE = self._new_E[None] if last_B is None else last_B.long()[:, None]
+        before_BELo = self._new_E <= asking_BE[:, :, None]
+        scores = torch.cat(
+            [
+                past_BEHC.masked_fill(~self._counts_BC[:, None, None], -torch.inf),
+                new_BEHL.masked_fill(~before_BELo[:, :, None], -torch.inf),
+            ],
+            dim=3,
+        )
+        weights = scores.float().softmax(dim=3).to(queries.dtype)
+        num_past = past_BEHC.shape[3]
+        of_past, of_new = weights[..., :num_past], weights[..., num_past:]
+        past_values = self._rows[2 * layer + 1].to(queries.dtype).flatten(2)
+        found_BYX = self._scaled(of_past, 2 * layer + 1).flatten(1, 2) @ past_values
+        found_BYX = found_BYX + of_new.flatten(1, 2) @ values_BLHK.flatten(2)
+        found_BEHHK = found_BYX.view(*queries.shape[:2], heads, heads, head_dim)
+        return (found_BEHHK * own_HH1).sum(dim=3)
+
+    def _scaled(self, numbers_BEHC: Tensor, place: int) -> Tensor:
+        """Products with codes of int8, or weights for them, times the codes' scales."""
+        if not self._scales:
+            return numbers_BEHC
+        return numbers_BEHC * self._scales[place].to(numbers_BEHC.dtype).transpose(1, 2)[:, None]
+
+
+def _products(rows_BCHK: Tensor, queries_BYX: Tensor, heads: int) -> Tensor:
+    """Each query times each row, shape [B, E, H, C]."""
+    rows_BCX = rows_BCHK.to(queries_BYX.dtype).flatten(2)
+    products_BCY = rows_BCX @ queries_BYX.transpose(1, 2)
+    return products_BCY.view(*products_BCY.shape[:2], -1, heads).permute(0, 2, 3, 1)
 
 
 def _twice(part: Tensor) -> Tensor:
@@ -150,14 +220,8 @@ def _last_rotation(part_BL1K: Tensor, last_B: Tensor) -> Tensor:
 
 def _pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
     """Keys and values as they are kept: int8 with one scale a head, event and layer, or floats."""
-    kept_BLNHK = torch.stack(list(kept), dim=2)
     if cache is not CacheFormat.INT8:
-        return (kept_BLNHK.to(torch.float16 if cache is CacheFormat.FLOAT16 else torch.float32),)
-    scale_BLNH1 = kept_BLNHK.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / INT8_MAX
-    return (kept_BLNHK / scale_BLNH1).round().to(torch.int8), scale_BLNH1[..., 0]
-
-
-def _unpack(kept: Sequence[Tensor], cache: CacheFormat, dtype: torch.dtype) -> Tensor:
-    if cache is not CacheFormat.INT8:
-        return kept[0].to(dtype)
-    return kept[0].to(dtype) * kept[1][..., None].to(dtype)
+        return tuple(part.to(torch.float16 if cache is CacheFormat.FLOAT16 else torch.float32) for part in kept)
+    scales = [part.abs().amax(dim=-1).clamp_min(1e-12) / INT8_MAX for part in kept]
+    codes = [(part / scale[..., None]).round().to(torch.int8) for part, scale in zip(kept, scales, strict=True)]
+    return *codes, *scales

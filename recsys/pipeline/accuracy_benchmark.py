@@ -6,7 +6,8 @@ from typing import Any
 
 from features.build import FeaturesConfig
 from optimize.config import OptimizeConfig
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.evaluation.baselines import Ranker
 from recsys.pipeline import evaluation, road
 from recsys.pipeline.peers import KINDS, PeerRanker

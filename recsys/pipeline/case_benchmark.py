@@ -23,7 +23,8 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
 from recsys.contracts.ids import PAD
 from recsys.contracts.precision import ItemFormat
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 from recsys.model.checkpoint import Checkpoint

@@ -12,7 +12,8 @@ from typing import Any
 from recsys.contracts.errors import DataError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import Tokens
-from recsys.dataset import Histories, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Histories
 from recsys.model.binary_loss import BinaryLoss
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel

@@ -5,7 +5,7 @@ from pathlib import Path
 from features import simulate
 from features.build import FeaturesConfig
 from optimize.config import OptimizeConfig
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.pipeline import road
 from recsys.pipeline.road import RoadResult
 from recsys.training.config import Recipe

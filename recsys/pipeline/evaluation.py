@@ -9,7 +9,8 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError
 from recsys.contracts.ids import Vocabulary
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.evaluation import looks
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Ranker
 from recsys.evaluation.comparison import DEFAULT_MARGIN, DEFAULT_METRIC, Comparison, compare

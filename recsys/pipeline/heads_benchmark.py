@@ -12,7 +12,7 @@ import numpy as np
 from optimize.export import build_engine
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import CacheFormat, ItemFormat
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable

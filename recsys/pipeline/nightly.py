@@ -10,7 +10,7 @@ from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys.contracts import artifact
 from recsys.contracts.errors import GateError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.evaluation.protocols import MODEL
 from recsys.pipeline import road
 from recsys.training import train

@@ -19,8 +19,9 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
 from recsys.contracts.ids import Tokens
+from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import DAY_MS
-from recsys.dataset import Dataset, Protocol, TestSet
+from recsys.dataset import Dataset, TestSet
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint

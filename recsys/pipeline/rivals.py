@@ -16,7 +16,8 @@ import torch
 from recsys import dataset, transitions
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import PAD, Tokens
-from recsys.dataset import Dataset, Histories, Protocol, ValidationSet
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset, Histories, ValidationSet
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model import spectral

@@ -9,7 +9,7 @@ from features.build import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys.contracts.artifact import Manifest
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.evaluation.summary import Evaluation
 from recsys.pipeline import evaluation, nightly_features
 from recsys.training import train

@@ -18,7 +18,7 @@ from features import build, bulk
 from features.build import FeaturesConfig
 from recsys import dataset
 from recsys.contracts.errors import DataError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.pipeline.progress import bar
 from recsys.training.speed import LENGTH
 

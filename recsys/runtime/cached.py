@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts.ids import Floats, Tokens
+from recsys.contracts.precision import CacheFormat
 from recsys.runtime.cache import BLOCK, EventRows
 from recsys.runtime.engine import EngineInfo, Session
 from recsys.windows import padded, similar_lengths
@@ -90,9 +91,11 @@ class CachedEngine(ABC):
     def kept(self, session: Session) -> Floats:
         """See `Engine.kept`."""
         with self._turn:
-            rows_L2NHK, *scales = session.cache.on_host(session.length)
-        kept_L2NHK: Floats = rows_L2NHK * scales[0][..., None] if scales else rows_L2NHK
-        return kept_L2NHK
+            rows = session.cache.on_host(session.length)
+        if self._info.cache is CacheFormat.INT8:
+            codes, scales = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+            rows = [part * scale[..., None] for part, scale in zip(codes, scales, strict=True)]
+        return np.stack(rows, axis=1)
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Places of similar lengths, no more at a time than a graph takes."""

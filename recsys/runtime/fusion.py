@@ -65,8 +65,8 @@ def evidence(history: Tokens, transitions: TransitionTable) -> Evidence:
     """Everything known from counts for one history, oldest event first."""
     seen, events_since, times_seen = np.unique(history[::-1], return_index=True, return_counts=True)
     following, likelihood = transitions.likely_next(history)
-    tokens = np.union1d(seen, following).astype(np.int32)
-    at_seen, at_following = np.searchsorted(tokens, seen), np.searchsorted(tokens, following)
+    tokens, place = np.unique(np.concatenate([seen, following]), return_inverse=True)
+    at_seen, at_following = np.split(place, [len(seen)])
     columns = np.zeros((3, len(tokens)), dtype=np.float32)
     columns[0, at_following] = likelihood
     columns[1, at_seen] = times_seen
@@ -78,6 +78,11 @@ def search(
     index: ItemIndex, vector_1D: Floats, known: Evidence, k: int, without: Tokens, fusion: Fusion
 ) -> tuple[Tokens, Floats]:
     """The k best items by the fused score, best first, ties by token, shape [k] each; PAD where fewer exist."""
+    scores_V = index.all_scores(vector_1D[0])
+    if scores_V is not None:
+        scores_V[known.tokens - 1] += known.terms(fusion)
+        scores_V[without[without != PAD] - 1] = -np.inf
+        return _best_of_all(scores_V, k)
     if fusion.is_off:
         tokens_1K, scores_1K = index.search(vector_1D, k, [without])
         found = tokens_1K[0] != PAD
@@ -91,6 +96,13 @@ def search(
         np.concatenate([scores_1K[0][others], fused[allowed]]),
         k,
     )
+
+
+def _best_of_all(scores_V: Floats, k: int) -> tuple[Tokens, Floats]:
+    """The same as `best` of scores in the order of tokens; −inf marks what is left out."""
+    least = np.partition(scores_V, -k)[-k] if k < len(scores_V) else -np.inf
+    rows = np.flatnonzero((scores_V >= least) & (scores_V > -np.inf))
+    return best((rows + 1).astype(np.int32), scores_V[rows], k)
 
 
 def best(tokens: Tokens, scores: Floats, k: int) -> tuple[Tokens, Floats]:

@@ -112,6 +112,14 @@ class ItemIndex:
         scores: Floats = self._rows(tokens) @ self._queries(vector_D[None])[0]
         return scores
 
+    def all_scores(self, vector_D: Floats) -> Floats | None:
+        """The scores of all items, shape [V]; None where the index does not look at all of them."""
+        if not self.is_exact or self._choice.device == "gpu":
+            return None
+        held = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self._index.d)  # the index's own memory
+        scores_V: Floats = held.reshape(len(self), -1) @ self._queries(vector_D[None])[0]
+        return scores_V
+
     def _rows(self, tokens: Tokens) -> Floats:
         """Vectors with their shifts, if there are any; PAD's mean nothing."""
         if self._items is not None:

@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,12 @@ from recsys.runtime.plans import PlanName, bindings
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = {"vector": np.dtype(np.float32), "kept": np.dtype(np.float16)}
-"""Of both graphs, whatever the plan computes in; the inputs are float32, float16 and int32."""
+
+def kept_names(num_layers: int, stem: Literal["past", "kept"]) -> list[str]:
+    """Names of keys and values, by layer and in turns: `past` ones are inputs of the append graph, `kept` outputs."""
+    return [f"{stem}{place}" for place in range(2 * num_layers)]
+
+
 MIN_LENGTH = 2
 """Of the open plan's windows: exporters take an axis of 1 for a constant."""
 RUNTIME_CACHE = "tensorrt-{graph}.cache"
@@ -36,9 +40,12 @@ _MAX_GRAPHS = 64
 class Plan:
     """One loaded plan with its buffers. Not thread-safe."""
 
-    def __init__(self, context: Any, gpu: Gpu) -> None:
+    def __init__(self, context: Any, gpu: Gpu, num_layers: int) -> None:
+        """Of both graphs the inputs are float32, float16 and int32, whatever the plan computes in."""
         self.context = context
         self._gpu = gpu
+        self._outputs: dict[str, np.dtype[Any]] = {"vector": np.dtype(np.float32)}
+        self._outputs |= {name: np.dtype(np.float16) for name in kept_names(num_layers, "kept")}
         self._buffers: dict[str, DeviceArray] = {}
         self._graphs: dict[tuple[tuple[int, ...], ...], Callable[[], None] | None] = {}
 
@@ -56,7 +63,7 @@ class Plan:
                 place.upload(part)
         outputs = {
             name: self._buffer(name, tuple(self.context.get_tensor_shape(name)), dtype)
-            for name, dtype in OUTPUTS.items()
+            for name, dtype in self._outputs.items()
         }
         key = tuple(tuple(part.shape) for part in inputs.values())
         graph = self._graphs.get(key)
@@ -107,15 +114,19 @@ class TensorRtEngine(CachedEngine):
         Raises:
             ConfigError: no GPU, no TensorRT, or plans of another GPU, driver, version or graph.
         """
+        if "num_layers" not in plans:
+            raise ConfigError(f"{folder}: its plans keep keys and values in another way; run `recsys optimize` again")
         gpu = CudaGpu() if gpu is None else gpu
         here = gpu.here()
         names = {graph: PlanName.parse(plans[graph]["file"]) for graph in ("open", "append")}
         for graph, name in names.items():
             name.check(here, _version(name) if load is None else name.version, plans[graph]["graph_digest"])
         self._open_plan, self._append_plan = (
-            Plan((load or _loaded)(folder / str(names[graph]), names[graph]), gpu) for graph in ("open", "append")
+            Plan((load or _loaded)(folder / str(names[graph]), names[graph]), gpu, int(plans["num_layers"]))
+            for graph in ("open", "append")
         )
         self._folder, self._items = folder, items
+        self._past = kept_names(int(plans["num_layers"]), "past")
         info = EngineInfo(
             name=f"tensorrt on {here.gpu_name}",
             precision=f"{names['open'].precision} arithmetic",
@@ -138,18 +149,19 @@ class TensorRtEngine(CachedEngine):
         found = self._open_plan.run(
             {"embedded": self._items.embed(np.pad(tokens_BL, ((0, 0), (0, short)))), "last": last_B}
         )
-        return [found["vector"].download(), found["kept"]]
+        return self._here(found)
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
+        past = dict(zip(self._past, stacked(caches, lengths_B.tolist()), strict=True))
         found = self._append_plan.run(
-            {
-                "embedded": self._items.embed(tokens_BE),
-                "last": last_B,
-                "num_kept": lengths_B,
-                "past": stacked(caches, lengths_B.tolist())[0],
-            }
+            {"embedded": self._items.embed(tokens_BE), "last": last_B, "num_kept": lengths_B, **past}
         )
-        return [found["vector"].download(), found["kept"]]
+        return self._here(found)
+
+    @staticmethod
+    def _here(found: dict[str, DeviceArray]) -> list[Any]:
+        vector, *kept = found.values()
+        return [vector.download(), *kept]
 
 
 def _version(name: PlanName) -> str:

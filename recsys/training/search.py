@@ -15,7 +15,8 @@ import torch
 
 from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.model.decoder import SequenceModel
 from recsys.training.config import Recipe
 from recsys.training.fit import fit

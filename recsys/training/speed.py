@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recsys import dataset
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model.decoder import SequenceModel
 from recsys.peak_memory import peak_bytes
 from recsys.training.config import Recipe

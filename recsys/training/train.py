@@ -14,7 +14,8 @@ import torch
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
-from recsys.dataset import Dataset, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.model import pretrained
 from recsys.model.checkpoint import START_FILE, save_weights
 from recsys.model.decoder import SequenceModel

@@ -13,7 +13,8 @@ from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys import dataset
 from recsys.contracts import packing
-from recsys.dataset import Dataset, Histories, Protocol, TestSet
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset, Histories, TestSet
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity
 from recsys.evaluation.protocols import evaluate
 from recsys.training import train

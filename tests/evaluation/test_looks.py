@@ -4,7 +4,7 @@ import pytest
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
 from recsys.evaluation.looks import Look
 from tests.conftest import write_features

@@ -6,7 +6,8 @@ import pytest
 
 from recsys.contracts.errors import DataError
 from recsys.contracts.ids import Tokens
-from recsys.dataset import Histories, Protocol, TestSet
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Histories, TestSet
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, top_k
 from recsys.evaluation.protocols import evaluate
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.evaluation.comparison import Verdict, compare
 from recsys.evaluation.figures import COLORS
 from recsys.evaluation.protocols import MODEL, RankerResult, Report

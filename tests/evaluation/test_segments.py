@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from recsys import dataset
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.evaluation.baselines import Popularity
 from recsys.evaluation.protocols import evaluate
 from recsys.evaluation.segments import HISTORY_BOUNDS, _bands, by_segment

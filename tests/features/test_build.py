@@ -9,7 +9,7 @@ from features.build import FeaturesConfig, run
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.artifact import Manifest
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.whole_histories import WholeHistories
 
 S = 1_600_000_000

@@ -16,8 +16,8 @@ from features.generations import num_to_merge
 from features.pruning import cost
 from features.spill import partitions_for
 from recsys import dataset
+from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import PruningPolicy
-from recsys.dataset import Protocol
 
 S = 1_600_000_000
 DAY = 86_400

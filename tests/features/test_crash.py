@@ -17,7 +17,7 @@ from features.lock import locked
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError, LockedError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from tests.features.test_incremental import HEADER, NOW_MS, S, digest_from_the_files, digest_of
 
 CONFIG = FeaturesConfig(min_count=1, events_per_partition=200)

@@ -20,7 +20,7 @@ from recsys.contracts import artifact
 from recsys.contracts.artifact import Manifest
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.histories import generations, read_partition
 from tests.features.test_build import histories_of
 from tests.features.test_real_logs import REAL_DATA

@@ -12,7 +12,7 @@ from optimize.export import build_engine
 from recsys import Recommender
 from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat, ItemFormat
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.config import Architecture, ModelConfig
 from recsys.model.decoder import SequenceModel

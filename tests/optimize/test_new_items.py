@@ -12,7 +12,7 @@ from optimize import build
 from optimize.config import GateConfig, OptimizeConfig
 from recsys import dataset
 from recsys.contracts import artifact
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.evaluation.segments import NEVER_SEEN
 from recsys.pipeline import evaluation
 from recsys.pipeline.case_process import main as case_process

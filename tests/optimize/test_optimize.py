@@ -13,7 +13,7 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, GateError
 from recsys.contracts.precision import ItemFormat
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode

@@ -8,7 +8,7 @@ from optimize.config import GateConfig, OptimizeConfig
 from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import Vocabulary
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
 from recsys.pipeline.case_process import main as case_process
 from recsys.training.config import Recipe

@@ -9,7 +9,7 @@ import pytest
 from optimize import build
 from optimize.config import OptimizeConfig
 from recsys.contracts import artifact
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.training import train
 from recsys.training.config import Recipe
 from tests.conftest import NUM_ITEMS, cyclic_histories, write_features

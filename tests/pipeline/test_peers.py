@@ -8,7 +8,7 @@ import pytest
 
 from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.pipeline import peers
 from recsys.pipeline.peers import PeerRanker
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from recsys.contracts.errors import ConfigError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.training import train
 from recsys.training.config import Recipe
 from recsys.training.journal import Journal

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recsys import dataset
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model.decoder import SequenceModel
 from recsys.training import memory
 from recsys.training.config import Recipe

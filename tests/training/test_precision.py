@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recsys.contracts.errors import DataError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.training import train
 from recsys.training.config import Precision, Recipe
 from recsys.training.loop import Trainer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recsys.contracts.errors import ConfigError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model import pretrained
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from recsys.contracts.errors import DataError
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.training import search
 from recsys.training.config import Recipe
 

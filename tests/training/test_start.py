@@ -8,7 +8,8 @@ import torch
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError
-from recsys.dataset import Histories, Protocol
+from recsys.contracts.protocol import Protocol
+from recsys.dataset import Histories
 from recsys.model.checkpoint import START_FILE, Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.training import train

@@ -9,7 +9,7 @@ from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import PAD
-from recsys.dataset import Protocol
+from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.training import batches, train
 from recsys.training.config import Recipe
