@@ -1,5 +1,6 @@
 """Verbs from features to answers: train, optimize, evaluate, recommend, serve, nightly, demo."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -156,6 +157,10 @@ def serve_command(
     config: ConfigOption = None,
 ) -> None:
     """Answer `POST /v1/recommendations` until told to stop."""
+    # Read when numpy's and faiss's libraries are loaded, below. Their threads spin while they wait for one another,
+    # on cores that other requests want; the engine has threads of its own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
     from serving.app import run
     from serving.config import ServeConfig
 
