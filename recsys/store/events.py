@@ -15,6 +15,7 @@ from recsys.store.impressions import Impression, record, record_displays, stop_r
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
 from recsys.store.schema import (
+    INSERTS,
     documents,
     events,
     impressions,
@@ -42,6 +43,12 @@ _NEWEST: Final = (
     .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
     .limit(sa.bindparam("most"))
 )
+_ADD: Final = {
+    dialect: insert(events)
+    .on_conflict_do_nothing(index_elements=["event_id"])
+    .returning(events.c.user_id, events.c.seq, events.c.event_id)
+    for dialect, insert in INSERTS.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +136,8 @@ class EventStore:
             | {"event_id": event.event_id or uuid.uuid4().hex, "received_ms": now_ms}
             for event in batch
         ]
-        statement = insert(self._engine, events).on_conflict_do_nothing(index_elements=["event_id"])
         # What this statement wrote. A look afterwards would find what others wrote, too.
-        found = connection.execute(statement.returning(events.c.user_id, events.c.seq, events.c.event_id), rows).all()
+        found = connection.execute(_ADD[self._engine.dialect.name], rows).all()
         users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
         if context_of:
             told = {rows[place]["event_id"]: (values, batch[place].item_id) for place, values in context_of.items()}

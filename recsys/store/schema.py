@@ -134,12 +134,12 @@ documents = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
 )
 
-_INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 def insert(engine: sa.Engine, table: sa.Table) -> Any:
     """The database's own insert, which knows `on conflict`."""
-    return _INSERTS[engine.dialect.name](table)
+    return INSERTS[engine.dialect.name](table)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def _checked_url(url: str, shown: str) -> sa.URL:
         reason = _first_line(error).replace(url, shown)
         raise StoreError(f"store {shown}: {reason}; {_EXPECTED}") from None
     backend = parsed.get_backend_name()
-    if backend not in _INSERTS:
+    if backend not in INSERTS:
         raise StoreError(f"store {shown}: {_EXPECTED}")
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed

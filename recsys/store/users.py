@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from recsys.store.schema import documents, events, insert, users
+from recsys.store.schema import INSERTS, documents, events, users
 
 # Built once: to build a statement takes longer than to run it.
 _MINE: Final = users.c.user_id == sa.bindparam("wanted")
@@ -28,6 +28,16 @@ _RECOUNT: Final = (
 )
 
 
+def _counting(new: Any) -> Any:
+    """An insert into `users` that adds to the rows there are."""
+    higher = sa.case((users.c.last_seq > new.excluded.last_seq, users.c.last_seq), else_=new.excluded.last_seq)
+    total = {"num_events": users.c.num_events + new.excluded.num_events, "last_seq": higher}
+    return new.on_conflict_do_update(index_elements=["user_id"], set_=total)
+
+
+_ADD: Final = {dialect: _counting(insert(users)) for dialect, insert in INSERTS.items()}
+
+
 def lock(connection: sa.Connection, which: Any) -> list[str]:
     """Those of the users `which` who have events; nobody else changes theirs until the transaction ends."""
     rows = sa.select(users.c.user_id).where(users.c.user_id.in_(which))
@@ -42,10 +52,7 @@ def add(engine: sa.Engine, connection: sa.Connection, written: Iterable[Any]) ->
         added[user_id] = num + 1, max(last, seq)
     rows = [{"user_id": user, "num_events": num, "last_seq": last} for user, (num, last) in sorted(added.items())]
     if rows:
-        new = insert(engine, users)
-        higher = sa.case((users.c.last_seq > new.excluded.last_seq, users.c.last_seq), else_=new.excluded.last_seq)
-        total = {"num_events": users.c.num_events + new.excluded.num_events, "last_seq": higher}
-        connection.execute(new.on_conflict_do_update(index_elements=["user_id"], set_=total), rows)
+        connection.execute(_ADD[engine.dialect.name], rows)
 
 
 def recount(connection: sa.Connection, user_ids: Iterable[str]) -> None:
