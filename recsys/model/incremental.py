@@ -28,16 +28,21 @@ class OpenWindow(nn.Module):
     tensors are codes, 2N more of their scales [B, L, H].
     """
 
-    def __init__(self, model: SequenceModel, cache: CacheFormat) -> None:
+    def __init__(self, model: SequenceModel, cache: CacheFormat, num_blocks: int = 1) -> None:
+        """With several blocks, attention computes less of what the causal mask then hides.
+
+        For engines whose fused attention computes all of it.
+        """
         super().__init__()
         self.steps = _Decoder(model)
         self.cache = cache
+        self.num_blocks = num_blocks
 
     def forward(self, embedded_BLD: Tensor, last_B: Tensor) -> tuple[Tensor, ...]:
         """The vector after each window's last event, and what later events need."""
         positions_L = torch.arange(embedded_BLD.shape[1], device=embedded_BLD.device)
         known_B1L = (positions_L <= last_B.long()[:, None])[:, None]
-        vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, _Whole(known_B1L))
+        vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, _Whole(known_B1L, self.num_blocks))
         return vector_BD, *_pack(kept, self.cache)
 
 
@@ -128,21 +133,39 @@ class _Attention(Protocol):
 class _Whole:
     """Of a whole window."""
 
-    def __init__(self, known_B1L: Tensor) -> None:
+    def __init__(self, known_B1L: Tensor, num_blocks: int) -> None:
         self._known_B1L = known_B1L
         """Events up to the last one."""
+        self._num_blocks = num_blocks
 
     def __call__(
         self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None
     ) -> Tensor:
-        attended_BHLK = scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys_BLHK.transpose(1, 2),
-            values_BLHK.transpose(1, 2),
-            attn_mask=None if last_B is None else self._known_B1L[:, None],
-            is_causal=last_B is None,
-        )
-        return attended_BHLK.transpose(1, 2)
+        queries, keys_BHLK, values_BHLK = (part.transpose(1, 2) for part in (queries, keys_BLHK, values_BLHK))
+        if last_B is not None:
+            attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, self._known_B1L[:, None])
+        elif self._num_blocks == 1:
+            attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, is_causal=True)
+        else:
+            attended = self._by_blocks(queries, keys_BHLK, values_BHLK)
+        return attended.transpose(1, 2)
+
+    def _by_blocks(self, queries_BHLK: Tensor, keys_BHLK: Tensor, values_BHLK: Tensor) -> Tensor:
+        """Each block of events looks at the keys up to its own last event."""
+        length = queries_BHLK.shape[2]
+        place_L = torch.arange(length, device=queries_BHLK.device)
+        attended = []
+        for n in range(self._num_blocks):
+            start, stop = length * n // self._num_blocks, length * (n + 1) // self._num_blocks
+            attended.append(
+                scaled_dot_product_attention(
+                    queries_BHLK[:, :, start:stop],
+                    keys_BHLK[:, :, :stop],
+                    values_BHLK[:, :, :stop],
+                    place_L[:stop] <= place_L[start:stop, None],
+                )
+            )
+        return torch.cat(attended, dim=2)
 
 
 class _Continued:
