@@ -104,7 +104,7 @@ def stage(counter: Counter, name: str) -> tuple[object, str]:
         "index: neighbours": (release.index, "search"),
         "engine: open": (counter.engine, "open"),
         "engine: append": (counter.engine, "append"),
-        "index: ranking": (release.index, "search"),
+        "index: ranking": (release.index, "all_scores"),
         "index: reasons": (release.index, "vectors"),
     }[name]
 
