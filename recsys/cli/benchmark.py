@@ -219,12 +219,15 @@ def benchmark_serve(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     requests: Annotated[int, typer.Option(min=10, max=100_000, help="Of the mixed load.")] = 2_000,
     events: Annotated[int, typer.Option(min=1, max=20_000, help="Of each simulated user.")] = 2_048,
+    kills: Annotated[int, typer.Option(min=0, max=1_000, help="Then kill -9 so many servers under load.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """A real server under an open-loop load: late and degraded answers, percentiles, capacity, overload, memory."""
-    from recsys.pipeline import serve_benchmark, tables
+    from recsys.pipeline import kill_benchmark, serve_benchmark, tables
 
     values = serve_benchmark.run(releases, requests, events)
+    if kills:
+        values |= kill_benchmark.run(releases, kills)
     emit(as_json, values, tables.figures_table(values))
 
 

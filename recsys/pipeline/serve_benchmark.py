@@ -1,16 +1,11 @@
 """A real server process under an open-loop load of simulated users with long histories."""
 
-import contextlib
 import http.client
 import itertools
 import json
 import re
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +17,12 @@ from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
 from recsys.contracts.ids import Vocabulary
 from recsys.peak_memory import peak_bytes
-from recsys.pipeline import load
+from recsys.pipeline import load, server_process
 from recsys.pipeline.load import Call, Outcomes
 from recsys.pipeline.progress import bar
 from recsys.store import EventStore
 from recsys.store.rows import copy_histories
 
-START_TIMEOUT_S = 120.0
 NUM_WARM = 200
 RATE_PER_S = 50.0
 _STEP_S = 4.0
@@ -57,17 +51,18 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
         url = f"sqlite:///{folder}/store.db"
         _simulate(url, vocabulary, NUM_WARM + num_cold, num_events)
-        with _server(releases, url) as (port, pid, ready_s), bar("serve") as advance:
-            run = _Run(port, pid, vocabulary, [f"cold-{n}" for n in range(num_cold)], num_requests)
+        with server_process.started(releases, url) as server, bar("serve") as advance:
+            cold_users = [f"cold-{n}" for n in range(num_cold)]
+            run = _Run(server.port, server.process.pid, vocabulary, cold_users, num_requests)
             for step, (name, phase) in enumerate(run.phases()):
                 advance(name, step, 5)
                 phase()
             advance("done", 5, 5)
-            memory = peak_bytes(pid) / 1e6
+            memory = peak_bytes(server.process.pid) / 1e6
     size = sum(entry.size_bytes for entry in artifact.read_manifest(artifact.resolve_release(releases)).files.values())
     return {
         **run.figures,
-        "ready_s": round(ready_s, 2),
+        "ready_s": round(server.ready_s, 2),
         "peak_mb": round(memory, 1),
         "model": {"items": len(vocabulary), "release_mb": round(size / 1e6, 2)},
         "history_events": num_events,
@@ -216,39 +211,6 @@ def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int)
     copies = zip(users[_NUM_DRAWN:], itertools.cycle(users[:_NUM_DRAWN]))
     copy_histories(store, dict(copies))
     store.close()
-
-
-@contextlib.contextmanager
-def _server(releases: Path, store_url: str) -> Iterator[tuple[int, int, float]]:
-    """(port, process id, seconds until ready) of a server process that is stopped at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "recsys", "serve", str(releases), "--store", store_url, "--port", str(port)]
-    started = time.monotonic()
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603
-    try:
-        while not _is_ready(port):
-            if process.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
-                raise StoreError(
-                    f"the server did not start; run `recsys serve {releases} --store {store_url}` to see why"
-                )
-            time.sleep(0.02)
-        yield port, process.pid, time.monotonic() - started
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def _ask(connection: http.client.HTTPConnection, body: dict[str, Any]) -> float:

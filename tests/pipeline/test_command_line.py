@@ -122,10 +122,11 @@ def test_the_serving_process_has_no_torch_and_answers(shop: Path) -> None:
 
 def test_the_serve_benchmark_measures_a_real_server(shop: Path) -> None:
     values = json.loads(
-        recsys("benchmark", "serve", shop / "releases", "--requests", 20, "--events", 20, "--json").stdout
+        recsys("benchmark", "serve", shop / "releases", "--requests", 20, "--events", 20, "--kills", 1, "--json").stdout
     )
     assert (values["requests"], values["errors"], values["overload_errors"]) == (20, 0, 0)
     assert 0 < values["p50_ms"] <= values["p99_ms"]
+    assert (values["kills"], values["acknowledged_events_lost"]) == (1, 0) and values["acknowledged_events"] > 0
     assert {"late", "degraded_share", "warm_p50_ms", "ready_s", "overload_late", "capacity_cold_per_s"} <= set(values)
 
 
