@@ -105,9 +105,7 @@ class AnswerService:
 
     async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
-        request_id = new_id()
-        arm, live = self._releases.route(request.user_id or request_id)
-        work = _Work(request, live, arm, self._clock)
+        request_id, work = self._begin(request)
         left_s = self.left_s(arrived, request.deadline_ms)
         work.until = self._clock() + left_s
         degraded: Degraded | None = None
@@ -125,11 +123,22 @@ class AnswerService:
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
 
+    def at_hand(self, request: RecommendationRequest) -> RecommendationAnswer:
+        """The labelled answer of a request that comes while too much is waited for; it waits for nothing."""
+        request_id, work = self._begin(request)
+        return self._finish(request_id, work, "overload", self._clock() - self.lag.seconds)
+
     def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
         """How long work may take for its answer to be out in time."""
         deadline_ms = deadline_ms or self._config.deadline_ms
         reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
         return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+
+    def _begin(self, request: RecommendationRequest) -> tuple[str, _Work]:
+        """(id of the answer, what is to be done)."""
+        request_id = new_id()
+        arm, live = self._releases.route(request.user_id or request_id)
+        return request_id, _Work(request, live, arm, self._clock)
 
     def _lane(self, work: _Work) -> BoundedPool:
         user_id = work.request.user_id

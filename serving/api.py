@@ -40,7 +40,8 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
 
     @router.post("/v1/recommendations:batch")
     async def batch(body: RecommendationBatch, request: Request) -> RecommendationAnswers:
-        """Several requests at once; each has its own deadline and label."""
+        """Several requests at once; each has its own deadline and label, and counts for its client's limit."""
+        endpoint.access.also(request.scope, len(body.requests) - 1)
         answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
         return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import orjson
+
 from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from recsys.store.counting import RecallCounter
@@ -17,7 +19,7 @@ from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
-from serving.schemas import PATH
+from serving.schemas import PATH, RecommendationRequest
 from serving.sessions import SessionCache
 from serving.tracing import otlp_tracer
 
@@ -29,9 +31,11 @@ _NUM_WRITERS = 4
 _MAX_WRITES = 256
 _WRITE_S = 10.0
 """Longest that a batch of events waits to be acknowledged."""
+_PLAIN = frozenset({"user_id", "k"})
+"""What most requests consist of: their answers are kept encoded."""
 _BEHIND_SHARE = 0.2
-"""Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before plain ones
-are answered unread. With more, those who waited longest are late whenever the event loop is, too."""
+"""Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before new ones
+are answered where they arrive. With more, those who waited longest are late whenever the event loop is, too."""
 
 
 class Endpoint:
@@ -91,9 +95,11 @@ class Endpoint:
         scope = {"method": "POST", "path": PATH, "client": client, "headers": headers}
         return self.access.refusal(scope) is None
 
-    def shed(self, user_id: str, k: int) -> bytes:
+    def shed(self, request: RecommendationRequest) -> bytes:
         """See `Shedder`."""
-        return self.service.handy.answer(user_id, k)
+        if request.user_id is not None and request.model_fields_set <= _PLAIN:
+            return self.service.handy.answer(request.user_id, request.k)
+        return orjson.dumps(self.service.at_hand(request))
 
     def start(self) -> None:
         """Warm up, then keep up with releases and recall, in threads beside the event loop."""

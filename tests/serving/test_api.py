@@ -241,8 +241,8 @@ def test_the_short_way_answers_as_the_documented_route_does(shop, monkeypatch) -
     assert short["items"][0]["reason"] == {"because_of": "sku-4", "title": "Title of sku-4"}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"user_id": 7}', b'{"user_id": "a", "k": 0}', b'{"user_id": "\xff"}'])
-def test_what_is_not_well_formed_is_refused_by_the_documented_route(shop, monkeypatch, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b'{"user_id": 7}', b'{"user_id": "a", "k": 0}', b'{"events": [{}, {"item_id": ""}]}'])
+def test_what_breaks_a_rule_is_refused_as_by_the_documented_route(shop, monkeypatch, body: bytes) -> None:
     def refusal() -> tuple[int, str]:
         response = shop.client.post("/v1/recommendations", content=body, headers={"content-type": "application/json"})
         return response.status_code, response.text

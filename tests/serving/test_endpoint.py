@@ -94,7 +94,7 @@ def test_who_is_not_known_gets_popular_items_with_the_reason(shop, body: dict, r
         ({"user_id": "a", "K": 5}, "K"),
         ({"user_id": "a", "deadline_ms": -1}, "deadline_ms"),
         ({"events": [{"item": "x"}]}, "item_id"),
-        ({"events": [{"item_id": "x"}] * 100_000}, "events"),
+        ({"events": [{"item_id": "x"}] * 10_000}, "events"),
     ],
 )
 def test_a_bad_request_names_the_field(shop, body: dict, field: str) -> None:

@@ -103,3 +103,38 @@ def test_every_answer_carries_safe_headers(shop) -> None:
         assert headers.get_list("x-content-type-options") == ["nosniff"]
         assert headers.get_list("cache-control") == ["no-store"]
     assert "default-src 'none'" in shop.client.get("/console").headers["content-security-policy"]
+
+
+def test_a_batch_counts_by_its_requests(open_shop) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=6)
+    batch = {"requests": [{"user_id": "ann"}] * 3}
+    assert [shop.client.post("/v1/recommendations:batch", json=batch).status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_stranger_may_not_guess_tokens_for_ever(open_shop) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=3, tokens=(token("shop", "read"),))
+    asked = [shop.client.get("/v1/users/ann/history", headers={"Authorization": f"Bearer {n}"}) for n in range(5)]
+    assert [response.status_code for response in asked] == [401, 401, 401, 429, 429]
+    allowed = shop.client.get("/v1/users/ann/history", headers={"Authorization": "Bearer secret of shop"})
+    assert allowed.status_code == 200  # strangers use up nobody's limit but their own
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("rebind.example", 403),
+        ("127.0.0.1.nip.io", 403),
+    ],
+)
+def test_without_tokens_only_names_of_this_machine_are_answered(shop, host: str, status: int) -> None:
+    for method, path in (("GET", "/v1/users/ann/history"), ("GET", "/metrics")):
+        assert shop.client.request(method, path, headers={"Host": host}).status_code == status
+    assert shop.client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_with_tokens_any_name_is_answered(guarded) -> None:
+    headers = {"Host": "shop.example", "Authorization": "Bearer secret of eye"}
+    assert guarded.client.get("/metrics", headers=headers).status_code == 200
