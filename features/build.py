@@ -23,7 +23,7 @@ from features.catalogue import Catalogue
 from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format, resolve
-from features.ledger import Plan, fingerprint, plan
+from features.ledger import Plan, plan
 from features.lock import locked, scratch_of
 from features.numbering import Numbering, Users
 from features.quarantine import QUARANTINE_FILE, Quarantine
@@ -362,7 +362,7 @@ class Night:
             "why_full": self.todo.why_full,
             "died_before": died,
             "fields": sorted(self.fields or ()),
-            "fingerprint": fingerprint(self.config),
+            "fingerprint": self.todo.fingerprint,
             "generations": self.sizes,
             "content_sum": f"{sum_of_events:016x}",
             "content_digest": digest.content_digest(sum_of_events, items),

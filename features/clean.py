@@ -13,6 +13,7 @@ from features import sources
 from features.config import FeaturesConfig
 from features.formats import Format
 from features.lines import LINE, BadLine, RawFile
+from features.values import as_text
 from recsys.contracts.errors import DataError, RefusedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
 from recsys.histories import EVENT_KEY
@@ -169,15 +170,15 @@ def _canonical(
     """Columns of SCHEMA, what checks need, and the columns that rules read; row by row as in the file."""
     rows = _stripped(rows)
 
+    def texts(field: str) -> list[pl.Expr]:
+        return [as_text(pl.col(name), rows.schema[name]) for name in columns.get(field, ())]
+
     def text(field: str) -> pl.Expr:
         """The first column that is not empty; null if there is none."""
-        texts = [pl.col(name).cast(pl.String) for name in columns.get(field, ())]
-        return texts[0] if len(texts) == 1 else pl.coalesce(*texts, pl.lit(None, pl.String))
+        found = texts(field)
+        return found[0] if len(found) == 1 else pl.coalesce(*found, pl.lit(None, pl.String))
 
-    parts = [
-        pl.col(c).cast(pl.String).str.split(".").list.last().str.replace_all("_", " ")
-        for c in columns.get("title_parts", ())
-    ]
+    parts = [part.str.split(".").list.last().str.replace_all("_", " ") for part in texts("title_parts")]
     title = pl.concat_str(text("title"), *parts, separator=" ", ignore_nulls=True) if parts else text("title")
     kind = text("event_type")
     if layout.event_types:
@@ -203,7 +204,7 @@ def _canonical(
             source=pl.lit(source, pl.UInt32),
             row=pl.col(LINE),
             **({EVENT_KEY: _event_key(text("event_id"))} if "event_id" in columns else {}),
-            **{name: pl.col(columns[name][0]).cast(pl.String) for name in layout.extra},
+            **{name: texts(name)[0] for name in layout.extra},
         )
         .with_columns(layout.user_expr, layout.item_expr)
         .with_columns(event_type=pl.col("event_type") if layout.type_expr is None else layout.type_expr)
@@ -233,8 +234,9 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
         return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
     if pattern is not None:
         return (
-            column.cast(pl.String)
-            .str.strip_chars()
+            column.to_frame()
+            .select(as_text(pl.all(), column.dtype).str.strip_chars())
+            .to_series()
             .str.to_datetime(pattern, strict=False, time_unit="ms")
             .dt.epoch("ms")
         )

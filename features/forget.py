@@ -95,7 +95,8 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
                 f"{place}: features of format version {manifest.format_version}; delete it, or build it again"
             )
         config = FeaturesConfig(**manifest.config)
-        todo = Plan([], renewed(manifest.metrics["source_files"], rewritten), None, place, [])
+        sources = renewed(manifest.metrics["source_files"], rewritten)
+        todo = Plan([], sources, None, place, manifest.metrics["fingerprint"])
         scratch.mkdir()
         try:
             with artifact.writing(place, "features") as writer:

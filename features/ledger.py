@@ -12,8 +12,9 @@ from typing import Any, Final
 import polars as pl
 
 from features.clean import KEY_SEED
-from features.config import READING_FIELDS, FeaturesConfig
+from features.config import READING_FIELDS, READING_RULES, FeaturesConfig
 from features.numbering import BUCKET_SEED
+from features.sources import is_typed
 from recsys.contracts.artifact import FORMAT_VERSIONS, Manifest, sha256_of
 from recsys.contracts.errors import DataError
 
@@ -34,15 +35,18 @@ class Plan:
     """Reason for reading everything again; None for an incremental run."""
     first_file: Path
     """The first of tonight's files, for messages."""
+    fingerprint: dict[str, Any]
+    """What the events were read by, those of tonight included."""
     absent: list[str] = field(default_factory=list)
     """Files read before that are not among tonight's; their events stay."""
 
 
 def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
-    """What decides which events files hold and where they are kept: settings and the hash of this polars."""
+    """What decides which events files hold and where they are kept: settings, rules, and the hash of this polars."""
     probe = pl.Series(["probe"])
     hashes = [int(probe.hash(seed)[0]) for seed in (KEY_SEED, BUCKET_SEED)]
-    return {**{name: getattr(config, name) for name in READING_FIELDS}, "hash_probe": hashes}
+    settings = {name: getattr(config, name) for name in READING_FIELDS}
+    return {**settings, "hash_probe": hashes, "reading_rules": READING_RULES}
 
 
 def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *, has_times: bool, full: bool) -> Plan:
@@ -84,7 +88,7 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
         why_full = "a copy of a file comes before it, and a rebuild reads the first of them"
         sources = []
         new = _register([_entry(path) for path in by_name.values()], by_name, sources)
-    return Plan(new, sources, why_full, next(iter(by_name.values())), absent)
+    return Plan(new, sources, why_full, next(iter(by_name.values())), fingerprint(config), absent)
 
 
 def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[dict[str, Any]]:
@@ -103,6 +107,8 @@ def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> 
     if full:
         return "asked for"
     before, now = manifest.metrics.get("fingerprint", {}), fingerprint(config)
+    if not any(is_typed(entry["name"]) for entry in manifest.metrics.get("source_files", [])):
+        now.pop("reading_rules")  # texts are what they are
     changed = [name for name in now if before.get(name) != now[name]]
     return f"{changed[0]} changed" if changed else None
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import digest
+from features import digest, forget
 from features.build import FeaturesConfig, run
 from features.totals import Totals
 from recsys import dataset
@@ -246,6 +246,36 @@ def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(
     assert (again.metrics["why_full"], again.config["min_count"]) == (None, 9)
     again = run(config.model_copy(update={"drop_copies": True}), [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert again.metrics["why_full"] == "drop_copies changed"
+
+
+def read_by_older_rules(place: Path) -> None:
+    """Make an artifact as a program wrote it that read values of typed files otherwise."""
+    manifest = artifact.read_manifest(place)
+    metrics = manifest.metrics | {"fingerprint": manifest.metrics["fingerprint"] | {"reading_rules": 1}}
+    with artifact.writing(place, "features") as writer:
+        for name, entry in manifest.files.items():
+            writer.link(place, name, entry)
+        writer.commit(parents={}, config=manifest.config, metrics=metrics)
+
+
+def test_other_rules_for_typed_files_lead_to_one_rebuild(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    rows = pl.DataFrame({"user_id": [1.0], "item_id": ["i"], "timestamp": [S]})
+    rows.write_parquet(tmp_path / "log" / "a.parquet")
+    config, out = FeaturesConfig(min_count=1), tmp_path / "out"
+    run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
+    read_by_older_rules(out)
+    forget.from_artifact(out, ["somebody"])  # reads nothing: what is there is as it was read
+    assert run(config, [tmp_path / "log"], out, now_ms=NOW_MS).metrics["why_full"] == "reading_rules changed"
+    rows.with_columns(item_id=pl.lit("j")).write_parquet(tmp_path / "log" / "b.parquet")
+    assert run(config, [tmp_path / "log"], out, now_ms=NOW_MS).metrics["why_full"] is None
+
+
+def test_other_rules_for_typed_files_leave_a_log_of_texts_alone(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    read_by_older_rules(tmp_path / "out")
+    write_day(tmp_path / "log", 3, [(0, 0, 0, "view", "", 0)])
+    assert run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS).metrics["why_full"] is None
 
 
 def test_an_item_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: Path) -> None:
