@@ -60,7 +60,7 @@ def run(
     """Bring the artifact at `out` up to date with the logs; without one, or if `full`, from all files.
 
     Every row read is an event, left out by a rule, or in the quarantine. Where nothing is new, the artifact
-    stays as it is. `renumber` makes a full rebuild that gives items new numbers.
+    stays as it is. `renumber` makes a full rebuild that numbers items and event types anew.
 
     Raises:
         DataError: the log cannot be used; `out` is as it was.
@@ -176,7 +176,7 @@ class Night:
         """Whether an artifact without events or kept items may be published: forgetting must not fail on it."""
         self.steps = Steps()
         self.catalogue = Catalogue(state.items)
-        self.types = Numbering(pl.Series(self._before("event_types", []), dtype=pl.String))
+        self.types = Numbering(pl.Series(state.event_types, dtype=pl.String))
         self.users = Users(state.users, state.tombstones)
         self.quarantine = Quarantine(state.tombstones)
         self.left_out: Counter[str] = Counter(self._before("excluded", {}))
@@ -316,9 +316,10 @@ class Night:
 
     def _check_types(self) -> None:
         if len(self.types) > MAX_EVENT_TYPES:
+            anew = ", or number them anew with --renumber" if self.state.event_types else ""
             raise DataError(
                 f"{self.todo.new[0]}: {len(self.types):,} event types such as {self.types.names().sort()[0]!r}, "
-                f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN"
+                f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN{anew}"
             )
 
     def finish(self, died: str | None) -> Manifest:

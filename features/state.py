@@ -22,6 +22,8 @@ class State:
 
     manifest: Manifest | None
     items: pl.DataFrame
+    event_types: list[str]
+    """In order of their numbers."""
     users: pl.DataFrame
     days: Counter[int]
     """Events by day since 1970."""
@@ -36,6 +38,7 @@ class State:
             return cls(
                 manifest=manifest,
                 items=pl.DataFrame(schema=catalogue.SCHEMA),
+                event_types=[],
                 users=pl.DataFrame(schema=USERS_SCHEMA),
                 days=Counter(),
                 generations=[],
@@ -44,6 +47,7 @@ class State:
         return cls(
             manifest=manifest,
             items=pl.read_parquet(out / ITEMS_FILE).select(catalogue.SCHEMA.keys()),
+            event_types=manifest.metrics["event_types"],
             users=pl.read_parquet(out / USERS_FILE),
             days=Counter(dict(pl.read_parquet(out / DAYS_FILE).rows())),
             generations=generations(out),
@@ -51,13 +55,14 @@ class State:
         )
 
     def for_rebuild(self, *, renumber: bool) -> "State":
-        """What survives a full rebuild: the numbers of items (unless told) and who is forgotten."""
+        """What survives a full rebuild: the numbers of items and event types (unless told) and who is forgotten."""
         names = self.items.select(pl.col(name) if name in ("item_index", "item_id") else pl.lit(None).alias(name)
                                   for name in catalogue.SCHEMA)  # fmt: skip
         blank = names.cast(catalogue.SCHEMA).with_columns(pl.lit([0], pl.List(pl.UInt32)).alias("num_events_by_type"))  # type: ignore[arg-type]
         return replace(
             self,
             items=blank.clear() if renumber else blank,
+            event_types=[] if renumber else self.event_types,
             users=self.users.clear(),
             days=Counter(),
             generations=[],

@@ -299,6 +299,23 @@ def test_an_item_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: P
     assert digest_of(renumbered) == digest_of(fresh)
 
 
+def test_an_event_type_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: Path) -> None:
+    config, log, out = FeaturesConfig(min_count=1), tmp_path / "log", tmp_path / "out"
+    write_day(log, 1, [(0, 0, 0, "view", "", 0), (0, 1, 0, "cart", "", 0)])
+    run(config, [log], out, now_ms=NOW_MS)
+    write_day(log, 0, [(0, 2, 0, "cart", "", 0), (0, 3, 0, "purchase", "", 0)])  # sorts before the other
+    nightly = run(config, [log], out, now_ms=NOW_MS)
+    full = run(config, [log], out, full=True, now_ms=NOW_MS)
+    assert full.metrics["event_types"] == nightly.metrics["event_types"] == ["view", "cart", "purchase"]
+    assert digest_of(full) == digest_of(nightly) == digest_from_the_files(out)
+    write_day(log, 1, [(0, 1, 0, "cart", "", 0)])  # no view is left
+    kept = run(config, [log], out, now_ms=NOW_MS)
+    assert kept.metrics["event_types"] == ["view", "cart", "purchase"]
+    renumbered = run(config, [log], out, renumber=True, now_ms=NOW_MS)
+    assert renumbered.metrics["event_types"] == ["cart", "purchase"]
+    assert digest_of(renumbered) == digest_of(kept) == digest_from_the_files(out)
+
+
 def test_yesterdays_vocabulary_reads_todays_histories(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
     yesterday = dataset.load(tmp_path / "out", Protocol.FINAL)
