@@ -32,9 +32,12 @@ SCHEMA: Final = {
 MAX_FUTURE_MS: Final = 2 * 24 * 3600 * 1000
 """A timestamp further ahead of the clock than this is a bad row."""
 
+EARLIEST_NUMBER_MS: Final = 631_152_000_000
+"""Numbers for moments before 1990 are no epoch numbers: dates in digits, such as 20101201, are all among them."""
 _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
 _OPTIONAL = ("event_type", "title", "category", "price", "event_id")
+_NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
 KEY_SEED: Final = 20_260_101
@@ -185,8 +188,10 @@ def _canonical(
         kind = kind.replace(dict(layout.event_types))
     if layout.timestamp:
         moments = rows.select(pl.coalesce(columns["timestamp"]).alias("t"))["t"]
-        moment = pl.lit(to_milliseconds(moments, config.timestamp_format))
+        milliseconds = to_milliseconds(moments, config.timestamp_format)
+        moment, no_epoch = pl.lit(milliseconds), _is_no_epoch(moments, milliseconds, config.timestamp_format)
     else:
+        no_epoch = pl.lit(False)
         moment = pl.int_range(pl.len(), dtype=pl.Int64) + ((source << 32) + num_before)
     price = text("price").cast(pl.Float64, strict=False)
     return (
@@ -196,6 +201,7 @@ def _canonical(
             item_id=text("item_id"),
             no_timestamp=pl.all_horizontal(pl.lit(True), *(pl.col(n).is_null() for n in columns.get("timestamp", []))),
             timestamp_ms=moment,
+            no_epoch=no_epoch,
             event_type=kind.fill_null(layout.fixed_event_type or DEFAULT_EVENT_TYPE),
             title=pl.when(title != "").then(title),
             category=text("category"),
@@ -257,6 +263,14 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
     return result
 
 
+def _is_no_epoch(column: pl.Series, milliseconds: pl.Series, pattern: str | None) -> pl.Expr:
+    """Which moments were read from numbers that are too small for it; few columns have any moment that early."""
+    earliest = milliseconds.min()
+    if pattern is not None or column.dtype.is_temporal() or earliest is None or earliest >= EARLIEST_NUMBER_MS:  # type: ignore[operator]
+        return pl.lit(False)
+    return pl.lit((milliseconds < EARLIEST_NUMBER_MS) & column.cast(pl.Float64, strict=False).is_not_null())
+
+
 def _epoch(number: pl.Series) -> pl.Series:
     frame = pl.DataFrame({"n": number})
     n, size = pl.col("n"), pl.col("n").abs()
@@ -282,6 +296,7 @@ def _problems(layout: Format, columns: dict[str, list[str]], now_ms: int) -> lis
         checks.append(("timestamp is empty", pl.col("no_timestamp")))
         checks.append(("timestamp does not parse", moment.is_null()))
         checks.append(("timestamp before 1970", moment < 0))
+        checks.append((_NO_EPOCH, pl.col("no_epoch")))
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
     if "event_type" in columns:
         too_long = pl.col("event_type").str.len_chars() > MAX_TYPE_LENGTH
@@ -322,6 +337,8 @@ def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: Fe
 def _hint(reason: str, config: FeaturesConfig) -> str:
     if "does not parse" in reason and config.timestamp_format is not None:
         return f"; it is not of the form {config.timestamp_format!r}, correct --timestamp-format"
+    if reason == _NO_EPOCH:
+        return "; for dates in digits give --timestamp-format, such as '%Y%m%d' for 20101201"
     if "timestamp" in reason:
         return "; give --timestamp-format, or check the column"
     return "; save the file as UTF-8" if "UTF-8" in reason else "; correct the file, or raise max_bad_share"
