@@ -82,6 +82,22 @@ def test_later_nights_and_full_rebuilds_leave_forgotten_users_out(shop: Path) ->
         assert rebuilt.metrics[key] == nightly.metrics[key]
 
 
+@pytest.mark.parametrize(
+    "row", [f"stays,i,{S + 9},view,late,\n", f"stays,i,{S + 99},view,,\n", f"stays,i,{S + 99},view,new,\n"]
+)
+def test_what_a_forgotten_user_s_row_said_about_an_item_is_the_same_at_night_and_in_a_rebuild(
+    tmp_path: Path, row: str
+) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    log.mkdir()
+    (log / "1.csv").write_text(HEADER + f"stays,i,{S},view,old,\n{GONE[0]},i,{S + 50},view,last,\n")
+    run(CONFIG, [log], out, now_ms=NOW_MS)
+    forget_users(tmp_path, out)
+    (log / "2.csv").write_text(HEADER + row)
+    nightly = run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert digest_of(run(CONFIG, [log], out, full=True, now_ms=NOW_MS)) == digest_of(nightly)
+
+
 def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
     (shop / "who.txt").write_text("never-seen\n")
     assert list(forget.run([shop / "state" / "features"], shop / "who.txt").values()) == [0]
