@@ -1,6 +1,7 @@
 """The event store as the nightly job's log: nothing twice, nothing missing, the forgotten stay out."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,19 @@ def test_events_of_the_last_minute_wait_for_the_next_night(source: EventStore, c
     clock.seconds += 100
     source.append(events(1))
     now_ms = int(clock.seconds * 1000) + 30_000
-    (first,) = store_log.write_new_events(CONFIG, source, tmp_path, now_ms)
+    out = tmp_path / "features"
+    event_files.folder_of(out).mkdir()
+    (first,) = store_log.write_new_events(CONFIG, source, out, now_ms)
     assert len(pl.read_parquet(first)) == 24
-    assert store_log.write_new_events(CONFIG, source, tmp_path, now_ms) == []
-    (second,) = store_log.write_new_events(CONFIG, source, tmp_path, now_ms + 60_000)
+    assert store_log.write_new_events(CONFIG, source, out, now_ms) == []
+    (second,) = store_log.write_new_events(CONFIG, source, out, now_ms + 60_000)
     assert len(pl.read_parquet(second)) == 24
 
 
 def test_a_night_that_died_after_writing_files_is_taken_up(url: str, source: EventStore, tmp_path) -> None:
     source.append(events(0))
     (tmp_path / "features-events").mkdir()
-    store_log.write_new_events(CONFIG, source, tmp_path / "features-events")
+    store_log.write_new_events(CONFIG, source, tmp_path / "features")
     nightly_features.run(CONFIG, [url], tmp_path / "features")
     assert digest(tmp_path / "features") == digest(from_files(tmp_path, events(0)))
 
@@ -253,6 +256,41 @@ def test_a_forgotten_user_who_is_in_a_file_again_is_removed_at_night(url: str, s
     source.forget("bob")
     assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None
     assert users_in_the_files(out) == [{"ann", "cleo"}]
+
+
+def test_who_is_forgotten_while_events_are_read_is_in_no_file(
+    url: str, source: EventStore, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.append(events(0))
+    read = store_log.event_rows
+
+    def forgotten_at_this_moment(*arguments: Any) -> Iterator[list[Any]]:
+        for rows in read(*arguments):
+            source.forget("bob")
+            yield rows
+
+    monkeypatch.setattr(store_log, "event_rows", forgotten_at_this_moment)
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert users_in_the_files(tmp_path / "features") == [{"ann", "cleo"}]
+    assert set(histories(tmp_path / "features")) == {"ann", "cleo"}
+
+
+def test_who_was_forgotten_by_command_and_comes_back_is_in_no_file(url: str, source: EventStore, tmp_path) -> None:
+    out = tmp_path / "features"
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], out)
+    (tmp_path / "who.txt").write_text("bob\n")
+    forget.run([out], tmp_path / "who.txt")
+    for day in (1, 2):
+        source.append(events(day, users=("bob",)))
+        nightly_features.run(CONFIG, [url], out)
+    assert users_in_the_files(out) == [{"ann", "cleo"}, set(), set()]
+    assert event_files.last_number(event_files.folder_of(out)) == 72
+    source.append(events(3, users=("ann",)))
+    assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None
+    before = histories(out)
+    nightly_features.run(CONFIG, [url], out, full=True)  # empty files are no trouble
+    assert histories(out) == before
 
 
 def test_what_a_killed_run_left_half_written_is_removed(url: str, source: EventStore, tmp_path) -> None:
