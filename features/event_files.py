@@ -10,15 +10,21 @@ from typing import Final
 import polars as pl
 
 from features.lock import locked
+from features.tombstones import moving_away
 from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
 
+_ENDING: Final = "-events"
 _NAME: Final = re.compile(r"^events-(\d{15})-(\d{15})\.parquet$")
 
 
 def folder_of(out: Path) -> Path:
     """Where the files of the artifact at `out` are."""
-    return out.parent / f"{out.name}-events"
+    return out.parent / f"{out.name}{_ENDING}"
+
+
+def _artifact_of(place: Path) -> Path:
+    return place.with_name(place.name.removesuffix(_ENDING))
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def last_number(place: Path) -> int:
         if first <= last:
             raise DataError(
                 f"{later}: holds events of {earlier.name} again, as two runs at once wrote; delete {earlier.name}, "
-                "rename the folder to NEW-events, and build with --out NEW"
+                f"then {moving_away(_artifact_of(place))}, and run again"
             )
     return max((last for _, last, _ in ranges), default=0)
 

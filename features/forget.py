@@ -92,7 +92,8 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         assert manifest is not None
         if manifest.format_version != FORMAT_VERSIONS["features"]:
             raise DataError(
-                f"{place}: features of format version {manifest.format_version}; delete it, or build it again"
+                f"{place}: features of format version {manifest.format_version}; build it again, or delete it if it is "
+                "an old copy"
             )
         config = FeaturesConfig(**manifest.config)
         sources = renewed(manifest.metrics["source_files"], rewritten)

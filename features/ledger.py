@@ -15,6 +15,7 @@ from features.clean import KEY_SEED
 from features.config import READING_FIELDS, READING_RULES, FeaturesConfig
 from features.numbering import BUCKET_SEED
 from features.sources import is_typed
+from features.tombstones import moving_away
 from recsys.contracts.artifact import FORMAT_VERSIONS, Manifest, sha256_of
 from recsys.contracts.errors import DataError
 
@@ -49,8 +50,10 @@ def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
     return {**settings, "hash_probe": hashes, "reading_rules": READING_RULES}
 
 
-def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *, has_times: bool, full: bool) -> Plan:
-    """Compare tonight's files with those of the artifact.
+def plan(
+    config: FeaturesConfig, files: list[Path], manifest: Manifest | None, out: Path, *, has_times: bool, full: bool
+) -> Plan:
+    """Compare tonight's files with those of the artifact at `out`.
 
     Files are known by name, size and time, or else by their sha256; a file with the content of another, compressed
     or not, is a copy and is not read.
@@ -79,7 +82,8 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
     if why_full is not None and absent:
         raise DataError(
             f"{by_name[next(iter(by_name))].parent}: a full rebuild is needed ({why_full}) but {len(absent)} files "
-            f"read before are missing, such as {absent[0]!r}; put them back, or build into another folder"
+            f"read before are missing, such as {absent[0]!r}; put them back, or do without: "
+            f"{moving_away(out)}, and run again"
         )
     sources = list(known.values()) if why_full is None else []
     fresh = fresh if why_full is None else [_entry(path) for path in by_name.values()]

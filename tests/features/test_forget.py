@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from features import forget
+from features import forget, tombstones
 from features.build import FeaturesConfig, run
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
@@ -108,6 +109,26 @@ def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
     assert run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS).metrics["excluded"] == {
         "forgotten": 1
     }
+
+
+def test_who_is_forgotten_stays_out_of_what_is_built_in_the_place_of_an_artifact_that_was_moved_away(
+    shop: Path,
+) -> None:
+    features = shop / "state" / "features"
+    forget_users(shop, features)
+    command = tombstones.moving_away(features).strip("`")
+    subprocess.run(command, shell=True, check=True)
+    assert not features.exists()
+    manifest = run(CONFIG, [shop / "log"], features, now_ms=NOW_MS)
+    assert (manifest.metrics["num_forgotten"], manifest.metrics["num_users"]) == (2, 3)
+    assert not any(user in everything_in(features) for user in GONE)
+
+
+def test_a_damaged_list_of_the_forgotten_is_said(shop: Path) -> None:
+    (shop / "state" / "features" / "forgotten.json").write_text('{"key": "no"}')
+    write_day(shop / "log", 3)
+    with pytest.raises(DataError, match=r"forgotten.json: damaged list of forgotten users; put it back from a copy"):
+        run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS)
 
 
 def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:

@@ -236,8 +236,12 @@ def test_a_file_that_changed_leads_to_a_full_rebuild_that_says_so(tmp_path: Path
 def test_a_full_rebuild_that_would_lose_events_is_refused(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
     (tmp_path / "log" / "day-000.csv").unlink()
-    with pytest.raises(DataError, match=r"full rebuild is needed \(asked for\) but 1 files read before are missing"):
+    with pytest.raises(
+        DataError, match=r"full rebuild is needed \(asked for\) but 1 files read before are missing"
+    ) as refused:
         run(config, [tmp_path / "log"], tmp_path / "out", full=True, now_ms=NOW_MS)
+    out = tmp_path / "out"
+    assert f"do without: `cp {out}/forgotten.json {out}.forgotten.json && mv {out} {out}.old`" in str(refused.value)
 
 
 def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(tmp_path: Path) -> None:
