@@ -67,6 +67,7 @@ def run(
         LockedError: another run is at work on `out`.
     """
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    out = out.resolve()  # a link stays, and what it leads to is exchanged
     with locked(out) as died, _full_disk_is_said(out):
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)

@@ -73,9 +73,8 @@ def _artifacts(folder: Path) -> list[Path]:
         for leftover in list(folder.rglob(pattern)):
             with locked(leftover.parent / leftover.name[1:].rpartition(ending)[0]):
                 pass  # taking the lock removes them
-    places = sorted(
-        path.parent for path in [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")] if path.exists()
-    )
+    manifests = [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")]
+    places = sorted({path.parent.resolve() for path in manifests if path.exists()})
     return [place for place in places if read_manifest(place).kind == "features"]
 
 
@@ -85,6 +84,7 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
     `rewritten` are files that were read before and have lost these users since: they are known by their new
     content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
     """
+    place = place.resolve()
     scratch = scratch_of(place)
     with locked(place):
         state = State.load(place)

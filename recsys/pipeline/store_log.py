@@ -34,6 +34,7 @@ def run(
         RecsysError: the store or a log cannot be used, or there is more than one store; the features are as they were.
     """
     _check(config, urls)
+    out = out.resolve()
     store = EventStore.open(urls[0])
     try:
         with event_files.held(out) as place:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from features import build
+from features import build, forget
 from features.build import FeaturesConfig, run
 from features.lock import locked
 from recsys import dataset
@@ -92,6 +92,22 @@ def test_a_first_build_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) 
     manifest = run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert manifest.metrics["died_before"].startswith("process 99999999 since 2026-01-01T03:00:00+00:00 ended without")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_exchanged(tmp_path: Path) -> None:
+    log, link, real = tmp_path / "log", tmp_path / "out", tmp_path / "disk" / "features"
+    link.symlink_to(real)  # nothing there yet
+    for day in (1, 2):
+        add_day(log, day)
+        run(CONFIG, [log], link, now_ms=NOW_MS)
+    (tmp_path / "who.txt").write_text("u3\n")
+    removed = forget.run([tmp_path], tmp_path / "who.txt")
+    assert list(removed) == [str(real)]
+    assert forget.from_artifact(link, ["u4"]) > 0
+    assert artifact.verify(real, "features").metrics["num_forgotten"] == 2
+    assert link.readlink() == real
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "log", "out", "who.txt"]
+    assert [p.name for p in real.parent.iterdir()] == ["features"]
 
 
 def test_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:

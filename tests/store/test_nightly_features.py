@@ -300,6 +300,16 @@ def test_who_was_forgotten_by_command_and_comes_back_is_in_no_file(url: str, sou
     assert histories(out) == before
 
 
+def test_files_of_a_store_lie_beside_what_a_link_leads_to(url: str, source: EventStore, tmp_path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "features")
+    for day in range(2):
+        source.append(events(day))
+        nightly_features.run(CONFIG, [url], tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["features", "features-events"]
+    assert digest(tmp_path / "out") == digest(from_files(tmp_path, events(0), events(1)))
+
+
 def test_what_a_killed_run_left_half_written_is_removed(url: str, source: EventStore, tmp_path) -> None:
     source.append(events(0))
     (tmp_path / "features-events").mkdir()
