@@ -68,14 +68,17 @@ def _read_users(path: Path) -> list[str]:
 
 
 def _artifacts(folder: Path) -> list[Path]:
-    """Features artifacts at or below a folder; leftovers of dead runs are removed on the way."""
-    for pattern, ending in ((".*.writing-*", ".writing-"), (".*.scratch", ".scratch")):
-        for leftover in list(folder.rglob(pattern)):
-            with locked(leftover.parent / leftover.name[1:].rpartition(ending)[0]):
-                pass  # taking the lock removes them
+    """Features artifacts at or below a folder; leftovers of dead runs are removed, or put back, on the way."""
+    folder = folder.resolve()
+    places = {folder} if artifact.older_of(folder).exists() else set()
+    for pattern, ending in ((".*.writing-*", ".writing-"), (".*.scratch", ".scratch"), (".*.older", ".older")):
+        places |= {path.parent / path.name[1:].rpartition(ending)[0] for path in folder.rglob(pattern)}
+    for place in places:
+        with locked(place):
+            pass  # taking the lock does it
     manifests = [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")]
-    places = sorted({path.parent.resolve() for path in manifests if path.exists()})
-    return [place for place in places if read_manifest(place).kind == "features"]
+    found = sorted({path.parent.resolve() for path in manifests if path.exists()})
+    return [place for place in found if read_manifest(place).kind == "features"]
 
 
 def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = (), for_good: bool = True) -> int:

@@ -9,8 +9,9 @@ import polars as pl
 
 from features import build, event_files, forget
 from features.build import FeaturesConfig
+from features.lock import locked
 from features.tombstones import Tombstones
-from recsys.contracts.artifact import MANIFEST_NAME, Manifest, read_manifest
+from recsys.contracts.artifact import MANIFEST_NAME, Manifest, older_of, read_manifest
 from recsys.contracts.errors import ConfigError
 from recsys.pipeline.progress import bar
 from recsys.store import EventStore
@@ -38,6 +39,9 @@ def run(
     store = EventStore.open(urls[0])
     try:
         with event_files.held(out) as place:
+            if older_of(out).exists():
+                with locked(out):
+                    pass  # taking the lock puts back what a dead run has put aside
             was_there = (out / MANIFEST_NAME).exists()
             gone = list(store.forgotten())
             _forget(out, place, gone)

@@ -310,6 +310,21 @@ def test_files_of_a_store_lie_beside_what_a_link_leads_to(url: str, source: Even
     assert digest(tmp_path / "out") == digest(from_files(tmp_path, events(0), events(1)))
 
 
+def test_what_a_dead_run_has_put_aside_is_there_before_the_store_is_read(
+    url: str, source: EventStore, tmp_path
+) -> None:
+    out = tmp_path / "features"
+    source.append(events(0, users=("session", "ann")))
+    nightly_features.run(CONFIG, [url], out)
+    forget.from_artifact(out, ["ann"])
+    out.rename(tmp_path / ".features.older")
+    source.join("session", "cleo")
+    source.append(events(1, users=("ann",)))
+    assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None
+    assert set(histories(out)) == {"cleo"}
+    assert users_in_the_files(out)[-1] == {"cleo"}
+
+
 def test_what_a_killed_run_left_half_written_is_removed(url: str, source: EventStore, tmp_path) -> None:
     source.append(events(0))
     (tmp_path / "features-events").mkdir()
