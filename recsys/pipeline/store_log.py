@@ -32,13 +32,15 @@ def run(
 
     Raises:
         LockedError: another run is at work on the features or the files.
-        RecsysError: the store or a log cannot be used, or there is more than one store; the features are as they were.
+        RecsysError: the store or a log cannot be used, there is more than one store, or the files hold events of
+            another one; the features are as they were.
     """
     _check(config, urls)
     out = out.resolve()
     store = EventStore.open(urls[0])
     try:
         with event_files.held(out) as place:
+            event_files.claim(place, store.identity())
             if older_of(out).exists():
                 with locked(out):
                     pass  # taking the lock puts back what a dead run has put aside

@@ -101,7 +101,7 @@ def test_each_night_reads_what_is_new_and_nothing_twice(url: str, source: EventS
         assert manifest.metrics["why_full"] == ("first build" if day == 0 else None)
     nightly_features.run(CONFIG, [url], out)  # nothing is new
     assert digest(out) == digest(from_files(tmp_path, *(events(day) for day in range(3))))
-    assert len(list((tmp_path / "features-events").iterdir())) == 3
+    assert len(event_files.files(tmp_path / "features-events")) == 3
 
 
 def test_events_of_the_last_minute_wait_for_the_next_night(source: EventStore, clock: Clock, tmp_path) -> None:
@@ -330,4 +330,36 @@ def test_what_a_killed_run_left_half_written_is_removed(url: str, source: EventS
     (tmp_path / "features-events").mkdir()
     (tmp_path / "features-events" / ".events-half-written.parquet").write_bytes(b"PAR1")
     nightly_features.run(CONFIG, [url], tmp_path / "features")
-    assert [path.name[0] for path in (tmp_path / "features-events").iterdir()] == ["e"]
+    assert not list((tmp_path / "features-events").glob(".*"))
+
+
+def test_a_store_in_the_place_of_another_is_noticed_before_its_events_are_read(tmp_path: Path, clock: Clock) -> None:
+    database, out = tmp_path / "shop.db", tmp_path / "features"
+    url = f"sqlite:///{database}"
+    store = EventStore.open(url, clock)
+    store.append(events(0))
+    nightly_features.run(CONFIG, [url], out)
+    store.close()
+    database.rename(tmp_path / "older.db")
+    replaced = EventStore.open(url, clock)
+    for day in range(1, 3):  # the numbers of the first day's are those of the other store's
+        replaced.append(events(day))
+    before = digest(out)
+    with pytest.raises(DataError, match=r"holds events of store \w{12}, but the store given is \w{12}") as caught:
+        nightly_features.run(CONFIG, [url], out)
+    assert "\n" not in str(caught.value)
+    assert (digest(out), len(event_files.files(event_files.folder_of(out)))) == (before, 1)
+    nightly_features.run(CONFIG, [f"sqlite:///{tmp_path / 'older.db'}"], out)  # the one it was is still welcome
+    for command in re.findall("`(.*?)`", str(caught.value)):
+        subprocess.run(command, shell=True, check=True)
+    assert nightly_features.run(CONFIG, [url], out).metrics["num_events"] == 48
+    replaced.close()
+
+
+def test_files_from_before_stores_had_an_id_are_taken_over(url: str, source: EventStore, tmp_path) -> None:
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    (tmp_path / "features-events" / "events-store-id").unlink()
+    source.append(events(1))
+    assert nightly_features.run(CONFIG, [url], tmp_path / "features").metrics["tonight"]["num_events"] == 24
+    assert (tmp_path / "features-events" / "events-store-id").read_text() == f"{source.identity()}\n"
