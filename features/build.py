@@ -72,13 +72,13 @@ def run(
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)
         state = State.load(out)
-        todo = plan(config, files, state.manifest, out, has_times=bool(layout.timestamp), full=full or renumber)
+        todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
             return state.manifest
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
         except duplicates.LateOriginalError:
-            todo = plan(config, files, state.manifest, out, has_times=bool(layout.timestamp), full=True)
+            todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=True)
             todo.why_full = "a new file has the original of an event that was read before"
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 

@@ -104,7 +104,7 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         scratch.mkdir()
         try:
             with artifact.writing(place, "features") as writer:
-                users = state.users.filter(pl.col("user_id").is_in(user_ids))
+                users = state.users.filter(pl.col("user_id").is_in(_names(user_ids) if for_good else user_ids))
                 removed = _rewrite(writer, state, users)
                 night = Night(
                     config,
@@ -123,6 +123,12 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return len(removed)
+
+
+def _names(user_ids: list[str]) -> list[str]:
+    """The users, and those that later nights leave out with them: 17850 with 17850.0 (see `Tombstones.holds`)."""
+    whole = [user_id.removesuffix(".0") for user_id in user_ids if user_id.endswith(".0")]
+    return [*user_ids, *(user_id for user_id in whole if user_id.isdecimal())]
 
 
 def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.DataFrame:

@@ -15,8 +15,9 @@ from features.clean import KEY_SEED
 from features.config import READING_FIELDS, READING_RULES, FeaturesConfig
 from features.numbering import BUCKET_SEED
 from features.sources import is_typed
+from features.state import State
 from features.tombstones import moving_away
-from recsys.contracts.artifact import FORMAT_VERSIONS, Manifest, sha256_of
+from recsys.contracts.artifact import FORMAT_VERSIONS, sha256_of
 from recsys.contracts.errors import DataError
 
 _CONTENT: Final = "content_sha256"
@@ -50,9 +51,7 @@ def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
     return {**settings, "hash_probe": hashes, "reading_rules": READING_RULES}
 
 
-def plan(
-    config: FeaturesConfig, files: list[Path], manifest: Manifest | None, out: Path, *, has_times: bool, full: bool
-) -> Plan:
+def plan(config: FeaturesConfig, files: list[Path], state: State, out: Path, *, has_times: bool, full: bool) -> Plan:
     """Compare tonight's files with those of the artifact at `out`.
 
     Files are known by name, size and time, or else by their sha256; a file with the content of another, compressed
@@ -65,10 +64,8 @@ def plan(
     if len(by_name) < len(set(files)):
         twice = next(path for path in files if by_name[path.name] != path)
         raise DataError(f"{twice}: {by_name[twice.name]} has the same name; files are known by name, rename one")
-    why_full = _why_full(config, manifest, full)
-    known = (
-        {} if manifest is None else {entry["name"]: dict(entry) for entry in manifest.metrics.get("source_files", [])}
-    )
+    why_full = _why_full(config, state, full)
+    known = {entry["name"]: dict(entry) for entry in state.metrics.get("source_files", [])}
     fresh: list[dict[str, Any]] = []
     for name, path in by_name.items():
         entry = _entry(path)
@@ -103,7 +100,8 @@ def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[di
     ]
 
 
-def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> str | None:
+def _why_full(config: FeaturesConfig, state: State, full: bool) -> str | None:
+    manifest = state.manifest
     if manifest is None:
         return "first build"
     if manifest.format_version != FORMAT_VERSIONS["features"]:
@@ -111,10 +109,15 @@ def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> 
     if full:
         return "asked for"
     before, now = manifest.metrics.get("fingerprint", {}), fingerprint(config)
-    if not any(is_typed(entry["name"]) for entry in manifest.metrics.get("source_files", [])):
-        now.pop("reading_rules")  # texts are what they are
     changed = [name for name in now if before.get(name) != now[name]]
+    if changed == ["reading_rules"] and not _would_read_otherwise(state):
+        return None
     return f"{changed[0]} changed" if changed else None
+
+
+def _would_read_otherwise(state: State) -> bool:
+    """Whether other rules for the values of typed files may change what was read."""
+    return any(is_typed(entry["name"]) for entry in state.metrics["source_files"]) and state.may_hold_floats()
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import polars as pl
 
@@ -14,6 +14,7 @@ from recsys.contracts.artifact import FORMAT_VERSIONS, MANIFEST_NAME, Manifest, 
 from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations
 
 DAYS_FILE = "days.parquet"
+_FLOAT: Final = r"^(-?\d+\.0|-?\d+(\.\d+)?e\+?\d+|NaN)$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,12 @@ class State:
             days=Counter(),
             generations=[],
         )
+
+    def may_hold_floats(self) -> bool:
+        """Whether an id, an event type or a description may be the text of a float, such as "17850.0"."""
+        described = [self.items[name] for name in ("item_id", "title", "category")]
+        texts = [self.users["user_id"], *described, pl.Series(self.event_types, dtype=pl.String)]
+        return "event_id" in self.metrics.get("fields", []) or any(text.str.contains(_FLOAT).any() for text in texts)
 
     @property
     def metrics(self) -> dict[str, Any]:

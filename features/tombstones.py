@@ -63,8 +63,12 @@ class Tombstones:
         return Tombstones(self._key, self._hashes | {self._hash(user_id) for user_id in user_ids})
 
     def holds(self, user_id: str) -> bool:
-        """Whether the user has been forgotten."""
-        return bool(self._hashes) and self._hash(user_id) in self._hashes
+        """Whether the user has been forgotten; who was as 17850.0, which typed logs were read as once, is 17850."""
+        if not self._hashes:
+            return False
+        return self._hash(user_id) in self._hashes or (
+            user_id.isdecimal() and self._hash(f"{user_id}.0") in self._hashes
+        )
 
     def without_forgotten(self, users: pl.DataFrame) -> pl.DataFrame:
         """The rows whose `user_id` has not been forgotten."""

@@ -124,6 +124,15 @@ def test_who_is_forgotten_stays_out_of_what_is_built_in_the_place_of_an_artifact
     assert not any(user in everything_in(features) for user in GONE)
 
 
+def test_who_was_forgotten_under_the_text_of_a_float_stays_forgotten(tmp_path: Path) -> None:
+    log, out = tmp_path / "log.parquet", tmp_path / "out"
+    pl.DataFrame({"user_id": [17.0, 18.0, None], "item_id": "i", "timestamp": S}).write_parquet(log)
+    run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert forget.from_artifact(out, ["17.0"]) == 1  # as the log was read once
+    run(CONFIG, [log], out, full=True, now_ms=NOW_MS)
+    assert pl.read_parquet(out / "users.parquet")["user_id"].to_list() == ["18"]
+
+
 def test_a_damaged_list_of_the_forgotten_is_said(shop: Path) -> None:
     (shop / "state" / "features" / "forgotten.json").write_text('{"key": "no"}')
     write_day(shop / "log", 3)

@@ -262,23 +262,42 @@ def read_by_older_rules(place: Path) -> None:
         writer.commit(parents={}, config=manifest.config, metrics=metrics)
 
 
-def test_other_rules_for_typed_files_lead_to_one_rebuild(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["user_id", "item_id", "event_type", "title", "category", "event_id"])
+def test_other_rules_for_typed_files_lead_to_one_rebuild(tmp_path: Path, column: str) -> None:
     (tmp_path / "log").mkdir()
-    rows = pl.DataFrame({"user_id": [1.0], "item_id": ["i"], "timestamp": [S]})
+    rows = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [S]}).with_columns(
+        pl.lit("1.0").alias(column)
+    )
     rows.write_parquet(tmp_path / "log" / "a.parquet")
     config, out = FeaturesConfig(min_count=1), tmp_path / "out"
     run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
     read_by_older_rules(out)
     forget.from_artifact(out, ["somebody"])  # reads nothing: what is there is as it was read
     assert run(config, [tmp_path / "log"], out, now_ms=NOW_MS).metrics["why_full"] == "reading_rules changed"
-    rows.with_columns(item_id=pl.lit("j")).write_parquet(tmp_path / "log" / "b.parquet")
+    rows.with_columns(timestamp=S + 1).write_parquet(tmp_path / "log" / "b.parquet")
     assert run(config, [tmp_path / "log"], out, now_ms=NOW_MS).metrics["why_full"] is None
+
+
+def test_other_rules_for_typed_files_rebuild_nothing_where_no_id_is_a_float(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    rows = pl.DataFrame({"user_id": ["1.0.0"], "item_id": [10], "title": ["Type 1.0"], "timestamp": [S]})
+    rows.write_parquet(tmp_path / "log" / "a.parquet")
+    config, out = FeaturesConfig(min_count=1), tmp_path / "out"
+    run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
+    read_by_older_rules(out)
+    (tmp_path / "log" / "a.parquet").unlink()  # rotated away: a rebuild would be refused
+    rows.with_columns(timestamp=S + 1).write_parquet(tmp_path / "log" / "b.parquet")
+    manifest = run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
+    assert (manifest.metrics["why_full"], manifest.metrics["num_events"]) == (None, 2)
+    assert manifest.metrics["fingerprint"]["reading_rules"] == 2
 
 
 def test_other_rules_for_typed_files_leave_a_log_of_texts_alone(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
+    write_day(tmp_path / "log", 3, [(0, 0, 0, "1.0", "", 0)])
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     read_by_older_rules(tmp_path / "out")
-    write_day(tmp_path / "log", 3, [(0, 0, 0, "view", "", 0)])
+    write_day(tmp_path / "log", 4, [(0, 0, 0, "view", "", 0)])
     assert run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS).metrics["why_full"] is None
 
 
