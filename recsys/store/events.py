@@ -35,6 +35,8 @@ ones the nightly job cuts.
 """
 
 
+_IDENTITY: Final = "identity"
+"""Name of the document that a store is known by."""
 _FIELDS: Final = tuple(field.name for field in fields(Event))
 # Built once: to build a statement takes longer than to run it.
 _NEWEST: Final = (
@@ -273,6 +275,22 @@ class EventStore:
         with trouble(f"{name} not read"), self._engine.connect() as connection:
             body = connection.scalar(sa.select(documents.c.body).where(documents.c.name == name))
         return None if body is None else json.loads(body)
+
+    def identity(self) -> str:
+        """What tells this store from any other, also from one that takes its place under the same URL.
+
+        Raises:
+            StoreError: it cannot be read, or, the first time, not be written.
+        """
+        mine = sa.select(documents.c.body).where(documents.c.name == _IDENTITY)
+        # Revision 0: no document changes by it (see `Glance`).
+        fresh = {"name": _IDENTITY, "revision": 0, "body": json.dumps(uuid.uuid4().hex)}
+        with trouble("identity not read"), self._engine.begin() as connection:
+            body = connection.scalar(mine)
+            if body is None:
+                connection.execute(insert(self._engine, documents).values(fresh).on_conflict_do_nothing())
+                body = connection.scalars(mine).one()
+        return str(json.loads(body))
 
     def write_document(self, name: str, change: Callable[[Any], Any]) -> Any:
         """Replace a document by what `change` makes of it, or of None; nobody else changes it meanwhile.

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +46,57 @@ def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
     new = write(tmp_path / "out", "other")
     assert artifact.verify(tmp_path / "out", "features") == new
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOSYS])
+def test_where_folders_cannot_be_exchanged_two_steps_replace_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: answer)
+    write(tmp_path / "out")
+    new = write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == new
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_step_that_fails_leaves_the_older_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write(tmp_path / "out")
+    rename = os.rename
+
+    def full(source: Path, target: Path) -> None:
+        if ".writing-" in source.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: errno.EINVAL)
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_trouble_in_the_exchange_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write(tmp_path / "out")
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: errno.EACCES)
+    with pytest.raises(ArtifactError, match="out: cannot be replaced: Permission denied; check the folder"):
+        write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == old
+
+
+def test_what_a_run_left_that_died_between_the_steps_is_put_right(tmp_path: Path) -> None:
+    place, older = tmp_path / "out", tmp_path / ".out.older"
+    old = write(place)
+    artifact.recover(place)  # nothing to do
+    place.rename(older)
+    artifact.recover(place)
+    assert artifact.verify(place, "features") == old
+    shutil.copytree(place, older)
+    artifact.recover(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / ".notes.older").write_text("mine")
+    artifact.recover(tmp_path / "notes")
+    assert (tmp_path / ".notes.older").read_text() == "mine"
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:

@@ -123,6 +123,16 @@ def assert_glances_count_events(store: EventStore, *user_ids: str) -> None:
         assert (seen.num_events, seen.last_seq) == (len(found.item_ids), found.last_seq)
 
 
+def test_a_store_is_known_by_one_id_and_no_document_changes_by_it(store: EventStore, url: str) -> None:
+    before = store.glance("ann")
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: store.identity(), range(20)))
+    again = EventStore.open(url)
+    assert found == {again.identity()}
+    again.close()
+    assert store.glance("ann") == before
+
+
 def test_a_glance_counts_exactly_whatever_was_done_to_the_events(store: EventStore) -> None:
     store.append([event("a", 10, event_id="1"), event("b", 20), event("c", 5, user="v"), event("d", 6, user="s")])
     store.append([event("a", 10, event_id="1"), event("e", 30)])  # one is there already
