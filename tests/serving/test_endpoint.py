@@ -141,7 +141,6 @@ def test_a_stalled_engine_never_makes_an_answer_late(open_shop) -> None:
     shop.tell("sku-3")
     shop.engine.go_on.clear()
     answers = [shop.ask(user_id="ann", k=1) for _ in range(4)]  # the engine is still blocked here
-    assert [a["degraded"] for a in answers[:1]] == ["deadline"]
     assert {a["degraded"] for a in answers} <= {"deadline", "overload"}
     assert all(items(a) for a in answers)
     shop.engine.go_on.set()
