@@ -5,6 +5,7 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -55,6 +56,7 @@ class Access:
 
     def __init__(self, config: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._tokens = config.tokens
+        self._proxies = config.proxies
         self._rates = Rates(config.requests_per_s, config.burst, clock) if config.requests_per_s else None
 
     def refusal(self, scope: _Scope) -> tuple[int, str] | None:
@@ -62,18 +64,17 @@ class Access:
         path = scope["path"]
         if path in _OPEN_PATHS:
             return None
-        client = (scope.get("client") or ["unknown"])[0]
-        wanted = _wanted(scope["method"], path)
-        if self._tokens:
-            token = _token_of(scope["headers"], self._tokens)
-            if token is None:
-                return 401, "send `Authorization: Bearer TOKEN` with a token of this server"
-            if wanted not in token.scopes:
-                return 403, f"this token lacks the scope {wanted}"
-            client = token.name
-        elif wanted == "admin":
+        wanted, token = _wanted(scope["method"], path), _token_of(scope["headers"], self._tokens)
+        if token is None and self._tokens:
+            return 401, "send `Authorization: Bearer TOKEN` with a token of this server"
+        if token is not None and wanted not in token.scopes:
+            return 403, f"this token lacks the scope {wanted}"
+        if token is None and wanted == "admin":
             return 403, "admin endpoints are off without tokens; set [[serve.tokens]] in the config"
-        if self._rates is not None and not self._rates.take(client):
+        if self._rates is None:
+            return None
+        peer = (scope.get("client") or ["unknown"])[0]
+        if not self._rates.take(token.name if token else client_address(peer, scope["headers"], self._proxies)):
             return 429, "too many requests; wait a little"
         return None
 
@@ -96,6 +97,30 @@ class Rates:
         while len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)
         return left >= 1
+
+
+def client_address(
+    peer: str, headers: Sequence[tuple[bytes, bytes]], proxies: Sequence[IPv4Network | IPv6Network]
+) -> str:
+    """The address that asks: the connection's, or where that is a proxy, the one that the proxy was asked by.
+
+    Every proxy appends to `X-Forwarded-For`, so it is read from its end up to the first address that is no proxy's;
+    what stands before that is the client's own word.
+    """
+    client = peer
+    told = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
+    for before in reversed(told.split(",")):
+        if not _is_one_of(client, proxies):
+            break
+        client = before.strip() or client
+    return client
+
+
+def _is_one_of(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    try:
+        return any(ip_address(address) in network for network in networks)
+    except ValueError:
+        return False
 
 
 def _wanted(method: str, path: str) -> TokenScope:

@@ -104,6 +104,15 @@ def test_a_connection_goes_on_after_a_shed_answer(behind) -> None:
     assert [a["degraded"] for a in answers] == ["overload", None] * 2
 
 
+def test_while_the_loop_is_behind_each_client_of_a_proxy_has_its_own_rate(open_shop, monkeypatch) -> None:
+    shop = open_shop(deadline_ms=10_000, requests_per_s=0.001, burst=1, proxies=["127.0.0.1"])
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
+    asking = [message('{"user_id": "ann"}', f"{HEAD}X-Forwarded-For: 203.0.113.{n}\r\n") for n in (7, 8, 7)]
+    shed, other, refused = in_one_piece(shop, *asking)
+    assert (shed["degraded"], other["degraded"]) == ("overload", "overload")
+    assert refused["detail"][0]["msg"] == "too many requests; wait a little"
+
+
 def test_a_message_that_comes_in_pieces_goes_the_usual_way(behind) -> None:
     address, whole = behind.client.base_url, message('{"user_id": "ann"}')
     with socket.create_connection((address.host, address.port), timeout=30) as connection:
