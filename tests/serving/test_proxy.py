@@ -12,7 +12,7 @@ import socket
 import string
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from recsys.runtime.recommender import Recommender
 from serving import app
 from serving.arrival import MAX_BODY_BYTES
 from serving.config import ServeConfig
+from serving.shedding import plain_request
 from tests.conftest import service_program
 from tests.serving.conftest import FakeEngine, fake_release
 
@@ -59,8 +60,8 @@ def work(name: str, port: int, store_url: str) -> None:
 class Site:
     """A proxy and its workers. Clients are told apart by addresses of loopback; the proxy's own is 127.0.0.1."""
 
-    def __init__(self, port: int, workers: dict[str, BaseProcess], urls: dict[str, str], log: Path) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str, workers: dict[str, BaseProcess], urls: dict[str, str], log: Path) -> None:
+        self.url = url
         self.workers = workers
         self.urls = urls
         self.log = log
@@ -80,35 +81,40 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def configure(folder: Path, port: int, urls: dict[str, str]) -> Path:
-    servers = [f"server {url.removeprefix('http://')} max_fails=3 fail_timeout=1s;" for url in urls.values()]
+@contextlib.contextmanager
+def proxied(folder: Path, urls: Iterable[str]) -> Iterator[str]:
+    """URL of nginx before these workers; its files lie in the folder."""
+    nginx, port = service_program("nginx", "nginx-light", [Path("/usr/sbin")]), free_port()
+    servers = [f"server {url.removeprefix('http://')} max_fails=3 fail_timeout=1s;" for url in urls]
     values = {"RECSYS_LISTEN": f"127.0.0.1:{port}", "RECSYS_WORKERS": " ".join(servers)}
     text = re.sub(r"\$\{(RECSYS_\w+)\}", lambda name: values[name[1]], TEMPLATE.read_text())
     assert RETRIED in text
     text = text.replace(RETRIED, "proxy_read_timeout 30s;")  # this machine may be busy
     (folder / "recsys.conf").write_text(text.replace("/dev/stdout", str(folder / "access.log")))
     (folder / "nginx.conf").write_text(string.Template(MAIN).substitute(folder=folder, user=getpass.getuser()))
-    return folder / "nginx.conf"
+    with subprocess.Popen([nginx, "-c", folder / "nginx.conf"]) as proxy:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            proxy.terminate()
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    nginx = service_program("nginx", "nginx-light", [Path("/usr/sbin")])
-    folder, port = tmp_path_factory.mktemp("proxy"), free_port()
+    folder = tmp_path_factory.mktemp("proxy")
     with contextlib.ExitStack() as stack:
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload([__name__])  # what workers import is imported once
         ports = {name: free_port() for name in ("r0", "r1", "r2")}
         urls = {name: f"http://127.0.0.1:{each}" for name, each in ports.items()}
+        url = stack.enter_context(proxied(folder, urls.values()))
         workers: dict[str, BaseProcess] = {}
         for name, each in ports.items():
             workers[name] = processes.Process(target=work, args=(name, each, f"sqlite:///{folder / 'store.db'}"))
             workers[name].start()
             stack.callback(workers[name].join)
             stack.callback(workers[name].kill)
-        proxy = stack.enter_context(subprocess.Popen([nginx, "-c", configure(folder, port, urls)]))
-        stack.callback(proxy.terminate)
-        site = Site(port, workers, urls, folder / "access.log")
+        site = Site(url, workers, urls, folder / "access.log")
         for url in (*urls.values(), site.url):
             with site.client("127.0.0.9", url) as client:
                 assert any(client.get("/readyz").status_code == 200 for _ in range(10_000))
@@ -163,6 +169,25 @@ def test_a_named_user_stays_with_one_worker(site: Site) -> None:
         once, again = ([ask(client, user).json()["release"] for user in users] for _ in range(2))
     assert once == again
     assert set(once) == set(site.workers)
+
+
+def test_what_the_proxy_sends_may_be_answered_unread(tmp_path: Path) -> None:
+    """In one piece, with nothing unusual: where a worker is behind, it must be able to shed."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as worker,
+        proxied(tmp_path, [f"http://127.0.0.1:{worker.getsockname()[1]}"]) as url,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=url, transport=httpx.HTTPTransport(retries=8), timeout=30) as client,
+    ):
+        asking = pool.submit(ask, client, "ann")
+        connection, _ = worker.accept()
+        with connection:
+            found = plain_request(connection.recv(65_536))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert asking.result().status_code == 200
+    assert found is not None
+    assert found[1:] == ("ann", 10)
+    assert dict(found[0])[b"x-forwarded-for"] == b"127.0.0.1"
 
 
 def test_the_largest_body_is_the_servers(site: Site) -> None:
