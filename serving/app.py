@@ -106,6 +106,7 @@ def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         log_config=None,  # uvicorn's own would close the handlers that there are; its lines come to ours
         log_level="warning",
         access_log=False,
+        proxy_headers=False,  # who asks is told by `guard.client_address`, for answers that are given unread, too
         headers=[(name.decode(), value.decode()) for name, value in SAFE_HEADERS],
         timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
         timeout_graceful_shutdown=config.drain_s,

@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, IPvAnyNetwork, model_validator
 
 from recsys.contracts.config import Config
 
@@ -58,6 +58,8 @@ class ServeConfig(Config):
     """Most requests of one client on average; 0 sets no limit."""
     burst: int = Field(default=100, ge=1)
     """Requests of one client that may come at once within the limit."""
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` says which client asks. Nobody else's is read."""
 
     @model_validator(mode="after")
     def _strangers_need_tokens(self) -> Self:

@@ -140,9 +140,9 @@ class Endpoint:
             live.recommender.warm_up()
             live.verify()
         except Exception as error:
-            self.metrics.release_failures.inc()
             # Events are taken all the same, and another release may be activated: the process goes on.
             logger.error("not ready: %s", error, exc_info=not isinstance(error, RecsysError))
+            self.metrics.release_failures.inc()
         with suppress(StoreError):  # it is tried again, every now and then
             self.learn_contexts()
         self._is_warm = True
@@ -151,8 +151,8 @@ class Endpoint:
     def _keep_up(self) -> None:
         def refresh() -> None:
             for error in self.releases.refresh():
-                self.metrics.release_failures.inc()
                 _log(error)
+                self.metrics.release_failures.inc()
             self.metrics.show_release(self.releases.current.name)
             self._begin()
 
@@ -179,8 +179,8 @@ class Endpoint:
         try:
             work()
         except Exception as error:
-            failed()
             _log(error)
+            failed()
 
 
 def _log(error: Exception) -> None:

@@ -111,11 +111,16 @@ class ArtifactWriter:
             self._linked[name] = entry
 
     def commit(self, *, parents: dict[str, str], config: dict[str, Any], metrics: dict[str, Any]) -> Manifest:
-        """Hash and fsync every file, write the manifest, and put the folder in its place."""
+        """Hash and fsync every file, write the manifest, and put the folder in its place.
+
+        Who may read the folder may read its files, whatever wrote them: safetensors lets only the owner.
+        """
         files = {}
+        mode = self.folder.stat().st_mode & 0o666
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = path.relative_to(self.folder).as_posix()
             if name not in self._linked:
+                path.chmod(mode)
                 fsync(path)
                 self._linked[name] = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
             files[name] = self._linked[name]

@@ -26,6 +26,19 @@ def test_what_was_written_is_verified_and_names_every_file(tmp_path: Path) -> No
     assert manifest.files["part/a.txt"].sha256.startswith("2cf24dba5fb0a30e26e83b2ac5b9e29e")
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_may_be_read_by_whom_the_folder_may(tmp_path: Path, umask: int, mode: int) -> None:
+    """The endpoint is another user than the nightly job; some libraries write files that their owner alone may read."""
+    before = os.umask(umask)
+    try:
+        with artifact.writing(tmp_path / "out", "features") as writer:
+            (writer.folder / "a.txt").touch(mode=0o600)
+            writer.commit(parents={}, config={}, metrics={})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "a.txt").stat().st_mode & 0o777 == mode
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="boom"), artifact.writing(tmp_path / "out", "features") as writer:
         (writer.folder / "a.txt").write_text("half")

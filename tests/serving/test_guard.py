@@ -1,12 +1,13 @@
 """Tokens, scopes, rates and headers."""
 
 import hashlib
+from ipaddress import ip_network
 
 import pytest
 
 from recsys.contracts.errors import ConfigError
 from serving.config import ServeConfig
-from serving.guard import Rates
+from serving.guard import Rates, client_address
 
 
 def token(name: str, *scopes: str) -> dict:
@@ -95,6 +96,41 @@ def test_too_many_requests_are_refused_with_a_hint(open_shop) -> None:
     assert [response.status_code for response in found] == [200, 200, 429]
     assert found[2].headers["retry-after"] == "1"
     assert shop.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.9", ["203.0.113.7"], "203.0.113.7"),
+        ("10.0.0.9", ["198.51.100.1, 203.0.113.7"], "203.0.113.7"),  # the first is the client's own word
+        ("10.0.0.9", ["198.51.100.1", "203.0.113.7 , 10.0.0.8"], "203.0.113.7"),  # two proxies
+        ("10.0.0.9", ["10.0.0.7, 10.0.0.8"], "10.0.0.7"),  # the client stands among the proxies
+        ("10.0.0.9", ["unknown"], "unknown"),
+        ("10.0.0.9", ["203.0.113.7, "], "203.0.113.7"),
+        ("10.0.0.9", [""], "10.0.0.9"),
+        ("10.0.0.9", [], "10.0.0.9"),
+        ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # no proxy of ours
+        ("unknown", ["198.51.100.1"], "unknown"),
+    ],
+)
+def test_a_client_is_who_the_nearest_proxies_say(peer: str, forwarded: list[str], client: str) -> None:
+    headers = [(b"host", b"shop"), *((b"x-forwarded-for", each.encode()) for each in forwarded)]
+    assert client_address(peer, headers, [ip_network("10.0.0.0/28"), ip_network("::1")]) == client
+    assert client_address(peer, headers, []) == peer
+
+
+@pytest.mark.parametrize(("proxies", "statuses"), [(["127.0.0.1"], [200, 200, 429]), ([], [200, 429, 429])])
+def test_a_trusted_proxy_alone_says_who_asks(open_shop, proxies: list[str], statuses: list[int]) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=1, proxies=proxies)
+    asking = [{"X-Forwarded-For": client} for client in ("203.0.113.7", "203.0.113.8", "203.0.113.7")]
+    assert [shop.client.get("/metrics", headers=headers).status_code for headers in asking] == statuses
+
+
+def test_a_proxy_is_an_address_or_a_network() -> None:
+    with pytest.raises(
+        ConfigError, match=r"serve.toml: proxies.0 = 'nginx': value is not a valid IPv4 or IPv6 network"
+    ):
+        ServeConfig.from_mapping({"proxies": ["nginx"]}, "serve.toml")
 
 
 def test_every_answer_carries_safe_headers(shop) -> None:

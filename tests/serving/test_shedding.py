@@ -121,6 +121,15 @@ def test_a_connection_goes_on_after_a_shed_answer(behind, monkeypatch) -> None:
     assert [a["degraded"] for a in answers] == ["overload", None] * 2
 
 
+def test_while_the_loop_is_behind_each_client_of_a_proxy_has_its_own_rate(open_shop, monkeypatch) -> None:
+    shop = open_shop(deadline_ms=10_000, requests_per_s=0.001, burst=1, proxies=["127.0.0.1"])
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
+    asking = [message('{"user_id": "ann"}', f"{HEAD}X-Forwarded-For: 203.0.113.{n}\r\n") for n in (7, 8, 7)]
+    shed, other, refused = in_one_piece(shop, *asking)
+    assert (shed["degraded"], other["degraded"]) == ("overload", "overload")
+    assert refused["detail"][0]["msg"] == "too many requests; wait a little"
+
+
 @pytest.mark.parametrize("still_behind", [True, False])
 def test_a_message_may_come_in_pieces(behind, monkeypatch, still_behind: bool) -> None:
     turns = iter([True, still_behind])
