@@ -24,7 +24,7 @@ from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
-from serving.ranking import Ranking, Wish, rank
+from serving.ranking import Ranking, Reason, Wish, rank
 from serving.rules import Mask
 from serving.schemas import Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
@@ -55,7 +55,7 @@ class _Work:
     nearest: tuple[Tokens, Floats] | None = None
     ranking: Ranking | None = None
     listed: Listed | None = None
-    because: list[int] = field(default_factory=list)
+    because: list[Reason] = field(default_factory=list)
     items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)

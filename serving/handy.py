@@ -13,6 +13,7 @@ from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
+from serving.ranking import Reason
 from serving.rules import CompiledRules
 from serving.schemas import Because, RecommendationAnswer, RecommendedItem, Source
 
@@ -80,18 +81,22 @@ def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
     return Listed(listed.source, listed.tokens, listed.scores, orjson.dumps(items))
 
 
-def items_of(live: LiveRelease, listed: Listed, because: list[int]) -> list[RecommendedItem]:
-    """What is shown of a list; `because` holds the token that is each item's reason, PAD for none."""
+def items_of(live: LiveRelease, listed: Listed, because: list[Reason]) -> list[RecommendedItem]:
+    """What is shown of a list; `because` holds the reasons of its items, or nothing."""
     vocabulary = live.recommender.release.vocabulary
     items = []
     for place, (token, score) in enumerate(zip(listed.tokens.tolist(), listed.scores.tolist(), strict=True)):
         item = vocabulary.item(token)
-        reason = None
-        if place < len(because) and because[place] != PAD:
-            cause = vocabulary.item(because[place])
-            reason = Because(cause.item_id, cause.title)
+        reason = _because(live, because[place]) if place < len(because) else None
         items.append(RecommendedItem(item_id=item.item_id, score=score, title=item.title, reason=reason))
     return items
+
+
+def _because(live: LiveRelease, reason: Reason) -> Because | None:
+    if reason.token == PAD:
+        return Because("again", None, None) if reason.is_again else None
+    cause = live.recommender.release.vocabulary.item(reason.token)
+    return Because("again" if reason.is_again else "similar", cause.item_id, cause.title)
 
 
 def new_id() -> str:

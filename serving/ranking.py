@@ -52,6 +52,16 @@ class Ranked:
     scores_K: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an item is in a list."""
+
+    token: int
+    """The other item of the recent history that is most like it (cosine); PAD where there is no other."""
+    is_again: bool
+    """The item itself is in the history."""
+
+
 class Ranking:
     """All items in the order of one user's state, searched as far down as anybody has looked. Thread-safe.
 
@@ -67,7 +77,7 @@ class Ranking:
         self.vector_D = vector_D
         self._tokens_L = tokens_L
         self._seen: tuple[Tokens, Floats] = _NOTHING
-        self._reasons: tuple[Tokens, list[int]] = _NOTHING[0], []
+        self._reasons: tuple[Tokens, list[Reason]] = _NOTHING[0], []
 
     def best(self, look: int) -> tuple[Tokens, Floats]:
         """The `look` best items, best first, PAD where fewer exist."""
@@ -82,8 +92,8 @@ class Ranking:
         """The scores by which `best` ranks, of chosen distinct tokens."""
         return self._query().scores(tokens)
 
-    def reasons(self, tokens_K: Tokens) -> list[int]:
-        """For each token the item of the recent history that is most like it (cosine), PAD without a history."""
+    def reasons(self, tokens_K: Tokens) -> list[Reason]:
+        """Why each token is in the list."""
         known = self._reasons
         if not np.array_equal(known[0], tokens_K):
             known = self._reasons = tokens_K, _reasons(self.release.index, tokens_K, self._tokens_L)
@@ -179,10 +189,14 @@ def _pinned(ranking: Ranking, wish: Wish, tokens: Tokens, scores: Floats) -> Ran
     return Ranked(np.array([t for t, _ in rows], dtype=np.int32), np.array([s for _, s in rows], dtype=np.float32))
 
 
-def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[int]:
-    recent = np.unique(history[-_REASON_EVENTS:])
-    if not len(recent) or not len(tokens_K):
-        return [PAD] * len(tokens_K)
-    items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent)
+def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[Reason]:
+    items, events_since = np.unique(history[::-1], return_index=True)
+    recent_H = items[np.argsort(events_since)[:_REASON_EVENTS]]
+    if not len(recent_H) or not len(tokens_K):
+        return [Reason(PAD, is_again=False)] * len(tokens_K)
+    items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent_H)
     seen_HD = seen_HD / np.maximum(np.linalg.norm(seen_HD, axis=1, keepdims=True), 1e-12)
-    return [int(token) for token in recent[(items_KD @ seen_HD.T).argmax(axis=1)]]
+    likeness_KH = np.where(tokens_K[:, None] == recent_H, -np.inf, items_KD @ seen_HD.T)
+    nearest_K = np.where(np.isneginf(likeness_KH).all(axis=1), PAD, recent_H[likeness_KH.argmax(axis=1)])
+    is_again_K = np.isin(tokens_K, items)
+    return [Reason(token, again) for token, again in zip(nearest_K.tolist(), is_again_K.tolist(), strict=True)]

@@ -40,7 +40,14 @@ MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 _ANSWER: JsonDict = {
     "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
-    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
+    "items": [
+        {
+            "item_id": "85123A",
+            "score": 7.25,
+            "title": "White hanging heart",
+            "reason": {"kind": "similar", "because_of": "22423", "title": "Cake stand"},
+        }
+    ],
     "release": "2026-11-24",
     "arm": "all",
     "source": "model",
@@ -140,10 +147,14 @@ class RecommendationBatch(Schema):
 
 @dataclass(frozen=True, slots=True)
 class Because:
-    """The item of the user's recent history that is most like the recommended one."""
+    """Why an item was recommended."""
 
-    because_of: str
+    kind: Literal["similar", "again"]
+    """`again`: the user has had this very item."""
+    because_of: str | None
+    """The other item of the user's recent history that is most like it; null only where there is no other."""
     title: str | None
+    """Of `because_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.contracts.ids import Item, Vocabulary
+from recsys.contracts.ids import PAD, Item, Vocabulary
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
 from serving import ranking
@@ -127,13 +127,28 @@ def test_diversity_keeps_the_best_item_and_lowers_likeness() -> None:
     assert len(set(diverse.tokens_K.tolist())) == 10
 
 
-def test_the_reason_is_the_item_of_the_history_that_is_most_alike() -> None:
+def test_the_reason_is_the_other_item_of_the_history_that_is_most_alike_and_a_repeat_says_so() -> None:
     unit = ITEMS_VD / np.linalg.norm(ITEMS_VD, axis=1, keepdims=True)
     wanted = np.array([1, 2, 30], dtype=np.int32)
-    seen = [5, 9, 30]
-    expected = [max(seen, key=lambda s, t=t: unit[t - 1] @ unit[s - 1]) for t in wanted]
-    assert query().reasons(wanted) == expected
-    assert expected[2] == 30
+    expected = [max({5, 9, 30} - {t}, key=lambda s, t=t: unit[t - 1] @ unit[s - 1]) for t in wanted.tolist()]
+    found = query().reasons(wanted)
+    assert [reason.token for reason in found] == expected
+    assert [reason.is_again for reason in found] == [False, False, True]
+
+
+def test_the_reason_is_among_the_last_fifty_distinct_items() -> None:
+    """Item 200 was seen once, then items 1 … 49 again and again: it is the fiftieth; item 201 the fifty-first."""
+    history = np.concatenate([[201, 200], np.tile(np.arange(1, 50), 3)]).astype(np.int32)
+    like_old = np.vstack([ITEMS_VD[:299], [ITEMS_VD[199], ITEMS_VD[200]], ITEMS_VD[301:]])  # tokens 300 and 301
+    index = ItemIndex.build(like_old)
+    first, second = ranking._reasons(index, np.array([300, 301], dtype=np.int32), history)
+    assert first.token == 200
+    assert second.token != 201
+
+
+def test_an_item_that_is_the_whole_history_has_no_other_reason() -> None:
+    (only,) = ranking._reasons(ItemIndex.build(ITEMS_VD), np.array([7], np.int32), np.array([7, 7], np.int32))
+    assert (only.token, only.is_again) == (PAD, True)
 
 
 def test_a_state_is_searched_once_however_often_it_is_asked_and_filtered(monkeypatch) -> None:
