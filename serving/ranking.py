@@ -107,7 +107,7 @@ def rank(ranking: Ranking, wish: Wish) -> Ranked:
     """The list for a wish; shorter than k where fewer items match or confidence ends."""
     pool = wish.k * (_DIVERSITY_POOL if wish.diversity else 1)
     tokens, scores = _candidates(ranking, wish, pool)
-    confident = _confident(scores, wish.min_confidence)
+    confident = _confident(scores / ranking.release.temperature, wish.min_confidence)
     tokens, scores = tokens[:confident], scores[:confident]
     if wish.diversity:
         chosen = _diverse(ranking.release.index.vectors(tokens), scores, wish.k, wish.diversity)
@@ -124,7 +124,7 @@ def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]
     tokens, scores = _best_plain(ranking, plain, num)
     if not len(boosted):
         return tokens, scores
-    of_boosted = ranking.scores(boosted) + wish.rules.weights[is_boosted]
+    of_boosted = ranking.scores(boosted) + ranking.release.temperature * wish.rules.weights[is_boosted]
     found, values = best(np.concatenate([tokens, boosted]), np.concatenate([scores, of_boosted]), num)
     return found[found != PAD], values[found != PAD]
 
@@ -148,11 +148,11 @@ def _best_plain(ranking: Ranking, mask: Mask, num: int) -> tuple[Tokens, Floats]
         look = min(num_items, look * 8)
 
 
-def _confident(scores: Floats, min_confidence: float) -> int:
-    """How many items are at least `min_confidence` times as likely as the first; scores are logits."""
-    if not min_confidence or not len(scores):
-        return len(scores)
-    return int(np.count_nonzero(np.exp(scores - scores.max()) >= min_confidence))
+def _confident(log_odds: Floats, min_confidence: float) -> int:
+    """How many items are at least `min_confidence` times as likely as the first."""
+    if not min_confidence or not len(log_odds):
+        return len(log_odds)
+    return int(np.count_nonzero(np.exp(log_odds - log_odds.max()) >= min_confidence))
 
 
 def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> list[int]:

@@ -37,7 +37,7 @@ class Pin(Config):
 
 
 class Boost(Config):
-    """Added to the score of an item, or of every item of a category. Scores are logits: 0.7 doubles the odds."""
+    """Added to the log-odds of an item, or of every item of a category: 0.7 doubles the odds, whatever the release."""
 
     item_id: ItemId | None = None
     category: ItemId | None = None

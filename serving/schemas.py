@@ -115,7 +115,8 @@ class RecommendationRequest(Schema):
     diversity: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
     """0: by score alone; towards 1, items unlike those above them."""
     min_confidence: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
-    """End the list at items less than so many times as likely as the first."""
+    """End the list at items less than so many times as likely as the first; the release's temperature says how likely
+    a score is."""
     context: Context | None = None
     """Where and when: what is popular there answers a user of whom nothing is known."""
     deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
@@ -163,6 +164,7 @@ class RecommendedItem:
 
     item_id: str
     score: float
+    """Higher is better in one list; of no unit. The model's are log-odds times the release's temperature."""
     title: str | None
     reason: Because | None = None
 

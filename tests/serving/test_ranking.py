@@ -31,7 +31,7 @@ CATALOGUE = Catalogue(VOCABULARY)
 HISTORY = np.array([5, 9, 9, 30], dtype=np.int32)
 
 
-def query(**fusion: float):
+def query(temperature: float = 1.0, **fusion: float):
     from dataclasses import replace
 
     from recsys.transitions import TransitionTable
@@ -42,6 +42,7 @@ def query(**fusion: float):
         vocabulary=VOCABULARY,
         index=ItemIndex.build(ITEMS_VD),
         fusion=Fusion(**fusion),
+        temperature=temperature,
         transitions=TransitionTable(nothing, np.empty(0, np.int32), np.empty(0, np.float16)),
     )
     return Ranking(release, np.random.default_rng(1).normal(size=8).astype(np.float32), HISTORY)
@@ -55,7 +56,7 @@ def wish(k: int = 10, filters: Filters | None = None, rules: Rules | None = None
 def by_hand(asked, wanted: Wish) -> list[int]:
     tokens = np.arange(1, V + 1, dtype=np.int32)
     scores = asked.scores(tokens)
-    scores[wanted.rules.boosted - 1] += wanted.rules.weights
+    scores[wanted.rules.boosted - 1] += asked.release.temperature * wanted.rules.weights
     order = [int(t) for t in tokens[np.argsort(-scores, kind="stable")] if wanted.allowed[t]]
     return order[: wanted.k]
 
@@ -70,7 +71,7 @@ def by_hand(asked, wanted: Wish) -> list[int]:
     base=st.sampled_from([0.0, 2.0]),
 )
 def test_filters_and_boosts_are_exact(k, category, min_price, weight, denied, base) -> None:
-    asked = query(base=base)
+    asked = query(temperature=3.0, base=base)
     rules = Rules(denied=[f"i{n}" for n in denied], boosts=[{"category": "c5", "weight": weight}])
     wanted = wish(k, Filters(category=category, min_price=min_price), rules)
     assert rank(asked, wanted).tokens_K.tolist() == by_hand(asked, wanted)
@@ -107,12 +108,26 @@ def test_pins_stand_at_their_place_unless_they_may_not_be_shown() -> None:
     assert rank(asked, wish(5, rules=rules)).tokens_K.tolist() == [*free[:2], 8, *free[2:4]]
 
 
-def test_a_list_ends_where_items_are_too_unlikely() -> None:
-    asked = query()
-    whole, short = rank(asked, wish(50)), rank(asked, wish(50, min_confidence=0.2))
-    odds = np.exp(whole.scores_K - whole.scores_K[0])
-    assert short.tokens_K.tolist() == whole.tokens_K[odds >= 0.2].tolist()
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_a_list_ends_where_items_are_too_unlikely(temperature: float) -> None:
+    asked = query(temperature)
+    whole, short = rank(asked, wish(50)), rank(asked, wish(50, min_confidence=0.5))
+    odds = np.exp((whole.scores_K - whole.scores_K[0]) / temperature)
+    assert short.tokens_K.tolist() == whole.tokens_K[odds >= 0.5].tolist()
     assert 0 < len(short.tokens_K) < 50
+
+
+@pytest.mark.parametrize("temperature", [0.5, 5.0])
+def test_a_boost_of_log_2_doubles_the_odds(temperature: float) -> None:
+    def odds(asked: Ranking, rules: Rules) -> float:
+        ranked = rank(asked, wish(V, rules=rules))
+        likely = np.exp(ranked.scores_K.astype(np.float64) / temperature)
+        here = likely[ranked.tokens_K == 8].sum()
+        return float(here / (likely.sum() - here))
+
+    asked = query(temperature)
+    boosted = Rules(boosts=[{"item_id": "i7", "weight": np.log(2)}])
+    assert odds(asked, boosted) == pytest.approx(2 * odds(asked, Rules()), rel=1e-4)
 
 
 def test_diversity_keeps_the_best_item_and_lowers_likeness() -> None:
