@@ -19,7 +19,7 @@ from serving.rules import CompiledRules, Mask
 FEW: Final = 2_000
 """Items that match a filter, up to which they are scored one by one."""
 _FIRST_LOOK: Final = 4
-"""How many times k the first look down the ranking takes; each further look takes eight times as many."""
+"""How many times k the first look down the ranking takes; further ones take what is kept, then eight times as many."""
 _DIVERSITY_POOL: Final = 5
 """How many times k candidates diversity chooses from."""
 _REASON_EVENTS: Final = 50
@@ -88,6 +88,11 @@ class Ranking:
                 self._seen = seen
         return seen[0][:look], seen[1][:look]
 
+    @property
+    def num_at_hand(self) -> int:
+        """Places that `best` gives without a search."""
+        return len(self._seen[0])
+
     def scores(self, tokens: Tokens) -> Floats:
         """The scores by which `best` ranks, of chosen distinct tokens."""
         return self._query().scores(tokens)
@@ -121,7 +126,7 @@ def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]
     boosted = wish.rules.boosted[is_boosted]
     plain = wish.allowed.copy()
     plain[boosted] = False
-    tokens, scores = _best_plain(ranking, plain, num)
+    tokens, scores = _best_plain(ranking, plain, num, wish.min_confidence)
     if not len(boosted):
         return tokens, scores
     of_boosted = ranking.scores(boosted) + ranking.release.temperature * wish.rules.weights[is_boosted]
@@ -129,7 +134,12 @@ def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]
     return found[found != PAD], values[found != PAD]
 
 
-def _best_plain(ranking: Ranking, mask: Mask, num: int) -> tuple[Tokens, Floats]:
+def _best_plain(ranking: Ranking, mask: Mask, num: int, min_confidence: float) -> tuple[Tokens, Floats]:
+    """The `num` best of the mask; fewer where all that follow are less than `min_confidence` times as likely.
+
+    Where confidence ends a list within the places at hand, nothing is searched. Else the whole catalogue is scored
+    once, as for any list: an exact index does that in one product, whatever the length.
+    """
     num_matching = int(np.count_nonzero(mask))
     if num_matching <= min(FEW, len(mask) // 4):
         matching = np.flatnonzero(mask).astype(np.int32)
@@ -140,12 +150,22 @@ def _best_plain(ranking: Ranking, mask: Mask, num: int) -> tuple[Tokens, Floats]
     num_items = len(mask) - 1
     # Where all but a few may be shown, one look that takes those few into account is enough.
     look = min(num_items, max(_FIRST_LOOK * num, num + min(num_items - num_matching, 100)))
+    if min_confidence:
+        look = min(look, ranking.num_at_hand or _KEPT)
     while True:
         tokens, scores = ranking.best(look)
         kept = mask[tokens]
-        if kept.sum() >= min(num, num_matching) or look >= num_items:
+        is_enough = kept.sum() >= min(num, num_matching) or look >= num_items
+        if is_enough or _is_below(scores[-1], scores[kept], min_confidence, ranking.release.temperature):
             return tokens[kept][:num], scores[kept][:num]
-        look = min(num_items, look * 8)
+        look = min(num_items, _KEPT if look < _KEPT else 8 * look)
+
+
+def _is_below(score: float, above: Floats, min_confidence: float, temperature: float) -> bool:
+    """Whether what comes after `score` is too unlikely beside the first of the items above it, if there are any."""
+    if not min_confidence or not len(above):
+        return False
+    return bool((score - above[0]) / temperature < np.log(min_confidence))
 
 
 def _confident(log_odds: Floats, min_confidence: float) -> int:

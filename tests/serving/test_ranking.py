@@ -117,6 +117,46 @@ def test_a_list_ends_where_items_are_too_unlikely(temperature: float) -> None:
     assert 0 < len(short.tokens_K) < 50
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    first=st.sampled_from([0, 1, 10]),
+    k=st.integers(1, 100),
+    min_confidence=st.floats(1e-4, 1),
+    category=st.none() | st.just(["c1"]),
+    weight=st.floats(-3, 3),
+    diversity=st.sampled_from([0.0, 0.4]),
+)
+def test_a_list_that_ends_early_is_the_whole_list_cut(first, k, min_confidence, category, weight, diversity) -> None:
+    """Whatever is at hand already."""
+    asked, rules = query(4.0), Rules(boosts=[{"category": "c5", "weight": weight}])
+    if first:
+        rank(asked, wish(first))
+    wanted = {"filters": Filters(category=category), "rules": rules}
+    whole = rank(asked, wish(V, **wanted))
+    confident = whole.tokens_K[np.exp((whole.scores_K - whole.scores_K[0]) / 4) >= min_confidence]
+    found = rank(asked, wish(k, min_confidence=min_confidence, diversity=diversity, **wanted)).tokens_K
+    if diversity:
+        assert set(found) <= set(confident[: 5 * k])
+        assert len(found) == min(k, len(confident))
+    else:
+        assert found.tolist() == confident[:k].tolist()
+
+
+def test_a_list_that_ends_within_the_places_at_hand_is_not_searched_for(monkeypatch) -> None:
+    asked, looks = query(), []
+    true = ranking.Query.best
+    monkeypatch.setattr(ranking.Query, "best", lambda self, look: (looks.append(look), true(self, look))[1])
+    rank(asked, wish(10))
+    assert looks == [40]
+    assert 0 < len(rank(asked, wish(100, min_confidence=0.5)).tokens_K) < 40
+    assert looks == [40]
+    rank(asked, wish(60, min_confidence=1e-9))  # further down than that: searched, once and no further than is kept
+    assert looks == [40, 256]
+    fresh = query()
+    rank(fresh, wish(100, min_confidence=0.5))
+    assert looks == [40, 256, 256]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 5.0])
 def test_a_boost_of_log_2_doubles_the_odds(temperature: float) -> None:
     def odds(asked: Ranking, rules: Rules) -> float:
