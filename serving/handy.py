@@ -38,7 +38,7 @@ class HandyAnswers:
         arm, live = self._releases.route(user_id)
         rules = live.compiled(self._releases.rules)
         listed = self._last_answers.get(live.name, user_id)
-        if listed is None or len(listed.tokens) != k or not rules.shown[listed.tokens].all():
+        if listed is None or not _is_whole(listed, k, rules):
             listed = self._most_popular(live, k, rules)
         timings_ms = {"total": round(self._lag.seconds * 1000, 3)}
         source: Source = "popular" if listed.source == "popular" else "last_answer"
@@ -48,7 +48,7 @@ class HandyAnswers:
         return orjson.dumps(
             RecommendationAnswer(
                 request_id=new_id(),
-                items=orjson.Fragment(listed.encoded),  # type: ignore[arg-type]
+                items=orjson.Fragment(b"[" + b",".join(listed.encoded[:k]) + b"]"),  # type: ignore[arg-type]
                 release=live.name,
                 arm=arm,
                 source=source,
@@ -70,7 +70,7 @@ class HandyAnswers:
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))
         if known is None or known[0] is not rules:
-            listed = popular(live, k, rules.shown)
+            listed = popular(live, k, rules)
             known = rules, encoded(listed, items_of(live, listed, []))
             self._popular[live.name, k] = known
         return known[1]
@@ -78,7 +78,15 @@ class HandyAnswers:
 
 def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
     """The list with its items in JSON."""
-    return Listed(listed.source, listed.tokens, listed.scores, orjson.dumps(items))
+    return Listed(listed.source, listed.tokens, listed.scores, tuple(orjson.dumps(item) for item in items))
+
+
+def _is_whole(listed: Listed, k: int, rules: CompiledRules) -> bool:
+    """Whether the first k are there, may all be shown, and are as the pins want it."""
+    tokens = listed.tokens[:k]
+    if len(tokens) < k or not rules.shown[tokens].all():
+        return False
+    return all(tokens[position - 1] == token for position, token in rules.pins if position <= k and rules.shown[token])
 
 
 def items_of(live: LiveRelease, listed: Listed, because: list[Reason]) -> list[RecommendedItem]:

@@ -14,7 +14,7 @@ from recsys.runtime.fusion import best
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.recommender import Query
 from recsys.runtime.release import Release
-from serving.rules import CompiledRules, Mask
+from serving.rules import CompiledRules, Mask, with_pins
 
 FEW: Final = 2_000
 """Items that match a filter, up to which they are scored one by one."""
@@ -117,7 +117,7 @@ def rank(ranking: Ranking, wish: Wish) -> Ranked:
     if wish.diversity:
         chosen = _diverse(ranking.release.index.vectors(tokens), scores, wish.k, wish.diversity)
         tokens, scores = tokens[chosen], scores[chosen]
-    return _pinned(ranking, wish, tokens[: wish.k], scores[: wish.k])
+    return Ranked(*with_pins(tokens[: wish.k], scores[: wish.k], wish.k, wish.rules, wish.allowed, ranking.scores))
 
 
 def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]:
@@ -193,20 +193,6 @@ def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> li
         chosen.append(int(marginal_N.argmax()))
         likeness_N = np.maximum(likeness_N, unit_ND @ unit_ND[chosen[-1]])
     return chosen
-
-
-def _pinned(ranking: Ranking, wish: Wish, tokens: Tokens, scores: Floats) -> Ranked:
-    """Put pinned items that may be shown at their places; the list is no longer than k."""
-    pins = [(position, token) for position, token in wish.rules.pins if wish.allowed[token] and position <= wish.k]
-    if not pins:
-        return Ranked(tokens, scores)
-    order = np.array(sorted({token for _, token in pins}), dtype=np.int32)
-    of_pinned = dict(zip(order.tolist(), ranking.scores(order).tolist(), strict=True))
-    rows = [(int(t), float(s)) for t, s in zip(tokens, scores, strict=True) if int(t) not in of_pinned]
-    for position, token in pins:
-        rows.insert(position - 1, (token, of_pinned[token]))
-    rows = rows[: wish.k]
-    return Ranked(np.array([t for t, _ in rows], dtype=np.int32), np.array([s for _, s in rows], dtype=np.float32))
 
 
 def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[Reason]:

@@ -24,7 +24,7 @@ async def similar(
     found: tuple[Tokens, Floats] | None = None
     degraded: Degraded | None = None
     try:
-        found = await service.pool.run(lambda: live.neighbours(token), service.left_s(arrived))
+        found = await service.pool.run(lambda: live.neighbours.of(token), service.left_s(arrived))
     except OverloadError:
         degraded = "overload"
     except DeadlineError:
@@ -32,12 +32,13 @@ async def similar(
     except Exception:
         degraded = "engine_error"
         logger.exception("index failed")
-    allowed = live.compiled(rules).shown
+    compiled = live.compiled(rules)
+    allowed = compiled.shown
     if found is not None:
         shown = np.flatnonzero(allowed[found[0]])[:k]
         listed = Listed("nearest", found[0][shown], found[1][shown])
     else:
         allowed = allowed.copy()
         allowed[token] = False
-        listed = fallback.best_at_hand(live, k, allowed, last_answer=None, nearest=None, last_token=token)
+        listed = fallback.best_at_hand(live, k, allowed, compiled, last_answer=None, nearest=None, last_token=token)
     return SimilarItems(items=items_of(live, listed, []), release=live.name, source=listed.source, degraded=degraded)

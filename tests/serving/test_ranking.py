@@ -108,6 +108,12 @@ def test_pins_stand_at_their_place_unless_they_may_not_be_shown() -> None:
     assert rank(asked, wish(5, rules=rules)).tokens_K.tolist() == [*free[:2], 8, *free[2:4]]
 
 
+def test_an_item_that_is_pinned_twice_is_shown_once() -> None:
+    rules = Rules(pins=[{"item_id": "i7", "position": 4}, {"item_id": "i7", "position": 2}])
+    found = rank(query(), wish(5, rules=rules)).tokens_K.tolist()
+    assert (found[1], len(set(found))) == (8, 5)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_a_list_ends_where_items_are_too_unlikely(temperature: float) -> None:
     asked = query(temperature)
