@@ -102,7 +102,7 @@ def stage(counter: Counter, name: str) -> tuple[object, str]:
         "store: documents": (counter.store, "document"),
         "store: purchases": (counter.store, "items_of_type"),
         "store: events": (counter.store, "events_after"),
-        "index: neighbours": (release.index, "search"),
+        "index: neighbours": (release.index, "cosines"),
         "engine: open": (counter.engine, "open"),
         "engine: append": (counter.engine, "append"),
         "index: ranking": (release.index, "all_scores"),
