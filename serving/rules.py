@@ -1,6 +1,6 @@
 """What the shop says about items: which may be shown, which come first. Shared by all workers through the store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -71,6 +71,26 @@ class Rules(Config):
     """Never shown, whatever the request says."""
     pins: list[Pin] = Field(default=[], max_length=100)
     boosts: list[Boost] = Field(default=[], max_length=1_000)
+
+
+class KeptRules(Rules):
+    """The rule book as it was kept."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pins": [{"item_id": "85123", "position": 1}], "unknown_items": ["85123"]}]}
+    )
+    unknown_items: list[ItemId]
+    """Items of pins and boosts that no loaded release knows: these rules do nothing until one does."""
+
+    @classmethod
+    def of(cls, rules: Rules, vocabularies: Iterable[Vocabulary]) -> "KeptRules":
+        """What is unknown to all of the vocabularies is named."""
+        named = {pin.item_id for pin in rules.pins} | {boost.item_id for boost in rules.boosts if boost.item_id}
+        unknown = sorted(named)
+        for vocabulary in vocabularies:
+            found = zip(unknown, vocabulary.tokens(unknown), strict=True)
+            unknown = [item_id for item_id, token in found if token == PAD]
+        return cls(**rules.model_dump(), unknown_items=unknown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class ItemIndex:
         return scores_V
 
     def cosines(self, vector_D: Floats) -> Floats | None:
-        """Of every item with a vector, shifts not counted, shape [V]; None where the index does not look at all of them."""
+        """Of every item and the vector, shifts not counted, shape [V]; None where `all_scores` gives none."""
         held = self._held()
         if held is None:
             return None
