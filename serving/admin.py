@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path
+from fastapi.exceptions import RequestValidationError
 
 from recsys.contracts.errors import ConfigError
 from serving import experiments
@@ -11,7 +12,7 @@ from serving.endpoint import Endpoint
 from serving.experiment_report import ExperimentReport, report
 from serving.experiments import Experiment, ExperimentName, ExperimentPlan
 from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
-from serving.rules import Rules
+from serving.rules import KeptRules, Rules
 from serving.schemas import Availability, ReleaseList
 
 _Experiment = Annotated[ExperimentName, Path(examples=["november"])]
@@ -84,10 +85,11 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         return releases.rules
 
     @router.put("/rules")
-    def set_rules(body: Rules) -> Rules:
+    def set_rules(body: Rules) -> KeptRules:
         """Replace the rule book; it holds from the next request on."""
+        _check(body)
         releases.set_rules(body)
-        return body
+        return KeptRules.of(body, [live.recommender.release.vocabulary for live in releases.all_live])
 
     @router.patch("/availability")
     def availability(body: Availability) -> Rules:
@@ -96,3 +98,15 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         return releases.rules
 
     return router
+
+
+def _check(rules: Rules) -> None:
+    """Refuse what would do nothing. Not a rule of `Rules` itself: a book that was kept before must stay readable.
+
+    Raises:
+        RequestValidationError: a boost of nothing.
+    """
+    for place, boost in enumerate(rules.boosts):
+        if boost.item_id is None and boost.category is None:
+            message = "a boost of nothing: give item_id, category or both"
+            raise RequestValidationError([{"loc": ("body", "boosts", place), "msg": message, "type": "value_error"}])

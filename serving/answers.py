@@ -24,7 +24,7 @@ from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
-from serving.ranking import Ranking, Wish, rank
+from serving.ranking import Ranking, Reason, Wish, rank
 from serving.rules import Mask
 from serving.schemas import Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
@@ -55,7 +55,7 @@ class _Work:
     nearest: tuple[Tokens, Floats] | None = None
     ranking: Ranking | None = None
     listed: Listed | None = None
-    because: list[int] = field(default_factory=list)
+    because: list[Reason] = field(default_factory=list)
     items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -63,6 +63,11 @@ class _Work:
     def __post_init__(self) -> None:
         if self.request.events is not None:
             self.purchased = {e.item_id for e in self.request.events if e.event_type == PURCHASE}
+
+    @property
+    def hides_seen(self) -> bool:
+        """Nothing that was seen may be shown. While nobody knows what was purchased, all of it may have been."""
+        return self.request.exclude_seen or (self.request.exclude_purchased and self.purchased is None)
 
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
@@ -184,7 +189,7 @@ class AnswerService:
             return
         user_id = work.request.user_id
         if user_id is None or self.last_answers.get(work.live.name, user_id) is None:
-            work.nearest = work.live.neighbours(int(tokens_L[-1]))
+            work.nearest = work.live.neighbours.of(int(tokens_L[-1]))
 
     def _list(self, work: _Work, ranking: Ranking) -> None:
         request, live = work.request, work.live
@@ -200,16 +205,15 @@ class AnswerService:
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
             work.items = items_of(live, work.listed, work.because)
-            self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
+            if wish.allowed is wish.rules.shown and not wish.min_confidence:  # else of no use to other requests
+                self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
 
     def _allowed(self, work: _Work) -> Mask:
         """Tokens that this answer may show."""
         request, live = work.request, work.live
         mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
         vocabulary = live.recommender.release.vocabulary
-        # While nobody knows what was purchased, whatever was seen may have been.
-        hides_seen = request.exclude_seen or (request.exclude_purchased and work.purchased is None)
-        seen = work.seen if hides_seen else _NOTHING
+        seen = work.seen if work.hides_seen else _NOTHING
         hidden = [*request.exclude, *(work.purchased or ())]
         if hidden or len(seen):
             mask = mask.copy()
@@ -243,11 +247,7 @@ class AnswerService:
 
     def _of_nobody(self, work: _Work) -> Listed:
         """For somebody of whom nothing is known: what is popular in the context, or everywhere."""
-        in_context = self.contexts.best(work.live, work.request.context)
-        allowed = self._allowed(work)
-        return fallback.best_at_hand(
-            work.live, work.request.k, allowed, last_answer=None, nearest=None, last_token=PAD, in_context=in_context
-        )
+        return self._at_hand(work, None, None, PAD)
 
     def _fallback(self, work: _Work) -> Listed:
         request, live = work.request, work.live
@@ -260,15 +260,28 @@ class AnswerService:
         elif tokens_L is None:
             work.tokens_L, work.seen = tokens_L, _ = self._told(work)
         last_token = int(tokens_L[-1]) if tokens_L is not None and len(tokens_L) else PAD
-        return fallback.best_at_hand(
+        if work.hides_seen and not len(work.seen):  # not known in time: an answer to this user is full of it
+            last_answer = None
+        nearest = work.nearest or live.neighbours.kept(last_token)
+        return self._at_hand(work, last_answer, nearest, last_token)
+
+    def _at_hand(
+        self, work: _Work, last_answer: Listed | None, nearest: tuple[Tokens, Floats] | None, last_token: int
+    ) -> Listed:
+        """The best list at hand, today's pins at their places."""
+        k, live, allowed = work.request.k, work.live, self._allowed(work)
+        rules = live.compiled(self._releases.rules)
+        listed = fallback.best_at_hand(
             live,
-            request.k,
-            self._allowed(work),
+            k,
+            allowed,
+            rules,
             last_answer=last_answer,
-            nearest=work.nearest,
+            nearest=nearest,
             last_token=last_token,
-            in_context=self.contexts.best(live, request.context),
+            in_context=self.contexts.best(live, work.request.context),
         )
+        return fallback.pinned(live, k, allowed, rules, listed)
 
     def _count(self, answer: RecommendationAnswer) -> None:
         self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms)

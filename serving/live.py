@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +12,16 @@ import numpy as np
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError, StoreError
-from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.contracts.ids import PAD
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
 from serving.arms import ARMS_DOCUMENT, NO_ARM, Arms
+from serving.neighbours import Neighbours
 from serving.rules import RULES_DOCUMENT, Catalogue, CompiledRules, Rules
 from serving.sessions import SessionCache, Sessions
 
 logger = logging.getLogger(__name__)
 
-NUM_NEIGHBOURS: Final = 100
-_NEIGHBOUR_LISTS: Final = 20_000
 _HOTTEST: Final = 10_000
 """Most sessions of a release that are looked at."""
 _PREPARE_S: Final = 5.0
@@ -38,12 +36,10 @@ class LiveRelease:
         self.name = recommender.release.name
         self.sessions = Sessions(recommender.release, store, cache)
         self.catalogue = Catalogue(recommender.release.vocabulary)
-        self.popular: Tokens = recommender.release.vocabulary.popular()
         self._compiled: tuple[Rules, CompiledRules] | None = None
         self.is_verified = False
         """It answers here as when it was built."""
-        self._neighbours: OrderedDict[int, tuple[Tokens, Floats]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.neighbours = Neighbours(recommender.release.index)
 
     def compiled(self, rules: Rules) -> CompiledRules:
         """The rules in this release's tokens, computed once per rule book."""
@@ -53,26 +49,6 @@ class LiveRelease:
             self._compiled = known
         return known[1]
 
-    def neighbours(self, token: int) -> tuple[Tokens, Floats]:
-        """Up to 100 items most like an item (cosine among the nearest by inner product), best first; kept."""
-        with self._lock:
-            known = self._neighbours.get(token)
-        if known is None:
-            index = self.recommender.release.index
-            item_1D = index.vectors(np.array([token]))
-            found = index.search(item_1D, 2 * NUM_NEIGHBOURS, [np.array([token], dtype=np.int32)])[0][0]
-            found = found[found != PAD]
-            vectors_ND = index.vectors(found)
-            norms = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(item_1D)
-            likeness = (vectors_ND @ item_1D[0]) / np.maximum(norms, 1e-12)
-            order = np.argsort(-likeness, kind="stable")[:NUM_NEIGHBOURS]
-            known = found[order], likeness[order]
-            with self._lock:
-                self._neighbours[token] = known
-                while len(self._neighbours) > _NEIGHBOUR_LISTS:
-                    self._neighbours.popitem(last=False)
-        return known
-
     def check(self) -> None:
         """Answer once, the way requests are answered.
 
@@ -81,7 +57,7 @@ class LiveRelease:
         """
         self.recommender.warm_up()
         self.sessions.warm_up()
-        token = self.popular[:1]
+        token = self.recommender.release.vocabulary.popular()[:1]
         found, scores = self.sessions.ranking(token).best(1)
         if found[0] == PAD or not np.isfinite(scores[0]):
             raise ArtifactError(f"{self.name}: recommends nothing after its most popular item; run `recsys optimize`")

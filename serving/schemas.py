@@ -40,7 +40,14 @@ MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 _ANSWER: JsonDict = {
     "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
-    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
+    "items": [
+        {
+            "item_id": "85123A",
+            "score": 7.25,
+            "title": "White hanging heart",
+            "reason": {"kind": "similar", "because_of": "22423", "title": "Cake stand"},
+        }
+    ],
     "release": "2026-11-24",
     "arm": "all",
     "source": "model",
@@ -108,7 +115,8 @@ class RecommendationRequest(Schema):
     diversity: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
     """0: by score alone; towards 1, items unlike those above them."""
     min_confidence: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
-    """End the list at items less than so many times as likely as the first."""
+    """End the list at items less than so many times as likely as the first; the release's temperature says how likely
+    a score is."""
     context: Context | None = None
     """Where and when: what is popular there answers a user of whom nothing is known."""
     deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
@@ -140,10 +148,14 @@ class RecommendationBatch(Schema):
 
 @dataclass(frozen=True, slots=True)
 class Because:
-    """The item of the user's recent history that is most like the recommended one."""
+    """Why an item was recommended."""
 
-    because_of: str
+    kind: Literal["similar", "again"]
+    """`again`: the user has had this very item."""
+    because_of: str | None
+    """The other item of the user's recent history that is most like it; null only where there is no other."""
     title: str | None
+    """Of `because_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +164,7 @@ class RecommendedItem:
 
     item_id: str
     score: float
+    """Higher is better in one list; of no unit. The model's are log-odds times the release's temperature."""
     title: str | None
     reason: Because | None = None
 

@@ -58,7 +58,7 @@ def test_a_stalled_engine_for_a_new_user_gives_items_near_the_last_event(hurried
 def test_a_stalled_index_gives_popular_items_of_the_last_category(hurried, monkeypatch) -> None:
     hurried.tell("sku-3")  # a lamp: sku-0, 3, 6 … 18
     index = hurried.endpoint.releases.current.recommender.release.index
-    go_on = stall(monkeypatch, index, "search")
+    go_on = stall(monkeypatch, index, "cosines")
     answer = hurried.ask(user_id="ann", k=2)
     assert (answer["source"], answer["degraded"], items(answer)) == (
         "popular_in_category",
@@ -119,7 +119,7 @@ def test_a_loop_that_is_late_is_given_an_answer_without_the_model(hurried, monke
 
 def test_similar_items_do_not_wait_for_a_stalled_index(hurried, monkeypatch) -> None:
     index = hurried.endpoint.releases.current.recommender.release.index
-    go_on = stall(monkeypatch, index, "search")
+    go_on = stall(monkeypatch, index, "cosines")
     answers = [hurried.client.get("/v1/items/sku-4/similar", params={"k": 2}).json() for _ in range(3)]
     assert [answer["degraded"] for answer in answers] == ["deadline", "deadline", "overload"]  # one works, one waits
     for answer in answers:

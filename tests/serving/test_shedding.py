@@ -90,6 +90,31 @@ def test_while_the_loop_is_behind_todays_rules_hold(behind) -> None:
     assert (shed["source"], [item["item_id"] for item in shed["items"]][:2]) == ("popular", ["sku-18", "sku-17"])
 
 
+@pytest.mark.parametrize(("k", "source"), [(1, "last_answer"), (3, "last_answer"), (5, "popular")])
+def test_of_a_last_answer_that_is_longer_the_first_are_given(behind, k: int, source: str) -> None:
+    (shed,) = in_one_piece(behind, message(json.dumps({"user_id": "ann", "k": k})))
+    assert (shed["source"], len(shed["items"])) == (source, k)
+    if source == "last_answer":
+        assert shed["items"] == behind.known["items"][:k]
+
+
+def test_while_the_loop_is_behind_pins_hold(behind) -> None:
+    last = [item["item_id"] for item in behind.known["items"]]
+    for pinned, source in ((last[1], "last_answer"), ("sku-9", "popular")):
+        behind.endpoint.releases.set_rules(Rules(pins=[{"item_id": pinned, "position": 2}]))
+        (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+        assert (shed["source"], shed["items"][1]["item_id"], len(shed["items"])) == (source, pinned, 4)
+
+
+def test_while_the_loop_is_behind_an_answer_to_a_filter_is_not_given(behind, monkeypatch) -> None:
+    with monkeypatch.context() as calm:
+        calm.setattr(Endpoint, "is_behind", lambda *_: False)
+        filtered = behind.ask(user_id="ann", k=4, filters={"category": ["cups"]})
+    assert filtered["source"] == "model"
+    (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+    assert shed["items"] == behind.known["items"]
+
+
 @pytest.mark.parametrize(
     ("wishes", "source", "items"),
     [
