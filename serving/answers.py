@@ -31,6 +31,8 @@ from serving.schemas import Degraded, Missing, RecommendationAnswer, Recommendat
 logger = logging.getLogger(__name__)
 
 _NOTHING = np.empty(0, dtype=np.int32)
+_PLAIN = frozenset({"user_id", "k"})
+"""What most requests consist of: their answers are kept encoded."""
 _CHECKED_K = 10
 _MOST_LAG_SHARE = 0.3
 """Of the deadline that is kept back for an event loop that was late a moment ago."""
@@ -128,10 +130,12 @@ class AnswerService:
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
 
-    def at_hand(self, request: RecommendationRequest) -> RecommendationAnswer:
-        """The labelled answer of a request that comes while too much is waited for; it waits for nothing."""
+    def shed(self, request: RecommendationRequest) -> bytes:
+        """The labelled answer, as JSON, of a request that comes while too much is waited for; it waits for nothing."""
+        if request.user_id is not None and request.model_fields_set <= _PLAIN:
+            return self.handy.answer(request.user_id, request.k)
         request_id, work = self._begin(request)
-        return self._finish(request_id, work, "overload", self._clock() - self.lag.seconds)
+        return self.handy.told(request_id, work.live, work.arm, self._fallback(work))
 
     def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
         """How long work may take for its answer to be out in time."""

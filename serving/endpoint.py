@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import orjson
-
 from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from recsys.store.counting import RecallCounter
@@ -31,8 +29,6 @@ _NUM_WRITERS = 4
 _MAX_WRITES = 256
 _WRITE_S = 10.0
 """Longest that a batch of events waits to be acknowledged."""
-_PLAIN = frozenset({"user_id", "k"})
-"""What most requests consist of: their answers are kept encoded."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before new ones
 are answered where they arrive. With more, those who waited longest are late whenever the event loop is, too."""
@@ -97,9 +93,7 @@ class Endpoint:
 
     def shed(self, request: RecommendationRequest) -> bytes:
         """See `Shedder`."""
-        if request.user_id is not None and request.model_fields_set <= _PLAIN:
-            return self.service.handy.answer(request.user_id, request.k)
-        return orjson.dumps(self.service.at_hand(request))
+        return self.service.shed(request)
 
     def start(self) -> None:
         """Warm up, then keep up with releases and recall, in threads beside the event loop."""

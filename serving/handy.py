@@ -34,25 +34,34 @@ class HandyAnswers:
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
 
     def answer(self, user_id: str, k: int) -> bytes:
-        """A labelled answer as JSON, on the event loop. It is counted and in the log, but not kept as an impression."""
+        """The answer to a plain request."""
         arm, live = self._releases.route(user_id)
         rules = live.compiled(self._releases.rules)
         listed = self._last_answers.get(live.name, user_id)
         if listed is None or not _is_whole(listed, k, rules):
             listed = self._most_popular(live, k, rules)
+        return self.told(new_id(), live, arm, listed, k)
+
+    def told(self, request_id: str, live: LiveRelease, arm: str, listed: Listed, k: int | None = None) -> bytes:
+        """A list as a labelled answer, in JSON. It is counted, but has no log line and no impression of its own.
+
+        Its first k items, if they are encoded already.
+        """
         timings_ms = {"total": round(self._lag.seconds * 1000, 3)}
-        source: Source = "popular" if listed.source == "popular" else "last_answer"
+        source: Source = "last_answer" if listed.source == "model" else listed.source
         self._metrics.count(source, live.name, arm, "overload", timings_ms)
         self._metrics.lost_impressions.inc()
         self._note()
+        of_items = listed.encoded or encoded(listed, items_of(live, listed, [])).encoded
         return orjson.dumps(
             RecommendationAnswer(
-                request_id=new_id(),
-                items=orjson.Fragment(b"[" + b",".join(listed.encoded[:k]) + b"]"),  # type: ignore[arg-type]
+                request_id=request_id,
+                items=orjson.Fragment(b"[" + b",".join(of_items[:k]) + b"]"),  # type: ignore[arg-type]
                 release=live.name,
                 arm=arm,
                 source=source,
                 degraded="overload",
+                reason=None if len(listed.tokens) else "no_items_match",
                 timings_ms=timings_ms,
             )
         )

@@ -132,6 +132,11 @@ def test_while_the_loop_is_behind_wishes_are_honoured(behind, wishes, source, it
     assert not set(wishes.get("exclude", ["sku-3"])) & set(found)
 
 
+def test_while_the_loop_is_behind_a_filter_that_nothing_matches_says_so(behind) -> None:
+    (shed,) = in_one_piece(behind, message(json.dumps({"user_id": "ann", "filters": {"category": ["none such"]}})))
+    assert (shed["items"], shed["reason"], shed["degraded"]) == ([], "no_items_match", "overload")
+
+
 def test_while_the_loop_is_behind_all_but_recommendations_goes_the_usual_way(behind) -> None:
     assert behind.tell("sku-1")["stored"] == 1
     assert behind.client.post("/v1/recommendations", json={"user_id": 7}).status_code == 422
