@@ -18,6 +18,7 @@ from serving.config import ServeConfig
 from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
+from serving.forgetting import Watch
 from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
@@ -59,6 +60,7 @@ class _Work:
     items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         if self.request.events is not None:
@@ -137,11 +139,20 @@ class AnswerService:
 
     def _rank(self, work: _Work) -> None:
         """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
+        if work.request.user_id is None:
+            self._find(work)
+        else:
+            with work.live.sessions.at_work(work.request.user_id) as work.watch:
+                self._find(work)
+
+    def _find(self, work: _Work) -> None:
         request, live = work.request, work.live
         started = self._clock()
         if request.user_id is not None:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
+            if not glance.num_events and self.last_answers.get(live.name, request.user_id) is not None:
+                self.last_answers.forget({request.user_id})
             if request.exclude_purchased:
                 work.purchased = self._store.items_of_type(request.user_id, PURCHASE)
             started = work.timed("history", started)
@@ -192,6 +203,8 @@ class AnswerService:
         if request.user_id is not None:
             work.items = items_of(live, work.listed, work.because)
             self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
+            if work.watch.is_forgotten:
+                self.last_answers.forget({request.user_id})
 
     def _allowed(self, work: _Work) -> Mask:
         """Tokens that this answer may show."""

@@ -102,14 +102,18 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     @router.post(f"{USER}/join")
     def join(user_id: UserId, body: JoinRequest) -> Changed:
         """Give an anonymous session's events to this user, who has signed in."""
-        return Changed(events=endpoint.store.join(body.session_id, user_id))
+        moved = endpoint.store.join(body.session_id, user_id)
+        endpoint.forget({body.session_id})
+        return Changed(events=moved)
 
     @router.delete(USER)
     def forget(user_id: UserId) -> Changed:
-        """Forget a user now, and tell the nightly job to leave their events out of logs."""
+        """Forget a user: in the store and in this process now, in other workers' memory within `poll_s`.
+
+        The nightly job is told to leave their events out of logs.
+        """
         deleted = endpoint.store.forget(user_id)
-        endpoint.cache.drop(user_id=user_id)
-        endpoint.service.last_answers.forget(user_id)
+        endpoint.forget({user_id})
         return Changed(events=deleted)
 
     return router

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -50,6 +50,8 @@ class Endpoint:
         self.warmed = threading.Event()
         """It has warmed up, or tried to, and has read once what is shared: rules, arms, the `current` pointer."""
         self._is_warm = False
+        self._last_removal: int | None = None
+        """The number up to which users who are gone from the store are gone from here; None before the first look."""
         self._closing = threading.Event()
         self._counter = RecallCounter(store, round(config.attribution_hours * 3_600_000))
         metrics.show_release(releases.current.name)
@@ -95,9 +97,27 @@ class Endpoint:
         """See `Shedder`."""
         return self.service.handy.answer(user_id, k)
 
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Keep nothing of users in memory, whoever is at work on them."""
+        self.cache.forget(user_ids)
+        self.service.last_answers.forget(user_ids)
+
+    def follow_removals(self) -> None:
+        """Forget whom the store says that other workers have forgotten, or whose events went to somebody else.
+
+        Raises:
+            StoreError: it is tried again.
+        """
+        if self._last_removal is None:
+            self._last_removal = self.store.removals.last()
+            return
+        self._last_removal, gone = self.store.removals.after(self._last_removal)
+        if gone:
+            self.forget(frozenset(gone))
+
     def start(self) -> None:
-        """Warm up, then keep up with releases and recall, in threads beside the event loop."""
-        for work in (self._warm_up, self._keep_up, self._count_recall):
+        """Warm up, then keep up with releases, other workers and recall, in threads beside the event loop."""
+        for work in (self._warm_up, self._keep_up, self._follow, self._count_recall):
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
 
     def count_recall(self) -> None:
@@ -152,6 +172,10 @@ class Endpoint:
 
         self._try(refresh, self.metrics.release_failures.inc)
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
+
+    def _follow(self) -> None:
+        self._try(self.follow_removals, lambda: None)
+        self._repeat(self.follow_removals, self.config.poll_s, lambda: None)
 
     def _begin(self) -> None:
         """Called at the end of whatever must be done before the first request; the last one makes it ready."""

@@ -336,7 +336,7 @@ class Releases:
         gone = set(self._live) - names
         self._live = {name: live for name, live in self._live.items() if name in names}
         for name in gone:
-            self._cache.drop(release=name)
+            self._cache.drop(name)
 
 
 @contextmanager

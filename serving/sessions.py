@@ -8,8 +8,8 @@ anything else (a late event, a forgotten one, a window that closed) is noticed b
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -21,6 +21,7 @@ from recsys.runtime.release import Release
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
 from recsys.windows import digest, num_windows, window_at
 from serving.batching import AppendBatcher
+from serving.forgetting import UsersAtWork, Watch
 from serving.ranking import Ranking
 
 Outcome = Literal["unchanged", "appended", "opened"]
@@ -72,6 +73,7 @@ class SessionCache:
         self._limit_bytes = limit_bytes
         self._states: OrderedDict[tuple[str, str], UserState] = OrderedDict()
         self._lock = threading.Lock()
+        self.users = UsersAtWork()
         self.size_bytes = 0
         self.evictions = 0
 
@@ -98,10 +100,17 @@ class SessionCache:
                 self._remove(next(iter(self._states)))
                 self.evictions += 1
 
-    def drop(self, *, release: str | None = None, user_id: str | None = None) -> None:
-        """Forget every state of a release or of a user."""
+    def drop(self, release: str) -> None:
+        """Drop every state of a release."""
         with self._lock:
-            for key in [key for key in self._states if release == key[0] or user_id == key[1]]:
+            for key in [key for key in self._states if key[0] == release]:
+                self._remove(key)
+
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Drop every state of these users, and what is being made of them now."""
+        self.users.forget(user_ids)
+        with self._lock:
+            for key in [key for key in self._states if key[1] in user_ids]:
                 self._remove(key)
 
     def hottest(self, release: str, limit: int) -> list[str]:
@@ -147,7 +156,7 @@ class Sessions:
         Raises:
             StoreError: the store cannot be read.
         """
-        with self._alone(user_id):
+        with self._alone(user_id), self.at_work(user_id) as watch:
             kept = self._cache.get(self._release.name, user_id)
             if kept is not None and _same_events(kept.glance, glance):
                 note(kept)
@@ -156,7 +165,13 @@ class Sessions:
             note(fresh)
             state, outcome = self._encoded(fresh, kept, until)
             self._cache.put(self._release.name, user_id, state)
+            if watch.is_forgotten:
+                self._cache.forget({user_id})
             return state, outcome
+
+    def at_work(self, user_id: str) -> AbstractContextManager[Watch]:
+        """Told when the user is forgotten meanwhile."""
+        return self._cache.users.at_work(user_id)
 
     def peek(self, user_id: str) -> UserState | None:
         """What is kept, without a look at the store: for answers that cannot wait."""

@@ -10,10 +10,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import contexts, joining, retention, users
+from recsys.store import contexts, joining, removals, retention, users
 from recsys.store.impressions import Impression, record, record_displays, stop_recording
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
+from recsys.store.removals import Removals
 from recsys.store.schema import (
     INSERTS,
     documents,
@@ -90,6 +91,7 @@ class EventStore:
         self._clock = clock
         self.attribution = Attribution(engine, clock)
         self.outcomes = Outcomes(engine)
+        self.removals = Removals(engine)
 
     @property
     def engine(self) -> sa.Engine:
@@ -231,6 +233,7 @@ class EventStore:
             users.recount(connection, mine)
             connection.execute(sa.delete(impressions).where(impressions.c.user_id == user_id))
             connection.execute(statement)
+            removals.note(connection, [user_id])
         return deleted
 
     def forgotten(self) -> dict[str, int]:
@@ -253,6 +256,7 @@ class EventStore:
             written = joining.move(connection, session_id, user_id, self._now_ms())
             users.add(self._engine, connection, written)
             users.recount(connection, both)
+            removals.note(connection, [session_id])
         return len(written)
 
     def record_impressions(self, batch: Sequence[Impression]) -> None:
@@ -301,6 +305,7 @@ class EventStore:
         with trouble("store not pruned"):
             with self._engine.begin() as connection:
                 self.attribution.freeze(connection, before_ms)
+                removals.prune(connection)
             deleted = retention.prune(self._engine, before_ms)
         with trouble("store not vacuumed"), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("vacuum"))

@@ -114,6 +114,13 @@ users = sa.Table(
     sa.Column("num_events", sa.BigInteger, nullable=False),
     sa.Column("last_seq", sa.BigInteger, nullable=False),
 )
+removals = sa.Table(
+    "removals",
+    _metadata,
+    sa.Column("seq", _BIG, primary_key=True, autoincrement=True),
+    sa.Column("user_id", sa.String(256), nullable=False),
+    sqlite_autoincrement=True,
+)
 tombstones = sa.Table(
     "tombstones",
     _metadata,
