@@ -73,7 +73,7 @@ def load_app(config: ServeConfig, path: Path, store_url: str) -> tuple[FastAPI, 
         return Recommender.load(folder, num_threads=config.num_threads)
 
     folder = None if (path / artifact.MANIFEST_NAME).exists() else path
-    releases = Releases(load(path), store, cache, folder, load)
+    releases = Releases(load(path), store, cache, folder, load, config.prepare_s)
     releases.current.check()
     return create_app(config, releases, store, cache), releases
 

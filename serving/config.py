@@ -40,6 +40,8 @@ class ServeConfig(Config):
 
     session_cache_mb: float = Field(default=1_024, ge=0)
     """Most memory for sessions of users, in 10^6 bytes."""
+    prepare_s: float = Field(default=300.0, ge=0)
+    """Longest that kept sessions are encoded under a new release before it answers; it ends when all are."""
     poll_s: float = Field(default=1.0, gt=0)
     """Between two looks at the `current` pointer and at what other workers changed."""
     recall_s: float = Field(default=15.0, gt=0)

@@ -11,13 +11,14 @@ from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from recsys.store.counting import RecallCounter
 from serving.answers import AnswerService
+from serving.changes import Changes
 from serving.config import ServeConfig
 from serving.context import MIN_EVENTS, NUM_ITEMS
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
-from serving.schemas import PATH
+from serving.schemas import PATH, Preparing
 from serving.sessions import SessionCache
 from serving.tracing import otlp_tracer
 
@@ -50,6 +51,8 @@ class Endpoint:
         self.warmed = threading.Event()
         """It has warmed up, or tried to, and has read once what is shared: rules, arms, the `current` pointer."""
         self._is_warm = False
+        self.changes = Changes(releases, metrics.release_failures.inc)
+        releases.preparer.is_busy = lambda: self.service.num_under_way > 0
         self._last_removal: int | None = None
         """The number up to which users who are gone from the store are gone from here; None before the first look."""
         self._closing = threading.Event()
@@ -76,6 +79,14 @@ class Endpoint:
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
         return wait_s > _BEHIND_SHARE * self.config.deadline_ms / 1000
+
+    @property
+    def preparing(self) -> Preparing | None:
+        """How far the sessions are that are encoded before a switch."""
+        mine = self.releases.preparing
+        if mine is None:
+            return None
+        return Preparing(releases=list(mine.releases), num_users=mine.num_users, num_done=mine.num_done)
 
     async def write(self, work: Callable[[], T]) -> T:
         """The result of work that writes to the store, in one of a few threads that nothing else needs.
@@ -141,6 +152,7 @@ class Endpoint:
     def close(self) -> None:
         """Stop; impressions that wait are written first."""
         self._closing.set()
+        self.releases.stop()
         self._counter.close()
         self._writers.close()
         self.service.close()

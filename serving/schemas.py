@@ -279,15 +279,29 @@ class UserHistory(Schema):
     events: list[HistoryEvent]
 
 
+class Preparing(Schema):
+    """Sessions that this worker encodes before it switches; what answered before goes on meanwhile."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"releases": ["b"], "num_users": 900, "num_done": 120}]})
+    releases: list[str]
+    """Those that are to answer."""
+    num_users: int
+    num_done: int
+
+
 class ReleaseList(Schema):
     """Releases on disk and in memory."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"]}]}
+        json_schema_extra={
+            "examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"], "preparing": None}]
+        }
     )
     current: str
     loaded: list[str]
     releases: list[str]
+    preparing: Preparing | None = None
+    """None while no switch is being prepared here."""
 
 
 class Availability(Schema):

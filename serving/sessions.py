@@ -7,7 +7,7 @@ anything else (a late event, a forgotten one, a window that closed) is noticed b
 
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -70,11 +70,12 @@ class SessionCache:
     """States of users by (release, user), bounded by bytes; the least recently used leave first. Thread-safe."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._states: OrderedDict[tuple[str, str], UserState] = OrderedDict()
         self._lock = threading.Lock()
         self.users = UsersAtWork()
         self.size_bytes = 0
+        self._bytes_of: Counter[str] = Counter()
         self.evictions = 0
 
     def __len__(self) -> int:
@@ -92,11 +93,12 @@ class SessionCache:
         """Keep a state instead of an older one; one that is larger than the whole cache is not kept."""
         with self._lock:
             self._remove((release, user_id))
-            if state.size_bytes > self._limit_bytes:
+            if state.size_bytes > self.limit_bytes:
                 return
             self._states[release, user_id] = state
             self.size_bytes += state.size_bytes
-            while self.size_bytes > self._limit_bytes:
+            self._bytes_of[release] += state.size_bytes
+            while self.size_bytes > self.limit_bytes:
                 self._remove(next(iter(self._states)))
                 self.evictions += 1
 
@@ -113,16 +115,24 @@ class SessionCache:
             for key in [key for key in self._states if key[1] in user_ids]:
                 self._remove(key)
 
-    def hottest(self, release: str, limit: int) -> list[str]:
-        """Users of a release, the last used first."""
+    def holds(self, release: str, user_id: str) -> bool:
+        """Whether there is a state, which is not used by this look."""
+        return (release, user_id) in self._states
+
+    def bytes_of(self, release: str) -> int:
+        """What the states of a release take."""
+        return self._bytes_of[release]
+
+    def latest_users(self, releases: Collection[str]) -> list[str]:
+        """Users of some releases, each once, the last used first."""
         with self._lock:
-            users = [user for name, user in reversed(self._states) if name == release]
-        return users[:limit]
+            return list(dict.fromkeys(user for name, user in reversed(self._states) if name in releases))
 
     def _remove(self, key: tuple[str, str]) -> None:
         state = self._states.pop(key, None)
         if state is not None:
             self.size_bytes -= state.size_bytes
+            self._bytes_of[key[0]] -= state.size_bytes
 
 
 class Sessions:
