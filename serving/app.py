@@ -56,6 +56,8 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
         app.include_router(routes(endpoint))
+    for route in app.routes:  # they are put together at the first look, which on the event loop held answers up
+        route.matches({"type": "http", "method": "GET", "path": "/", "headers": [], "path_params": {}})
     app.state.endpoint = endpoint
     return app
 
