@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 
 from recsys.contracts.errors import ConfigError
+from recsys.contracts.events import MAX_ID_LENGTH
 from serving import experiments
 from serving.arms import Arms, ReleaseName
 from serving.changes import UnderWayError
@@ -15,7 +16,7 @@ from serving.experiment_report import ExperimentReport, report
 from serving.experiments import Experiment, ExperimentName, ExperimentPlan
 from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE, UNDER_WAY
 from serving.rules import Rules
-from serving.schemas import Availability, ReleaseList
+from serving.schemas import Availability, AvailabilityChanged, ReleaseList, Unavailable
 
 T = TypeVar("T")
 _Experiment = Annotated[ExperimentName, Path(examples=["november"])]
@@ -118,9 +119,18 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         return body
 
     @router.patch("/availability")
-    def availability(body: Availability) -> Rules:
+    def availability(body: Availability) -> AvailabilityChanged:
         """Change the stock of some items; it holds from the next request on."""
-        releases.set_availability(dict(body.items))
-        return releases.rules
+        changed = releases.set_availability(body.items)
+        return AvailabilityChanged(items=changed, num_unavailable=releases.book.num_unavailable)
+
+    @router.get("/availability")
+    def unavailable(
+        after: Annotated[str, Query(max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]*$", examples=["22423"])] = "",
+        limit: Annotated[int, Query(ge=1, le=10_000, examples=[1_000])] = 1_000,
+    ) -> Unavailable:
+        """Items that are out of stock, a page at a time: the next one is `after` the last item of this one."""
+        items = endpoint.store.stock.unavailable(after, limit)
+        return Unavailable(items=items, num_unavailable=releases.book.num_unavailable)
 
     return router

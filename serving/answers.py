@@ -193,7 +193,7 @@ class AnswerService:
         wish = Wish(
             k=request.k,
             allowed=self._allowed(work),
-            rules=live.compiled(self._releases.rules),
+            rules=live.rules,
             diversity=request.diversity,
             min_confidence=request.min_confidence,
         )
@@ -209,7 +209,7 @@ class AnswerService:
     def _allowed(self, work: _Work) -> Mask:
         """Tokens that this answer may show."""
         request, live = work.request, work.live
-        mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
+        mask = live.catalogue.matching(request.filters, live.rules)
         vocabulary = live.recommender.release.vocabulary
         # While nobody knows what was purchased, whatever was seen may have been.
         hides_seen = request.exclude_seen or (request.exclude_purchased and work.purchased is None)

@@ -53,7 +53,7 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        return await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
+        return await similar(endpoint.service, live, token, k, request.state.arrived)
 
     return router
 

@@ -186,8 +186,12 @@ class Endpoint:
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
 
     def _follow(self) -> None:
-        self._try(self.follow_removals, lambda: None)
-        self._repeat(self.follow_removals, self.config.poll_s, lambda: None)
+        def follow() -> None:
+            self.follow_removals()
+            self.releases.follow(self.store.glance("").revision)
+
+        self._try(follow, lambda: None)
+        self._repeat(follow, self.config.poll_s, lambda: None)
 
     def _begin(self) -> None:
         """Called at the end of whatever must be done before the first request; the last one makes it ready."""

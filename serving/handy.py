@@ -35,7 +35,7 @@ class HandyAnswers:
     def answer(self, user_id: str, k: int) -> bytes:
         """A labelled answer as JSON, on the event loop. It is counted and in the log, but not kept as an impression."""
         arm, live = self._releases.route(user_id)
-        rules = live.compiled(self._releases.rules)
+        rules = live.rules
         listed = self._last_answers.get(live.name, user_id)
         if listed is None or len(listed.tokens) != k or not rules.shown[listed.tokens].all():
             listed = self._most_popular(live, k, rules)

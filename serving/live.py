@@ -4,8 +4,9 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,8 @@ from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
 from serving.arms import ARMS_DOCUMENT, NO_ARM, Arms
 from serving.preparing import NotWantedError, Preparation, Preparer
-from serving.rules import RULES_DOCUMENT, Catalogue, CompiledRules, Rules
+from serving.rulebook import RuleBook
+from serving.rules import Catalogue, CompiledRules, Rules
 from serving.sessions import SessionCache, Sessions
 
 logger = logging.getLogger(__name__)
@@ -38,19 +40,26 @@ class LiveRelease:
         self.sessions = Sessions(recommender.release, store, cache)
         self.catalogue = Catalogue(recommender.release.vocabulary)
         self.popular: Tokens = recommender.release.vocabulary.popular()
-        self._compiled: tuple[Rules, CompiledRules] | None = None
+        self.rules: CompiledRules = self.catalogue.compile(Rules())
+        """Those in force, in this release's tokens: read it once for each list."""
         self.is_verified = False
         """It answers here as when it was built."""
         self._neighbours: OrderedDict[int, tuple[Tokens, Floats]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def compiled(self, rules: Rules) -> CompiledRules:
-        """The rules in this release's tokens, computed once per rule book."""
-        known = self._compiled
-        if known is None or known[0] is not rules:
-            known = (rules, self.catalogue.compile(rules))
-            self._compiled = known
-        return known[1]
+    def take_rules(self, rules: Rules) -> None:
+        """Go by the whole rule book from now on."""
+        self.rules = self.catalogue.compile(rules)
+
+    def take_stock(self, available: Mapping[str, bool]) -> None:
+        """Go by a change of some items' stock from now on; what requests under way hold stays as it is."""
+        tokens = self.recommender.release.vocabulary.tokens(available)
+        mask = self.rules.available.copy()
+        mask[tokens] = list(available.values())
+        mask[PAD] = False
+        shown = mask & self.rules.allowed
+        shown.setflags(write=False)
+        self.rules = replace(self.rules, available=mask, shown=shown)
 
     def neighbours(self, token: int) -> tuple[Tokens, Floats]:
         """Up to 100 items most like an item (cosine among the nearest by inner product), best first; kept."""
@@ -124,7 +133,7 @@ class Releases:
         self.preparer = preparer or Preparer(store, cache)
         self._live = {first.release.name: LiveRelease(first, store, cache)}
         self.current = self._live[first.release.name]
-        self.rules = Rules()
+        self.book = RuleBook(store, lambda: self.all_live)
         self._arms = Arms()
         self.has_caught_up = False
         """Rules, arms and the `current` pointer have been read since the start."""
@@ -137,9 +146,6 @@ class Releases:
         """Those who cannot wait until sessions are prepared."""
         self._num_given_up = 0
         """Changes that were not made because somebody could not wait."""
-        self._revision = -1
-        self._ruling = threading.Lock()
-        """Held while rules are read or written."""
 
     @property
     def arms(self) -> Arms:
@@ -173,18 +179,14 @@ class Releases:
         """
         return self._routed(key, self._arms, self.current)
 
-    def follow(self, revision: int) -> None:
-        """Take over rules that another worker has written, if the store's revision says so.
+    @property
+    def rules(self) -> Rules:
+        """The rule book."""
+        return self.book.rules
 
-        Raises:
-            RecsysError: they cannot be read; those before hold.
-        """
-        if revision == self._revision:
-            return
-        with self._ruling:
-            if revision != self._revision:  # nobody has read them while we waited
-                self.rules = Rules.from_mapping(self._store.document(RULES_DOCUMENT) or {}, "stored rules")
-                self._revision = revision
+    def follow(self, revision: int) -> None:
+        """See `RuleBook`."""
+        self.book.follow(revision)
 
     def refresh(self) -> list[Exception]:
         """Catch up with the store and the `current` pointer; called now and then, off the requests' path.
@@ -276,30 +278,12 @@ class Releases:
             self._deal(arms, lambda: self._store.write_document(ARMS_DOCUMENT, lambda _: arms.model_dump()))
 
     def set_rules(self, rules: Rules) -> None:
-        """Keep the rules; they hold from the next request on, in every worker.
+        """See `RuleBook`."""
+        self.book.set_rules(rules)
 
-        Raises:
-            StoreError: nothing has changed.
-        """
-        with self._ruling:
-            self._store.write_document(RULES_DOCUMENT, lambda _: rules.model_dump())
-            self.rules = rules
-
-    def set_availability(self, available: dict[str, bool]) -> None:
-        """Change stock of some items and leave all others.
-
-        Raises:
-            StoreError: nothing has changed.
-        """
-
-        def changed(stored: dict[str, object] | None) -> dict[str, object]:
-            rules = Rules.from_mapping(stored or {}, "stored rules")
-            missing = {*rules.unavailable, *(i for i, there in available.items() if not there)}
-            missing -= {i for i, there in available.items() if there}
-            return rules.model_copy(update={"unavailable": sorted(missing)}).model_dump()
-
-        with self._ruling:
-            self.rules = Rules.from_mapping(self._store.write_document(RULES_DOCUMENT, changed), "stored rules")
+    def set_availability(self, available: Mapping[str, bool]) -> dict[str, bool]:
+        """See `RuleBook`."""
+        return self.book.set_availability(available)
 
     def _routed(self, key: str, arms: Arms, current: LiveRelease) -> tuple[str, LiveRelease]:
         arm = arms.arm_of(key)
@@ -327,7 +311,13 @@ class Releases:
             self._broken.add(name)
             raise
         self._broken.discard(name)
-        self._live = {**self._live, name: live}
+        if name not in self._live:
+            found = live
+
+            def publish() -> None:
+                self._live = {**self._live, name: found}
+
+            self.book.admit(found, publish)
         return live
 
     def _deal(self, arms: Arms, write: Callable[[], object] = lambda: None) -> None:

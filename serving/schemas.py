@@ -311,6 +311,25 @@ class Availability(Schema):
     items: dict[Id, bool] = Field(min_length=1, max_length=10_000)
 
 
+class AvailabilityChanged(Schema):
+    """What a change of stock changed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": {"85123A": False}, "num_unavailable": 312}]})
+    items: dict[str, bool]
+    """Those that were not so before."""
+    num_unavailable: int
+    """Items that are out of stock now."""
+
+
+class Unavailable(Schema):
+    """Items that are out of stock, by their id."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": ["22423", "85123A"], "num_unavailable": 312}]})
+    items: list[str]
+    num_unavailable: int
+    """All there are."""
+
+
 class Health(Schema):
     """State of the process."""
 

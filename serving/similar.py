@@ -11,15 +11,12 @@ from serving.deadline import DeadlineError, OverloadError
 from serving.fallback import Listed
 from serving.handy import items_of
 from serving.live import LiveRelease
-from serving.rules import Rules
 from serving.schemas import Degraded, SimilarItems
 
 logger = logging.getLogger(__name__)
 
 
-async def similar(
-    service: AnswerService, live: LiveRelease, rules: Rules, token: int, k: int, arrived: float
-) -> SimilarItems:
+async def similar(service: AnswerService, live: LiveRelease, token: int, k: int, arrived: float) -> SimilarItems:
     """Up to k items that may be shown; popular ones of the category, labelled, where the index takes too long."""
     found: tuple[Tokens, Floats] | None = None
     degraded: Degraded | None = None
@@ -32,7 +29,7 @@ async def similar(
     except Exception:
         degraded = "engine_error"
         logger.exception("index failed")
-    allowed = live.compiled(rules).shown
+    allowed = live.rules.shown
     if found is not None:
         shown = np.flatnonzero(allowed[found[0]])[:k]
         listed = Listed("nearest", found[0][shown], found[1][shown])
