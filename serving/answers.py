@@ -90,7 +90,8 @@ class AnswerService:
         self._releases = releases
         self._store = store
         self._metrics = metrics
-        self.pool = BoundedPool(config.num_workers, config.max_waiting)
+        self.num_workers = config.num_workers or 2 * releases.current.sessions.most_together
+        self.pool = BoundedPool(self.num_workers, config.max_waiting)
         # One at a time, and never in front of a user whose session is kept.
         self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
         self._background = BoundedPool(1, 16)

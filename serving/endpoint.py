@@ -74,7 +74,7 @@ class Endpoint:
     def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`. Requests that write to the store are under way, too, but in nobody's way."""
         num_under_way -= self._writers.taken
-        if num_under_way > self.config.num_workers + self.config.max_waiting // 2:
+        if num_under_way > self.service.num_workers + self.config.max_waiting // 2:
             return True
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
