@@ -1,10 +1,12 @@
 """From a request to an answer, without HTTP: history, session, ranking, deadline, labelled fallback."""
 
+import asyncio
 import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,6 +96,11 @@ class AnswerService:
         self.pool = BoundedPool(self.num_workers, config.max_waiting)
         # One at a time, and never in front of a user whose session is kept.
         self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
+        # Members of batches that may be in a lane at once: its workers are never idle, and others find places.
+        self._turns = {
+            pool.name: asyncio.Semaphore(min(2 * num_workers, pool.size))
+            for pool, num_workers in ((self.pool, self.num_workers), (self.cold_pool, 1))
+        }
         self._background = BoundedPool(1, 16)
         self.impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
@@ -106,7 +113,13 @@ class AnswerService:
         """Requests worked on or waiting for it."""
         return self.pool.taken + self.cold_pool.taken
 
-    async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
+    async def answer_all(self, requests: Sequence[RecommendationRequest], arrived: float) -> list[RecommendationAnswer]:
+        """The answers of a batch, in their order: a few at a time, each inside its own deadline."""
+        return list(await asyncio.gather(*(self.answer(each, arrived, in_batch=True) for each in requests)))
+
+    async def answer(
+        self, request: RecommendationRequest, arrived: float, *, in_batch: bool = False
+    ) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
         request_id = new_id()
         arm, live = self._releases.route(request.user_id or request_id)
@@ -115,7 +128,12 @@ class AnswerService:
         work.until = self._clock() + left_s
         degraded: Degraded | None = None
         try:
-            await self._lane(work).run(lambda: self._rank(work), left_s)
+            lane = self._lane(work)
+            if in_batch:
+                async with self._turn(lane, left_s):
+                    await lane.run(lambda: self._rank(work), work.until - self._clock())
+            else:
+                await lane.run(lambda: self._rank(work), left_s)
         except OverloadError:
             degraded = "overload"
         except DeadlineError:
@@ -127,6 +145,24 @@ class AnswerService:
             degraded = "engine_error"
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
+
+    @asynccontextmanager
+    async def _turn(self, lane: BoundedPool, left_s: float) -> AsyncIterator[None]:
+        """A place among those of a lane that batches may take.
+
+        Raises:
+            DeadlineError: none in time.
+        """
+        turns = self._turns[lane.name]
+        try:
+            async with asyncio.timeout(left_s):
+                await turns.acquire()
+        except TimeoutError:
+            raise DeadlineError from None
+        try:
+            yield
+        finally:
+            turns.release()
 
     def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
         """How long work may take for its answer to be out in time."""

@@ -1,6 +1,5 @@
 """What shops call: recommendations, similar items, events, users."""
 
-import asyncio
 import time
 from datetime import UTC, datetime
 
@@ -41,8 +40,7 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
     @router.post("/v1/recommendations:batch")
     async def batch(body: RecommendationBatch, request: Request) -> RecommendationAnswers:
         """Several requests at once; each has its own deadline and label."""
-        answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
-        return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
+        return RecommendationAnswers(answers=await endpoint.service.answer_all(body.requests, request.state.arrived))
 
     @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
     async def similar_items(

@@ -179,3 +179,18 @@ def test_a_request_with_its_own_events_is_answered_at_its_own_deadline(counter: 
     answer = counter.loop.run_until_complete(counter.service.answer(request, counter.clock.now))
     assert (answer.degraded, answer.source) == ("deadline", "nearest")
     assert answer.timings_ms["total"] == pytest.approx(40 - RESERVE_MS)
+
+
+def test_members_of_a_batch_that_wait_for_their_turn_are_each_in_time(counter: Counter) -> None:
+    users = [f"u{n}" for n in range(6)]
+    for user in users:
+        counter.tell("sku-3", user)
+    counter.stall(counter.engine, "open")
+    requests = [
+        RecommendationRequest(user_id=user, k=2, deadline_ms=100 if n < 3 else 50) for n, user in enumerate(users)
+    ]
+    began = counter.clock.now
+    answers = counter.loop.run_until_complete(counter.service.answer_all(requests, began))
+    assert [answer.timings_ms["total"] for answer in answers] == [100 - RESERVE_MS] * 3 + [50 - RESERVE_MS] * 3
+    assert {answer.degraded for answer in answers} == {"deadline"}
+    assert {turns._value for turns in counter.service._turns.values()} == {2}
