@@ -1,10 +1,12 @@
 """From a request to an answer, without HTTP: history, session, ranking, deadline, labelled fallback."""
 
+import asyncio
 import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +20,7 @@ from serving.config import ServeConfig
 from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
+from serving.forgetting import Watch
 from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
@@ -25,7 +28,7 @@ from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
 from serving.ranking import Ranking, Reason, Wish, rank
-from serving.rules import Mask
+from serving.rules import CompiledRules, Mask
 from serving.schemas import Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class _Work:
     items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         if self.request.events is not None:
@@ -95,9 +99,15 @@ class AnswerService:
         self._releases = releases
         self._store = store
         self._metrics = metrics
-        self.pool = BoundedPool(config.num_workers, config.max_waiting)
+        self.num_workers = config.num_workers or 2 * releases.current.sessions.most_together
+        self.pool = BoundedPool(self.num_workers, config.max_waiting)
         # One at a time, and never in front of a user whose session is kept.
         self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
+        # Members of batches that may be in a lane at once: its workers are never idle, and others find places.
+        self._turns = {
+            pool.name: asyncio.Semaphore(min(2 * num_workers, pool.size))
+            for pool, num_workers in ((self.pool, self.num_workers), (self.cold_pool, 1))
+        }
         self._background = BoundedPool(1, 16)
         self.impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
@@ -110,14 +120,25 @@ class AnswerService:
         """Requests worked on or waiting for it."""
         return self.pool.taken + self.cold_pool.taken
 
-    async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
+    async def answer_all(self, requests: Sequence[RecommendationRequest], arrived: float) -> list[RecommendationAnswer]:
+        """The answers of a batch, in their order: a few at a time, each inside its own deadline."""
+        return list(await asyncio.gather(*(self.answer(each, arrived, in_batch=True) for each in requests)))
+
+    async def answer(
+        self, request: RecommendationRequest, arrived: float, *, in_batch: bool = False
+    ) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
         request_id, work = self._begin(request)
         left_s = self.left_s(arrived, request.deadline_ms)
         work.until = self._clock() + left_s
         degraded: Degraded | None = None
         try:
-            await self._lane(work).run(lambda: self._rank(work), left_s)
+            lane = self._lane(work)
+            if in_batch:
+                async with self._turn(lane, left_s):
+                    await lane.run(lambda: self._rank(work), work.until - self._clock())
+            else:
+                await lane.run(lambda: self._rank(work), left_s)
         except OverloadError:
             degraded = "overload"
         except DeadlineError:
@@ -137,6 +158,24 @@ class AnswerService:
         request_id, work = self._begin(request)
         return self.handy.told(request_id, work.live, work.arm, self._fallback(work))
 
+    @asynccontextmanager
+    async def _turn(self, lane: BoundedPool, left_s: float) -> AsyncIterator[None]:
+        """A place among those of a lane that batches may take.
+
+        Raises:
+            DeadlineError: none in time.
+        """
+        turns = self._turns[lane.name]
+        try:
+            async with asyncio.timeout(left_s):
+                await turns.acquire()
+        except TimeoutError:
+            raise DeadlineError from None
+        try:
+            yield
+        finally:
+            turns.release()
+
     def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
         """How long work may take for its answer to be out in time."""
         deadline_ms = deadline_ms or self._config.deadline_ms
@@ -155,11 +194,20 @@ class AnswerService:
 
     def _rank(self, work: _Work) -> None:
         """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
+        if work.request.user_id is None:
+            self._find(work)
+        else:
+            with work.live.sessions.at_work(work.request.user_id) as work.watch:
+                self._find(work)
+
+    def _find(self, work: _Work) -> None:
         request, live = work.request, work.live
         started = self._clock()
         if request.user_id is not None:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
+            if not glance.num_events and self.last_answers.get(live.name, request.user_id) is not None:
+                self.last_answers.forget({request.user_id})
             if request.exclude_purchased:
                 work.purchased = self._store.items_of_type(request.user_id, PURCHASE)
             started = work.timed("history", started)
@@ -196,11 +244,11 @@ class AnswerService:
             work.nearest = work.live.neighbours.of(int(tokens_L[-1]))
 
     def _list(self, work: _Work, ranking: Ranking) -> None:
-        request, live = work.request, work.live
+        request, live, rules = work.request, work.live, work.live.rules
         wish = Wish(
             k=request.k,
-            allowed=self._allowed(work),
-            rules=live.compiled(self._releases.rules),
+            allowed=self._allowed(work, rules),
+            rules=rules,
             diversity=request.diversity,
             min_confidence=request.min_confidence,
         )
@@ -209,13 +257,16 @@ class AnswerService:
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
             work.items = items_of(live, work.listed, work.because)
-            if wish.allowed is wish.rules.shown and not wish.min_confidence:  # else of no use to other requests
+            if wish.allowed is rules.shown and not wish.min_confidence:  # else of no use to other requests
                 self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
+                if work.watch.is_forgotten:
+                    self.last_answers.forget({request.user_id})
 
-    def _allowed(self, work: _Work) -> Mask:
+    @staticmethod
+    def _allowed(work: _Work, rules: CompiledRules) -> Mask:
         """Tokens that this answer may show."""
         request, live = work.request, work.live
-        mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
+        mask = live.catalogue.matching(request.filters, rules)
         vocabulary = live.recommender.release.vocabulary
         seen = work.seen if work.hides_seen else _NOTHING
         hidden = [*request.exclude, *(work.purchased or ())]
@@ -232,7 +283,7 @@ class AnswerService:
         if listed is None:
             listed = self._fallback(work) if degraded else self._of_nobody(work)
         reason = None if degraded else work.reason
-        if not len(listed.tokens) and not self._allowed(work).any():
+        if not len(listed.tokens) and not self._allowed(work, work.live.rules).any():
             reason = "no_items_match"
         timings_ms = {**work.timings_ms, "total": (self._clock() - arrived) * 1000}  # a late worker may still write
         answer = RecommendationAnswer(
@@ -273,8 +324,8 @@ class AnswerService:
         self, work: _Work, last_answer: Listed | None, nearest: tuple[Tokens, Floats] | None, last_token: int
     ) -> Listed:
         """The best list at hand, today's pins at their places."""
-        k, live, allowed = work.request.k, work.live, self._allowed(work)
-        rules = live.compiled(self._releases.rules)
+        k, live, rules = work.request.k, work.live, work.live.rules
+        allowed = self._allowed(work, rules)
         listed = fallback.best_at_hand(
             live,
             k,

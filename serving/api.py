@@ -1,6 +1,5 @@
 """What shops call: recommendations, similar items, events, users."""
 
-import asyncio
 import time
 from datetime import UTC, datetime
 
@@ -42,8 +41,7 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
     async def batch(body: RecommendationBatch, request: Request) -> RecommendationAnswers:
         """Several requests at once; each has its own deadline and label, and counts for its client's limit."""
         endpoint.access.also(request.scope, len(body.requests) - 1)
-        answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
-        return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
+        return RecommendationAnswers(answers=await endpoint.service.answer_all(body.requests, request.state.arrived))
 
     @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
     async def similar_items(
@@ -54,7 +52,7 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        return await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
+        return await similar(endpoint.service, live, token, k, request.state.arrived)
 
     return router
 
@@ -103,14 +101,18 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     @router.post(f"{USER}/join")
     def join(user_id: UserId, body: JoinRequest) -> Changed:
         """Give an anonymous session's events to this user, who has signed in."""
-        return Changed(events=endpoint.store.join(body.session_id, user_id))
+        moved = endpoint.store.join(body.session_id, user_id)
+        endpoint.forget({body.session_id})
+        return Changed(events=moved)
 
     @router.delete(USER)
     def forget(user_id: UserId) -> Changed:
-        """Forget a user now, and tell the nightly job to leave their events out of logs."""
+        """Forget a user: in the store and in this process now, in other workers' memory within `poll_s`.
+
+        The nightly job is told to leave their events out of logs.
+        """
         deleted = endpoint.store.forget(user_id)
-        endpoint.cache.drop(user_id=user_id)
-        endpoint.service.last_answers.forget(user_id)
+        endpoint.forget({user_id})
         return Changed(events=deleted)
 
     return router

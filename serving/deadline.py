@@ -36,7 +36,8 @@ class BoundedPool:
         self.name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
-        self._size = num_workers + max_waiting
+        self.size = num_workers + max_waiting
+        """Places there are."""
         self._num_workers = num_workers
         self._clock = clock
         self._typical_s = 0.0
@@ -50,7 +51,7 @@ class BoundedPool:
     @property
     def taken(self) -> int:
         """Places in use."""
-        return self._size - self._places._value
+        return self.size - self._places._value
 
     def expected_s(self, num_before: int | None = None) -> float:
         """How long work that comes now would take to be done, waiting included, as things went lately.

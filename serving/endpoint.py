@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -11,13 +11,14 @@ from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from recsys.store.counting import RecallCounter
 from serving.answers import AnswerService
+from serving.changes import Changes
 from serving.config import ServeConfig
 from serving.context import MIN_EVENTS, NUM_ITEMS
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
-from serving.schemas import PATH, RecommendationRequest
+from serving.schemas import PATH, Preparing, RecommendationRequest
 from serving.sessions import SessionCache
 from serving.tracing import otlp_tracer
 
@@ -50,6 +51,10 @@ class Endpoint:
         self.warmed = threading.Event()
         """It has warmed up, or tried to, and has read once what is shared: rules, arms, the `current` pointer."""
         self._is_warm = False
+        self.changes = Changes(releases, metrics.release_failures.inc)
+        releases.preparer.is_busy = lambda: self.service.num_under_way > 0
+        self._last_removal: int | None = None
+        """The number up to which users who are gone from the store are gone from here; None before the first look."""
         self._closing = threading.Event()
         self._counter = RecallCounter(store, round(config.attribution_hours * 3_600_000))
         metrics.show_release(releases.current.name)
@@ -69,11 +74,19 @@ class Endpoint:
     def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`. Requests that write to the store are under way, too, but in nobody's way."""
         num_under_way -= self._writers.taken
-        if num_under_way > self.config.num_workers + self.config.max_waiting // 2:
+        if num_under_way > self.service.num_workers + self.config.max_waiting // 2:
             return True
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
         return wait_s > _BEHIND_SHARE * self.config.deadline_ms / 1000
+
+    @property
+    def preparing(self) -> Preparing | None:
+        """How far the sessions are that are encoded before a switch."""
+        mine = self.releases.preparing
+        if mine is None:
+            return None
+        return Preparing(releases=list(mine.releases), num_users=mine.num_users, num_done=mine.num_done)
 
     async def write(self, work: Callable[[], T]) -> T:
         """The result of work that writes to the store, in one of a few threads that nothing else needs.
@@ -95,9 +108,27 @@ class Endpoint:
         """See `Shedder`."""
         return self.service.shed(request)
 
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Keep nothing of users in memory, whoever is at work on them."""
+        self.cache.forget(user_ids)
+        self.service.last_answers.forget(user_ids)
+
+    def follow_removals(self) -> None:
+        """Forget whom the store says that other workers have forgotten, or whose events went to somebody else.
+
+        Raises:
+            StoreError: it is tried again.
+        """
+        if self._last_removal is None:
+            self._last_removal = self.store.removals.last()
+            return
+        self._last_removal, gone = self.store.removals.after(self._last_removal)
+        if gone:
+            self.forget(frozenset(gone))
+
     def start(self) -> None:
-        """Warm up, then keep up with releases and recall, in threads beside the event loop."""
-        for work in (self._warm_up, self._keep_up, self._count_recall):
+        """Warm up, then keep up with releases, other workers and recall, in threads beside the event loop."""
+        for work in (self._warm_up, self._keep_up, self._follow, self._count_recall):
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
 
     def count_recall(self) -> None:
@@ -121,6 +152,7 @@ class Endpoint:
     def close(self) -> None:
         """Stop; impressions that wait are written first."""
         self._closing.set()
+        self.releases.stop()
         self._counter.close()
         self._writers.close()
         self.service.close()
@@ -152,6 +184,14 @@ class Endpoint:
 
         self._try(refresh, self.metrics.release_failures.inc)
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
+
+    def _follow(self) -> None:
+        def follow() -> None:
+            self.follow_removals()
+            self.releases.follow(self.store.glance("").revision)
+
+        self._try(follow, lambda: None)
+        self._repeat(follow, self.config.poll_s, lambda: None)
 
     def _begin(self) -> None:
         """Called at the end of whatever must be done before the first request; the last one makes it ready."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,10 +47,10 @@ class LastAnswers:
         """The last answer, if it is remembered."""
         return self._answers.get((release, user_id))
 
-    def forget(self, user_id: str) -> None:
-        """Forget a user under every release."""
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Forget users under every release."""
         with self._lock:
-            for key in [key for key in self._answers if key[1] == user_id]:
+            for key in [key for key in self._answers if key[1] in user_ids]:
                 del self._answers[key]
 
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from recsys.store.counts import Share
 from serving.endpoint import Endpoint
 from serving.problems import GUARDED, STORE_TROUBLE
-from serving.schemas import Health, Schema
+from serving.schemas import Health, Preparing, Schema
 
 _PAGE = Path(__file__).with_name("console.html")
 _PAGE_HEADERS = {
@@ -69,6 +69,8 @@ class Status(Schema):
     """By source."""
     degraded: dict[str, int]
     """By reason."""
+    preparing: Preparing | None = None
+    """Sessions that are being encoded before a switch."""
     arms: list[dict[str, Any]]
     releases: list[dict[str, Any]]
     """Of each loaded one, the current first: accuracy, size in 10^6 bytes and time to encode a full window, before it
@@ -114,6 +116,7 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
             latency=endpoint.metrics.percentiles(),
             answers=endpoint.metrics.total("recsys_answers"),
             degraded=endpoint.metrics.total("recsys_degraded"),
+            preparing=endpoint.preparing,
             arms=[arm.model_dump() for arm in endpoint.releases.arms.arms],
             releases=_releases(endpoint),
             recall=_recall(endpoint),

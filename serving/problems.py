@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from recsys.contracts.errors import RecsysError, StoreError
-from serving.schemas import Problems
+from serving.schemas import Problems, ReleaseList
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ GUARDED: Final[Responses] = {
     401: {"model": Problems, "description": "No token, or one that is not known."},
     403: {"model": Problems, "description": "The token lacks the scope."},
     429: {"model": Problems, "description": "Too many requests of this client."},
+}
+UNDER_WAY: Final[Responses] = {
+    202: {"model": ReleaseList, "description": "It takes longer: sessions are being encoded before the switch."}
 }
 REFUSED: Final[Responses] = {409: {"model": Problems, "description": "The release or the setting cannot be used."}}
 NOT_FOUND: Final[Responses] = {404: {"model": Problems, "description": "Not known here."}}

@@ -292,15 +292,29 @@ class UserHistory(Schema):
     events: list[HistoryEvent]
 
 
+class Preparing(Schema):
+    """Sessions that this worker encodes before it switches; what answered before goes on meanwhile."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"releases": ["b"], "num_users": 900, "num_done": 120}]})
+    releases: list[str]
+    """Those that are to answer."""
+    num_users: int
+    num_done: int
+
+
 class ReleaseList(Schema):
     """Releases on disk and in memory."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"]}]}
+        json_schema_extra={
+            "examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"], "preparing": None}]
+        }
     )
     current: str
     loaded: list[str]
     releases: list[str]
+    preparing: Preparing | None = None
+    """None while no switch is being prepared here."""
 
 
 class Availability(Schema):
@@ -308,6 +322,25 @@ class Availability(Schema):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": {"85123A": False}}]})
     items: dict[Id, bool] = Field(min_length=1, max_length=10_000)
+
+
+class AvailabilityChanged(Schema):
+    """What a change of stock changed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": {"85123A": False}, "num_unavailable": 312}]})
+    items: dict[str, bool]
+    """Those that were not so before."""
+    num_unavailable: int
+    """Items that are out of stock now."""
+
+
+class Unavailable(Schema):
+    """Items that are out of stock, by their id."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": ["22423", "85123A"], "num_unavailable": 312}]})
+    items: list[str]
+    num_unavailable: int
+    """All there are."""
 
 
 class Health(Schema):

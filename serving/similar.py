@@ -9,22 +9,18 @@ from serving.deadline import DeadlineError, OverloadError
 from serving.fallback import Listed
 from serving.handy import items_of
 from serving.live import LiveRelease
-from serving.rules import Rules
 from serving.schemas import Degraded, SimilarItems
 
 logger = logging.getLogger(__name__)
 
 
-async def similar(
-    service: AnswerService, live: LiveRelease, rules: Rules, token: int, k: int, arrived: float
-) -> SimilarItems:
+async def similar(service: AnswerService, live: LiveRelease, token: int, k: int, arrived: float) -> SimilarItems:
     """Up to k items that may be shown; popular ones of the category, labelled, where the index takes too long."""
-    compiled = live.compiled(rules)
-    allowed = compiled.shown
+    rules = live.rules
     found: tuple[Tokens, Floats] | None = None
     degraded: Degraded | None = None
     try:
-        found = await service.pool.run(lambda: live.neighbours.shown(token, k, allowed), service.left_s(arrived))
+        found = await service.pool.run(lambda: live.neighbours.shown(token, k, rules.shown), service.left_s(arrived))
     except OverloadError:
         degraded = "overload"
     except DeadlineError:
@@ -35,7 +31,7 @@ async def similar(
     if found is not None:
         listed = Listed("nearest", *found)
     else:
-        allowed = allowed.copy()
+        allowed = rules.shown.copy()
         allowed[token] = False
-        listed = fallback.best_at_hand(live, k, allowed, compiled, last_answer=None, nearest=None, last_token=token)
+        listed = fallback.best_at_hand(live, k, allowed, rules, last_answer=None, nearest=None, last_token=token)
     return SimilarItems(items=items_of(live, listed, []), release=live.name, source=listed.source, degraded=degraded)

@@ -208,7 +208,7 @@ def test_an_answer_to_a_wish_does_not_stand_in_for_another(counter: Counter, wis
 def test_while_nobody_knows_what_was_had_the_last_answer_is_not_given(counter: Counter, wishes: dict) -> None:
     """It begins with sku-3, which may have been purchased: nobody can look, and the session is gone."""
     assert shown(counter.ask())[0] == "sku-3"
-    counter.releases._cache.drop(user_id="ann")
+    counter.releases._cache.forget({"ann"})
     counter.stall(counter.store, "glance")
     answer = counter.ask(**wishes)
     assert (answer.source, shown(answer)) == ("popular", ["sku-19", "sku-18"])
@@ -236,3 +236,18 @@ def test_pins_hold_in_every_list_and_boosts_among_popular_items(counter: Counter
     counter.tell("sku-5")
     stalled = counter.ask()
     assert (stalled.source, stalled.degraded, shown(stalled)[0]) == ("last_answer", "deadline", "sku-6")
+
+
+def test_members_of_a_batch_that_wait_for_their_turn_are_each_in_time(counter: Counter) -> None:
+    users = [f"u{n}" for n in range(6)]
+    for user in users:
+        counter.tell("sku-3", user)
+    counter.stall(counter.engine, "open")
+    requests = [
+        RecommendationRequest(user_id=user, k=2, deadline_ms=100 if n < 3 else 50) for n, user in enumerate(users)
+    ]
+    began = counter.clock.now
+    answers = counter.loop.run_until_complete(counter.service.answer_all(requests, began))
+    assert [answer.timings_ms["total"] for answer in answers] == [100 - RESERVE_MS] * 3 + [50 - RESERVE_MS] * 3
+    assert {answer.degraded for answer in answers} == {"deadline"}
+    assert {turns._value for turns in counter.service._turns.values()} == {2}

@@ -5,7 +5,7 @@ import pytest
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
-from recsys.store import EventStore, retention
+from recsys.store import EventStore, removals, retention
 from recsys.store.rows import copy_histories
 
 
@@ -194,3 +194,17 @@ def test_pruning_in_steps_deletes_all_that_is_old(store: EventStore, monkeypatch
     assert store.prune(before_ms=7) == 7
     assert [store.history(user) for user in ("u0", "u1")] == [["i8"], ["i7"]]
     assert_glances_count_events(store, "u0", "u1")
+
+
+def test_users_who_are_gone_are_told_in_order_and_once(store: EventStore, monkeypatch) -> None:
+    store.append([event("a", 1, user=user) for user in ("u", "v", "w")])
+    start = store.removals.last()
+    store.forget("u")
+    store.join("v", "w")
+    store.forget("u")
+    last, gone = store.removals.after(start)
+    assert gone == ["u", "v", "u"]
+    assert store.removals.after(last) == (last, [])
+    monkeypatch.setattr(removals, "_KEPT", 1)
+    store.prune(before_ms=0)
+    assert store.removals.after(start) == (last, ["u"])
