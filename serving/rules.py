@@ -133,6 +133,7 @@ class Catalogue:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._popular = vocabulary.popular()
         names = sorted({item.category for item in vocabulary.items if item.category is not None})
         self._code_of = {name: code for code, name in enumerate(names)}
         codes = [-1, *(-1 if i.category is None else self._code_of[i.category] for i in vocabulary.items)]
@@ -175,12 +176,14 @@ class Catalogue:
         shown = available & allowed
         shown.setflags(write=False)
         known_pins = tuple(sorted(pin for pin in pins if pin[1] != PAD))
-        popular = self._popular(weights)
+        popular = self._boosted_popular(weights) if len(boosted) else self._popular
         return CompiledRules(available, allowed, shown, known_pins, boosted, weights[boosted], popular)
 
-    def _popular(self, weights: Floats) -> Tokens:
-        log_odds = np.log(np.maximum(self._vocabulary.num_events[1:], 0.5)) + weights[1:]
-        return (np.argsort(-log_odds, kind="stable") + 1).astype(np.int32)
+    def _boosted_popular(self, weights: Floats) -> Tokens:
+        log_odds = np.log(np.maximum(self._vocabulary.num_events, 0.5)) + weights
+        order = np.argsort(-log_odds[self._popular], kind="stable")  # quick: all but the boosted are sorted already
+        popular: Tokens = self._popular[order]
+        return popular
 
     def _everything(self) -> Mask:
         mask = np.ones(len(self._categories), dtype=np.bool_)
