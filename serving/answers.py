@@ -68,6 +68,20 @@ class _Work:
         if self.request.events is not None:
             self.purchased = {e.item_id for e in self.request.events if e.event_type == PURCHASE}
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.clock() >= self.until
+
+    def check_time(self) -> None:
+        """Called before a stage.
+
+        Raises:
+            DeadlineError: nobody would see what it finds.
+        """
+        if self.is_over:
+            raise DeadlineError
+
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
         now = self.clock()
@@ -183,6 +197,11 @@ class AnswerService:
                 self._find(work)
 
     def _find(self, work: _Work) -> None:
+        """Stops before a stage that nobody waits for, unless what it finds is kept for the next request.
+
+        Raises:
+            DeadlineError: the time is over.
+        """
         request, live = work.request, work.live
         started = self._clock()
         if request.user_id is not None:
@@ -203,8 +222,10 @@ class AnswerService:
             tokens_L, seen = self._told(work)
             started = work.timed("history", started)
             self._note(work, tokens_L, seen)
+            work.check_time()
             work.ranking = live.sessions.ranking(tokens_L) if len(tokens_L) else None
         started = work.timed("encode", started)
+        work.check_time()
         if work.ranking is None:
             work.reason = work.reason or "no_known_items"
         else:
@@ -219,7 +240,7 @@ class AnswerService:
     def _note(self, work: _Work, tokens_L: Tokens, seen: Tokens) -> None:
         """Keep what a fallback can use, before the expensive part begins."""
         work.tokens_L, work.seen = tokens_L, seen
-        if not len(tokens_L):
+        if not len(tokens_L) or work.is_over:
             return
         user_id = work.request.user_id
         if user_id is None or self.last_answers.get(work.live.name, user_id) is None:
