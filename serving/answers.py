@@ -75,6 +75,20 @@ class _Work:
         """Nothing that was seen may be shown. While nobody knows what was purchased, all of it may have been."""
         return self.request.exclude_seen or (self.request.exclude_purchased and self.purchased is None)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.clock() >= self.until
+
+    def check_time(self) -> None:
+        """Called before a stage.
+
+        Raises:
+            DeadlineError: nobody would see what it finds.
+        """
+        if self.is_over:
+            raise DeadlineError
+
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
         now = self.clock()
@@ -201,6 +215,11 @@ class AnswerService:
                 self._find(work)
 
     def _find(self, work: _Work) -> None:
+        """Stops before a stage that nobody waits for, unless what it finds is kept for the next request.
+
+        Raises:
+            DeadlineError: the time is over.
+        """
         request, live = work.request, work.live
         started = self._clock()
         if request.user_id is not None:
@@ -221,8 +240,10 @@ class AnswerService:
             tokens_L, seen = self._told(work)
             started = work.timed("history", started)
             self._note(work, tokens_L, seen)
+            work.check_time()
             work.ranking = live.sessions.ranking(tokens_L) if len(tokens_L) else None
         started = work.timed("encode", started)
+        work.check_time()
         if work.ranking is None:
             work.reason = work.reason or "no_known_items"
         else:
@@ -237,7 +258,7 @@ class AnswerService:
     def _note(self, work: _Work, tokens_L: Tokens, seen: Tokens) -> None:
         """Keep what a fallback can use, before the expensive part begins."""
         work.tokens_L, work.seen = tokens_L, seen
-        if not len(tokens_L):
+        if not len(tokens_L) or work.is_over:
             return
         user_id = work.request.user_id
         if user_id is None or self.last_answers.get(work.live.name, user_id) is None:

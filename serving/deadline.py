@@ -108,12 +108,17 @@ class BoundedPool:
         try:
             result = work()
         except BaseException as error:  # whoever waits for the future gets it
+            if isinstance(error, DeadlineError):  # it took as long as it was given, and more
+                self._learn(started)
             self._places.release()
             future.set_exception(error)
         else:
-            self._typical_s += _WEIGHT_OF_NEWEST * (self._clock() - started - self._typical_s)
+            self._learn(started)
             self._places.release()
             future.set_result(result)
+
+    def _learn(self, started: float) -> None:
+        self._typical_s += _WEIGHT_OF_NEWEST * (self._clock() - started - self._typical_s)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

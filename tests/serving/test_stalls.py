@@ -251,3 +251,32 @@ def test_members_of_a_batch_that_wait_for_their_turn_are_each_in_time(counter: C
     assert [answer.timings_ms["total"] for answer in answers] == [100 - RESERVE_MS] * 3 + [50 - RESERVE_MS] * 3
     assert {answer.degraded for answer in answers} == {"deadline"}
     assert {turns._value for turns in counter.service._turns.values()} == {2}
+
+
+def finish(counter: Counter) -> None:
+    """What was begun goes on to its end."""
+    counter.go_on.set()
+    is_done = threading.Event()
+    assert counter.service.cold_pool.offer(is_done.set)
+    assert is_done.wait(30)
+
+
+def test_what_is_late_ends_after_the_stage_that_is_kept_for_the_next_request(counter: Counter) -> None:
+    counter.stall(counter.engine, "open")
+    assert counter.ask().degraded == "deadline"
+    live = counter.releases.current
+    finish(counter)
+    assert live.sessions.peek("ann").tokens_L.tolist() == [4]
+    assert counter.service.last_answers.get(live.name, "ann") is None  # nobody would have seen a list
+    assert counter.service.cold_pool._typical_s > 0  # what a request is expected to take is learned from such work, too
+
+
+def test_what_is_late_and_would_be_kept_by_nobody_ends_at_once(counter: Counter) -> None:
+    sessions = counter.releases.current.sessions
+    counter.stall(sessions, "known")
+    request = RecommendationRequest(events=[{"item_id": "sku-1"}], k=2)
+    asking = counter.loop.create_task(counter.service.answer(request, counter.clock.now))
+    counter.loop.call_later(0.05, delattr, sessions, "known")  # the fallback needs it
+    assert counter.loop.run_until_complete(asking).degraded == "deadline"
+    finish(counter)
+    assert counter.engine.encoded == []
