@@ -8,13 +8,14 @@ Hours whose rows have been pruned are left as they are.
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from recsys.store import joining
 from recsys.store.counts import ArmCounts
 from recsys.store.schema import (
     answer_counts,
@@ -31,6 +32,8 @@ HOUR_MS: Final = 3_600_000
 PURCHASE: Final = "purchase"
 SHADOW_ARM: Final = "shadow"
 """The arm of answers that nobody saw: what users did next counts, clicks and purchases are not theirs."""
+SKEW_MS: Final = 300_000
+"""An event that echoes an answer may be dated so long before it: clocks of shops' servers differ from ours."""
 _OVERLAP_MS: Final = 60_000
 """Looked at again each time: a transaction may become visible some time after the moment written in its rows."""
 _STATE: Final = "attribution"
@@ -92,7 +95,9 @@ class Attribution:
         """Bring the counts up to date; the number of hours that were looked at. Several workers may call it.
 
         An answer's targets are the items of its user's events after it and within `window_ms`, and those of
-        events that echo its request_id. `rest` is called between transactions with the seconds that the last took.
+        the user's events that echo its request_id, which may be dated up to `SKEW_MS` before it. Who echoes an
+        answer to nobody in particular is its user; so is a session that became the user's, and the other way
+        round. `rest` is called between transactions with the seconds that the last took.
 
         Raises:
             StoreError: some answers are not counted yet; they are the next time.
@@ -183,7 +188,7 @@ def _touched(connection: sa.Connection, since_ms: int, window_ms: int) -> list[s
     answer, new_event = (impressions.c.user_id, impressions.c.request_id), events.c.received_ms >= since_ms
     after = events.c.timestamp_ms - impressions.c.served_ms
     by_user = sa.and_(impressions.c.user_id == events.c.user_id, after > 0, after <= window_ms)
-    by_echo = sa.and_(impressions.c.request_id == events.c.request_id, after <= window_ms)
+    by_echo = sa.and_(impressions.c.request_id == events.c.request_id, after.between(-SKEW_MS, window_ms))
     looks = [
         sa.select(*answer).where(impressions.c.served_ms >= since_ms),
         sa.select(*answer).where(new_event, by_user),
@@ -219,13 +224,31 @@ def _found(connection: sa.Connection, answers: Sequence[_Answer], window_ms: int
     echoes: dict[str, list[Any]] = defaultdict(list)
     for event in connection.execute(sa.select(events).where(events.c.request_id.in_(request_ids))):
         echoes[event.request_id].append(event)
+    known_as = joining.known_as(connection, _strangers(answers, echoes))
     displayed = set(connection.scalars(sa.select(displays.c.request_id).where(displays.c.request_id.in_(request_ids))))
     for user_id, of_user in groupby(answers, key=lambda answer: answer.user_id):
         own = list(of_user)
         following = _following(connection, user_id, own, window_ms)
         for answer, items in zip(own, following, strict=True):
-            echoed = [e for e in echoes[answer.request_id] if e.timestamp_ms - answer.served_ms <= window_ms]
+            names = {answer.user_id, *known_as.get(answer.user_id or "", ())}
+            echoed = [
+                e
+                for e in echoes[answer.request_id]
+                if -SKEW_MS <= e.timestamp_ms - answer.served_ms <= window_ms
+                and (answer.user_id is None or e.user_id in names)
+            ]
             yield answer, _became(answer, items, echoed, is_displayed=answer.request_id in displayed)
+
+
+def _strangers(answers: Sequence[_Answer], echoes: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Users of answers and of events that echo them under another name."""
+    return {
+        name
+        for answer in answers
+        for event in echoes.get(answer.request_id, ())
+        if answer.user_id is not None and answer.user_id != event.user_id
+        for name in (answer.user_id, event.user_id)
+    }
 
 
 def _following(
