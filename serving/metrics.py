@@ -58,7 +58,7 @@ class Metrics:
         }
         self._shares = {
             name: Gauge(f"recsys_live_{name}", text, ["release", "arm", "bound"], registry=registry)
-            for name, text in _SHARES.items()
+            for name, text in SHARES.items()
         }
         add_process_metrics(registry)
         self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
@@ -134,9 +134,10 @@ _LIVE = {
     "targets": "Distinct items users touched within the window, over answers",
     "hits": "… that had been recommended",
 }
-_SHARES = {
+SHARES = {
     "recall": "Hits per target, with its 95 % interval",
     "hit_rate": "Answers with a hit among those with targets, with its 95 % interval",
     "click_rate": "Answers with an attributed event, with its 95 % interval",
     "conversion": "Answers with an attributed purchase, with its 95 % interval",
+    "revenue_per_answer": "Value of attributed purchases for each answer, with its 95 % interval",
 }

@@ -75,7 +75,11 @@ class _Found:
     def counts(self) -> ArmCounts:
         """As counts of one answer."""
         counts = ArmCounts(
-            displayed=self.displayed, clicked=self.clicked, converted=self.converted, revenue=self.revenue
+            displayed=self.displayed,
+            clicked=self.clicked,
+            converted=self.converted,
+            revenue=self.revenue,
+            revenue_squared=self.revenue**2,
         )
         counts.add(self.num_targets, self.num_hits)
         return counts
@@ -106,7 +110,8 @@ class Attribution:
         hours: set[int] = set()
         with trouble("recall not counted"):
             with self._engine.begin() as connection:
-                since_ms = _locked_state(self._engine, connection)["cursor_ms"] - _OVERLAP_MS
+                state = _complete(connection, _locked_state(self._engine, connection))
+                since_ms = state["cursor_ms"] - _OVERLAP_MS
             with self._engine.connect() as connection:
                 touched = _touched(connection, since_ms, window_ms)
             for start in range(0, len(touched), _AT_ONCE):
@@ -155,7 +160,7 @@ class Attribution:
         wanted = sa.select(recall_hours).where(recall_hours.c.hour >= since_ms // HOUR_MS)
         with trouble("recall not read"), self._engine.connect() as connection:
             rows = connection.execute(wanted.order_by(recall_hours.c.hour)).all()
-        return {(row.hour, row.release, row.arm): ArmCounts(**json.loads(row.counts)) for row in rows}
+        return {(row.hour, row.release, row.arm): ArmCounts.from_json(row.counts) for row in rows}
 
     def totals(self, since_ms: int = 0) -> dict[tuple[str, str], ArmCounts]:
         """Counts by (release, arm) over all hours from the one of `since_ms` on.
@@ -181,6 +186,28 @@ def _locked_state(engine: sa.Engine, connection: sa.Connection) -> dict[str, int
 
 def _save_state(connection: sa.Connection, state: dict[str, int]) -> None:
     connection.execute(sa.update(documents).where(documents.c.name == _STATE).values(body=json.dumps(state)))
+
+
+def _complete(connection: sa.Connection, state: dict[str, int]) -> dict[str, int]:
+    """Hours that an older version counted get their `revenue_squared` from their answers, if these are there still."""
+    if "has_squares" in state:
+        return state
+    hour, frozen = impressions.c.served_ms // HOUR_MS, state["frozen_before_ms"]
+    of_answer = sa.and_(
+        answer_counts.c.request_id == impressions.c.request_id, answer_counts.c.arm == impressions.c.arm
+    )
+    by_hour = (hour, impressions.c.release, impressions.c.arm)
+    squares = sa.select(*by_hour, sa.func.sum(answer_counts.c.revenue * answer_counts.c.revenue))
+    rows = connection.execute(squares.join_from(impressions, answer_counts, of_answer).group_by(*by_hour))
+    found = {(row[0], row[1], row[2]): float(row[3]) for row in rows}
+    for row in connection.execute(sa.select(recall_hours).where(recall_hours.c.hour * HOUR_MS >= frozen)).all():
+        key = (row.hour, row.release, row.arm)
+        text = json.dumps({"revenue_squared": found.get(key, 0.0), **json.loads(row.counts)})
+        mine = sa.and_(*(recall_hours.c[name] == getattr(row, name) for name in ("hour", "release", "arm")))
+        connection.execute(sa.update(recall_hours).where(mine).values(counts=text))
+    state = state | {"has_squares": 1}
+    _save_state(connection, state)
+    return state
 
 
 def _touched(connection: sa.Connection, since_ms: int, window_ms: int) -> list[str]:
@@ -297,9 +324,10 @@ def _change(engine: sa.Engine, connection: sa.Connection, changes: dict[_Hour, A
     for (hour, release, arm), change in sorted(changes.items()):
         mine = sa.and_(recall_hours.c.hour == hour, recall_hours.c.release == release, recall_hours.c.arm == arm)
         known = connection.scalar(sa.select(recall_hours.c.counts).where(mine))
-        counts = ArmCounts() if known is None else ArmCounts(**json.loads(known))
+        counts = ArmCounts() if known is None else ArmCounts.from_json(known)
         counts += change
         counts.revenue = round(counts.revenue, 6)  # what was taken off leaves nothing behind
+        counts.revenue_squared = round(counts.revenue_squared, 6)
         row = {"hour": hour, "release": release, "arm": arm, "counts": json.dumps(asdict(counts))}
         statement = insert(engine, recall_hours).values(row)
         connection.execute(

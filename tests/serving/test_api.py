@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -134,6 +135,24 @@ def test_the_console_counts_the_days_that_the_metrics_count(open_shop) -> None:
         connection.execute(recall_hours.insert(), rows)
     found = shop.client.get("/v1/status").json()["recall"]
     assert [(row["release"], row["answers"]) for row in found] == [("tonight", 14)]
+
+
+def test_hours_are_shown_with_their_intervals_and_not_more_than_two_days_of_them(shop) -> None:
+    hour = int(time.time() // 3600)
+    counts = ArmCounts(answers=4, clicked=2, converted=2, revenue=8.0, revenue_squared=34.0)
+    told = [(hour, counts), (hour - 1, counts), (hour - 40, ArmCounts(answers=1)), (hour - 60, counts)]
+    rows = [{"hour": at, "release": "r1", "arm": "all", "counts": json.dumps(asdict(each))} for at, each in told]
+    with shop.store.engine.begin() as connection:
+        connection.execute(recall_hours.insert(), rows)
+    found = shop.client.get("/v1/recall").json()["hours"]
+    assert [row["answers"] for row in found] == [1, 4, 4]
+    assert datetime.fromisoformat(found[-1]["hour"]).timestamp() == hour * 3600
+    share = found[-1]["revenue_per_answer"]
+    assert (share["value"], share["low"] < 2.0 < share["high"]) == (2.0, True)
+    assert found[-1]["click_rate"]["value"] == 0.5
+    assert found[0]["revenue_per_answer"] is None
+    assert len(shop.client.get("/v1/recall", params={"hours": 2}).json()["hours"]) == 2
+    assert shop.client.get("/v1/recall", params={"hours": 49}).status_code == 422
 
 
 ODD_IDS = ["a/b", "a/history", "a/join", "a/similar", "/", "a/", "//a", "..", ".", "../..", "%", "%2F", "a b", " ",

@@ -1,6 +1,8 @@
 """Counts of what became of answers, on a log whose truth is worked out by hand."""
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from recsys.contracts.events import Event
 from recsys.store import EventStore, Impression, recall
 from recsys.store.counts import ArmCounts, wilson
 from recsys.store.recall import HOUR_MS, SKEW_MS
+from recsys.store.schema import documents, recall_hours
 
 WINDOW_MS = 24 * HOUR_MS
 
@@ -245,6 +248,40 @@ def test_counting_little_by_little_ends_as_counting_at_once_and_as_by_hand(tmp_p
             assert (found.answers, found.targets, found.hits) == (len(answers), targets, hits)
             assert found.revenue == credited
             store.close()
+
+
+def test_hours_that_an_older_version_counted_get_what_it_did_not_keep(url: str, clock: Clock) -> None:
+    store = EventStore.open(url, clock)
+    for n, value in enumerate([3.0, 5.0]):
+        show(store, f"q{n}", "ann", "x")
+        act(store, "ann", "x", clock.ms + 1, request_id=f"q{n}", event_type="purchase", value=value)
+    store.attribution.update(WINDOW_MS)
+    pruned = asdict(ArmCounts(answers=9, revenue=9.0))
+    with store.engine.begin() as connection:
+        connection.execute(recall_hours.insert().values(hour=1, release="r0", arm="a", counts=json.dumps(pruned)))
+        for row in connection.execute(recall_hours.select()).all():
+            old = {name: value for name, value in json.loads(row.counts).items() if name != "revenue_squared"}
+            mine = recall_hours.c.hour == row.hour
+            connection.execute(recall_hours.update().where(mine).values(counts=json.dumps(old)))
+        state = {"cursor_ms": clock.ms, "frozen_before_ms": 50 * HOUR_MS}
+        connection.execute(documents.update().where(documents.c.name == "attribution").values(body=json.dumps(state)))
+    store.close()
+    store = EventStore.open(url, clock)
+    store.attribution.update(WINDOW_MS)
+    found = {hour: counts for (hour, _, _), counts in store.attribution.by_hour().items()}
+    assert found[100].revenue_squared == 3.0**2 + 5.0**2
+    assert math.isnan(found[1].revenue_squared)  # its answers are gone
+    assert (found[1].revenue_per_answer().value, math.isnan(found[1].revenue_per_answer().low)) == (1.0, True)
+    store.close()
+
+
+def test_revenue_of_an_answer_by_hand() -> None:
+    assert math.isnan(ArmCounts().revenue_per_answer().value)
+    assert math.isnan(ArmCounts(answers=1, revenue=3.0, revenue_squared=9.0).revenue_per_answer().low)
+    share = ArmCounts(answers=4, revenue=8.0, revenue_squared=34.0).revenue_per_answer()  # 0, 0, 3 and 5
+    assert share.value == 2.0
+    assert share.high - share.value == pytest.approx(1.959964 * math.sqrt(6 / 4))  # variance 6
+    assert share.low == 0.0  # not below it
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
