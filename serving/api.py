@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from recsys.contracts.events import Event
 from recsys.contracts.ids import PAD
+from serving.arms import NO_ARM
 from serving.endpoint import Endpoint
 from serving.paths import ITEM, USER, ItemId, UserId
 from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, STORE_TROUBLE
@@ -53,7 +54,11 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        return await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
+        found = await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
+        took_ms = (time.monotonic() - request.state.arrived) * 1000
+        endpoint.metrics.count(found.source, found.release, NO_ARM, found.degraded, {"total": took_ms})
+        request.state.of_answer = {"release": found.release, "source": found.source, "degraded": found.degraded}
+        return found
 
     return router
 

@@ -16,6 +16,7 @@ from recsys.contracts.errors import ConfigError
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
 from serving import log
+from serving.accounting import Accounting
 from serving.admin import admin_routes
 from serving.api import event_routes, recommendation_routes, user_routes
 from serving.arrival import Arrival
@@ -52,7 +53,8 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     app = FastAPI(title="recsys", description="Recommendations inside a deadline.", version="1", lifespan=lifespan)
     app.add_middleware(Express, endpoint=endpoint)
     app.add_middleware(Guard, access=endpoint.access)
-    app.add_middleware(Arrival, lag=endpoint.service.lag)  # the outermost: the clock starts here
+    app.add_middleware(Arrival, lag=endpoint.service.lag)  # the clock starts here
+    app.add_middleware(Accounting, metrics=endpoint.metrics)  # the outermost: refusals of all others are noted
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
         app.include_router(routes(endpoint))

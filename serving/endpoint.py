@@ -93,6 +93,7 @@ class Endpoint:
 
     def shed(self, user_id: str, k: int) -> bytes:
         """See `Shedder`."""
+        self.metrics.count_request("POST", PATH, 200)
         return self.service.handy.answer(user_id, k)
 
     def start(self) -> None:

@@ -30,6 +30,9 @@ class Metrics:
         self.latency = Histogram(
             "recsys_request_seconds", "Answer time by stage", ["stage"], buckets=buckets, registry=registry
         )
+        self.requests = Counter(
+            "recsys_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
+        )
         by_answer = ["source", "release", "arm"]
         self.answers = Counter("recsys_answers", "Answers by who ranked them", by_answer, registry=registry)
         self.degraded = Counter(
@@ -74,6 +77,10 @@ class Metrics:
             self._child(self.latency, stage).observe(value / 1000)
         with self._lock:
             self._recent.append((release, timings_ms["total"]))
+
+    def count_request(self, method: str, route: str, status: int) -> None:
+        """One request, whatever became of it."""
+        self._child(self.requests, method, route, str(status)).inc()
 
     def _child(self, family: Any, *labels: str) -> Any:
         """`family.labels(*labels)`, found by one look: there are few, and they are counted for each answer."""
