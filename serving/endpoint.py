@@ -42,7 +42,7 @@ class Endpoint:
         self.releases = releases
         self.store = store
         self.cache = cache
-        self.metrics = metrics = Metrics()
+        self.metrics = metrics = Metrics(config.deadline_ms)
         self._writers = BoundedPool(_NUM_WRITERS, _MAX_WRITES, "events")
         self.service = AnswerService(config, releases, store, metrics)
         self.access = Access(config)

@@ -12,24 +12,31 @@ from recsys.store import ArmCounts
 from recsys.telemetry import add_process_metrics
 from serving.log import lost_lines
 
-# 1 ms apart around the budget of 100 ms, so that percentiles there are right to 1 ms.
 _BUCKETS_MS = (
     *(0.5, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75),
-    *range(80, 121),
-    *(130, 150, 200, 250, 500, 1000, 2500, 10_000),
+    *(80, 90, 100, 110, 120, 130, 150, 200, 250, 500, 1000, 2500, 10_000),
 )
+_AROUND_DEADLINE = range(80, 121)
+"""In hundredths of the deadline: 1 ms apart where it is 100 ms, so that percentiles there are right to that."""
 _RECENT = 10_000
 
 
 class Metrics:
     """Counters of one application."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_ms: float = 100.0) -> None:
+        """`deadline_ms` is that of answers whose request names none."""
         self.registry = registry = CollectorRegistry()
-        buckets = [ms / 1000 for ms in _BUCKETS_MS]
+        self._deadline_ms = deadline_ms
         self.latency = Histogram(
-            "recsys_request_seconds", "Answer time by stage", ["stage"], buckets=buckets, registry=registry
+            "recsys_request_seconds",
+            "Answer time by stage",
+            ["stage"],
+            buckets=_buckets(deadline_ms),
+            registry=registry,
         )
+        self.late = Counter("recsys_late", "Answers that came after their deadline", registry=registry)
+        Gauge("recsys_deadline_seconds", "Of requests that name none", registry=registry).set(deadline_ms / 1000)
         self.requests = Counter(
             "recsys_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
         )
@@ -68,8 +75,18 @@ class Metrics:
         self._recent: deque[tuple[str, float]] = deque(maxlen=_RECENT)
         self._lock = threading.Lock()
 
-    def count(self, source: str, release: str, arm: str, degraded: str | None, timings_ms: Mapping[str, float]) -> None:
-        """One answer."""
+    def count(
+        self,
+        source: str,
+        release: str,
+        arm: str,
+        degraded: str | None,
+        timings_ms: Mapping[str, float],
+        deadline_ms: float | None = None,
+    ) -> None:
+        """One answer; `deadline_ms` is its request's own."""
+        if self.is_late(timings_ms["total"], deadline_ms):
+            self.late.inc()
         self._child(self.answers, source, release, arm).inc()
         if degraded:
             self._child(self.degraded, degraded).inc()
@@ -77,6 +94,10 @@ class Metrics:
             self._child(self.latency, stage).observe(value / 1000)
         with self._lock:
             self._recent.append((release, timings_ms["total"]))
+
+    def is_late(self, total_ms: float, deadline_ms: float | None) -> bool:
+        """Whether an answer that took so long came after its deadline."""
+        return total_ms > (deadline_ms or self._deadline_ms)
 
     def count_request(self, method: str, route: str, status: int) -> None:
         """One request, whatever became of it."""
@@ -128,6 +149,13 @@ class Metrics:
                 share = getattr(counts, name)()
                 for bound in ("value", "low", "high"):
                     gauge.labels(release, arm, bound).set(getattr(share, bound))
+
+
+def _buckets(deadline_ms: float) -> list[float]:
+    """Upper bounds in seconds: a hundredth of the deadline apart around it, coarser elsewhere."""
+    fine_ms = [deadline_ms * hundredths / 100 for hundredths in _AROUND_DEADLINE]
+    coarse_ms = [ms for ms in _BUCKETS_MS if not fine_ms[0] <= ms <= fine_ms[-1]]
+    return [round(ms / 1000, 7) for ms in sorted([*coarse_ms, *fine_ms])]
 
 
 _LIVE = {

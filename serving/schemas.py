@@ -46,7 +46,7 @@ _ANSWER: JsonDict = {
     "source": "model",
     "degraded": None,
     "reason": None,
-    "timings_ms": {"history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
+    "timings_ms": {"wait": 0.2, "history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
 }
 
 
@@ -173,6 +173,7 @@ class RecommendationAnswer:
     reason: Missing | None = None
     """Nothing is known of this user yet, so that the popular items are the proper answer; or no item matches."""
     timings_ms: dict[str, float]
+    """By stage: `wait` for a worker, `history`, `encode`, `rank`; `total` counts from the arrival."""
 
 
 class RecommendationAnswers(Schema):

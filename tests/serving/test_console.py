@@ -65,7 +65,7 @@ def test_a_user_is_chosen_and_events_are_clicked_together(shop, page: Page, tmp_
     assert "by model, release r1, arm all" in page.text
     assert recommended(page)[0] == "sku-3"
     assert "Title of sku-3" in page.text
-    for stage in ("history", "encode", "rank", "rest"):
+    for stage in ("wait", "history", "encode", "rank", "rest"):
         assert re.search(rf"{stage} [0-9.]+ ms", page.text)
     assert_it_fits(page, width)
     page.screenshot(tmp_path / "user.png")

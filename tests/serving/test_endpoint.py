@@ -26,7 +26,7 @@ def test_new_events_count_in_the_very_next_answer(shop) -> None:
     answer = shop.ask(user_id="ann", k=2)
     assert items(answer) == ["sku-5", "sku-0"]
     assert (answer["source"], answer["degraded"], answer["reason"], answer["release"]) == ("model", None, None, "r1")
-    assert set(answer["timings_ms"]) == {"history", "encode", "rank", "total"}
+    assert set(answer["timings_ms"]) == {"wait", "history", "encode", "rank", "total"}
     assert answer["items"][0]["title"] == "Title of sku-5"
 
 
