@@ -289,11 +289,13 @@ class EventStore:
             connection.execute(sa.update(documents).where(mine).values(body=json.dumps(body)))
         return body
 
-    def prune(self, before_ms: int) -> int:
+    def prune(self, before_ms: int, *, full_vacuum: bool = False, rest: retention.Rest = time.sleep) -> int:
         """Delete events and answers older than a moment and give the room back; the number of events deleted.
 
         Counts of past hours stay. A history that loses its oldest events has its windows cut anew. Some rows at a time,
-        so that events that come meanwhile do not wait for all of it.
+        so that events that come meanwhile do not wait for all of it; `rest` is called between these steps with the
+        seconds that the last took. Room of a SQLite file that an older version made stays in it, for new rows, unless
+        `full_vacuum` writes the file anew: events wait for all of that.
 
         Raises:
             StoreError: the store cannot be written; what was deleted before stays deleted.
@@ -301,10 +303,23 @@ class EventStore:
         with trouble("store not pruned"):
             with self._engine.begin() as connection:
                 self.attribution.freeze(connection, before_ms)
-            deleted = retention.prune(self._engine, before_ms)
-        with trouble("store not vacuumed"), self._engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("vacuum"))
+            deleted = retention.prune(self._engine, before_ms, rest)
+        with trouble("store not vacuumed"):
+            if full_vacuum:
+                retention.vacuum_fully(self._engine)
+            else:
+                retention.give_room_back(self._engine, rest)
         return deleted
+
+    @property
+    def gives_room_back(self) -> bool:
+        """Whether `prune` gives room back without a full vacuum.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with trouble("store not read"):
+            return retention.gives_room_back(self._engine)
 
     def num_events(self) -> int:
         """Events stored.

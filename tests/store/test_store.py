@@ -1,3 +1,4 @@
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -178,9 +179,54 @@ def test_a_copied_history_is_the_same_and_counted(store: EventStore) -> None:
     assert_glances_count_events(store, "u", "v", "w")
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_pruning_gives_pages_back_in_steps_and_a_full_vacuum_mends_a_file_of_before(
+    tmp_path: Path, monkeypatch, is_old: bool
+) -> None:
+    monkeypatch.setattr(retention, "_PAGES_AT_ONCE", 10)
+    path, rests = tmp_path / "store.db", []
+    if is_old:
+        with sqlite3.connect(path) as connection:
+            connection.execute("create table made_before_it_was_set (x)")
+        connection.close()
+    store = EventStore.open(f"sqlite:///{path}")
+    store.append([event("x" * 200, n, user="u" * 200) for n in range(1_000)])
+
+    def num_pages() -> int:
+        with store.engine.connect() as connection:
+            return connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+
+    before = num_pages()
+    assert store.prune(before_ms=990, rest=rests.append) == 990
+    assert store.gives_room_back is not is_old
+    if is_old:
+        assert num_pages() == before
+        store.prune(before_ms=990, full_vacuum=True)
+        assert store.gives_room_back
+        store.append([event("x" * 200, n, user="u" * 200) for n in range(1_000)])
+        store.prune(before_ms=990, rest=rests.append)
+    assert num_pages() < before / 4
+    assert len(rests) > 10
+    assert store.history("u" * 200) == ["x" * 200] * (20 if is_old else 10)
+    store.close()
+
+
 def test_pruning_in_steps_deletes_all_that_is_old(store: EventStore, monkeypatch) -> None:
     monkeypatch.setattr(retention, "AT_ONCE", 2)
     store.append([event(f"i{n}", n, user=f"u{n % 2}") for n in range(9)])
     assert store.prune(before_ms=7) == 7
     assert [store.history(user) for user in ("u0", "u1")] == [["i8"], ["i7"]]
     assert_glances_count_events(store, "u0", "u1")
+
+
+def test_pruning_deletes_old_displays_of_every_request(store: EventStore, monkeypatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    told = {"user_id": "u", "event_type": "impression"}
+    shown = [
+        Event(item_id=f"i{item}", timestamp_ms=at, request_id=f"q{at}", **told) for at in range(9) for item in range(3)
+    ]
+    store.append([], displayed=shown)
+    store.prune(before_ms=7)
+    with store.engine.connect() as connection:
+        left = connection.exec_driver_sql("select request_id, count(*) from displays group by 1 order by 1").all()
+    assert [tuple(row) for row in left] == [("q7", 3), ("q8", 3)]
