@@ -10,7 +10,7 @@ from serving.arms import Arms, ReleaseName
 from serving.endpoint import Endpoint
 from serving.experiment_report import ExperimentReport, report
 from serving.experiments import Experiment, ExperimentName, ExperimentPlan
-from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE
+from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, REFUSED, STORE_TROUBLE
 from serving.rules import Rules
 from serving.schemas import Availability, ReleaseList
 
@@ -68,12 +68,12 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         """Deal users to arms from now on. One experiment runs at a time."""
         return experiments.start(endpoint.store, body, releases.set_arms)
 
-    @router.get("/experiments/{name}")
+    @router.get("/experiments/{name}", responses=NOT_FOUND)
     def experiment_report(name: _Experiment) -> ExperimentReport:
         """How it stands. It may be looked at every day: its intervals hold at all looks together."""
         return report(endpoint.store, name)
 
-    @router.post("/experiments/{name}/stop")
+    @router.post("/experiments/{name}/stop", responses=NOT_FOUND)
     def stop_experiment(name: _Experiment) -> Experiment:
         """End it; the current release answers everybody again. Activate the winner to keep it."""
         return experiments.stop(endpoint.store, name, releases.set_arms)

@@ -119,11 +119,13 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
     router = APIRouter(tags=["operation"])
     page = _PAGE.read_text(encoding="utf-8")
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> Health:  # needs no thread: while a store stalls, requests may hold them all
         """The process lives."""
         return Health(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"model": Health, "description": "Not warm, or the release is not fit."}})
     async def readyz(response: Response) -> Health:
         """The process can answer inside the deadline, and as the release did when it was built."""

@@ -248,7 +248,7 @@ class EventBatch(Schema):
 
 
 class EventsStored(Schema):
-    """What was stored."""
+    """What was stored; `duplicates` were not: their ids are known, or they happened before their user was forgotten."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"stored": 2, "duplicates": 1}]})
     stored: int
@@ -270,14 +270,21 @@ class Changed(Schema):
 
 
 class UserHistory(Schema):
-    """The latest events of a user, oldest first."""
+    """Events of a user, oldest first."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"events": [{"item_id": "85123A", "event_type": "view", "timestamp": "2026-11-24T10:00:00Z"}]}]
+            "examples": [
+                {
+                    "events": [{"item_id": "85123A", "event_type": "view", "timestamp": "2026-11-24T10:00:00Z"}],
+                    "before": "1795514400000-17",
+                }
+            ]
         }
     )
     events: list[HistoryEvent]
+    before: str | None = None
+    """Ask with this as `before` for the events that came before these; null where these are the first."""
 
 
 class ReleaseList(Schema):

@@ -1,4 +1,5 @@
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_a_glance_changes_with_every_change_of_a_history(store: EventStore) -> N
     assert changed()
     store.forget("u")
     assert not changed()  # as before the first event: nothing
-    store.append([event("a", 10), event("b", 20), event("late", 5)])
+    later = round(time.time() * 1000) + 60_000
+    store.append([event("a", later), event("b", later), event("late", later)])
     assert changed()  # numbers are never given twice
 
 
@@ -101,6 +103,24 @@ def test_a_forgotten_user_leaves_a_tombstone(store: EventStore) -> None:
     assert store.history("other") == ["c"]
     assert list(store.forgotten()) == ["u"]
     assert store.forget("u") == 0
+
+
+def test_what_a_forgotten_user_did_before_is_not_stored_again_and_counted_nowhere(url: str) -> None:
+    store = EventStore.open(url, clock=lambda: 5.0)
+    store.append([event("a", 10, event_id="1")])
+    store.forget("u")
+    batch = [event("a", 10, event_id="1"), event("b", 5_000), event("c", 5_001), event("d", 1, user="v")]
+    result = store.append(batch, {n: [("country", "de")] for n in range(4)})
+    assert (result.stored, result.duplicates) == (2, 2)
+    assert (store.history("u"), store.history("v")) == (["c"], ["d"])
+    assert_glances_count_events(store, "u", "v")
+    assert store.popular_by_context(1, 5)["country", "de"].item_ids == ["c", "d"]
+    store.close()
+
+
+def test_a_user_is_not_joined_to_itself(store: EventStore) -> None:
+    with pytest.raises(ValueError, match="a user cannot be joined to itself"):
+        store.join("u", "u")
 
 
 def test_purchases_are_known_by_type(store: EventStore) -> None:
