@@ -13,7 +13,7 @@ from recsys.store import users
 from recsys.store.schema import answer_counts, displays, events, impressions
 
 T = TypeVar("T")
-AT_ONCE: Final = 2_000
+AT_ONCE: Final = 1_000
 """Rows deleted in one transaction."""
 _PAGES_AT_ONCE: Final = 1_000
 """Pages (of 4,096 bytes) that SQLite gives back in one transaction."""
