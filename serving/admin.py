@@ -15,7 +15,7 @@ from serving.changes import UnderWayError
 from serving.endpoint import Endpoint
 from serving.experiment_report import ExperimentReport, report
 from serving.experiments import Experiment, ExperimentName, ExperimentPlan
-from serving.problems import BAD_BODY, GUARDED, REFUSED, STORE_TROUBLE, UNDER_WAY
+from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, REFUSED, STORE_TROUBLE, UNDER_WAY
 from serving.rules import KeptRules, Rules
 from serving.schemas import Availability, AvailabilityChanged, ReleaseList, Unavailable
 
@@ -98,12 +98,12 @@ def admin_routes(endpoint: Endpoint) -> APIRouter:
         """Deal users to arms, once their sessions are encoded. One experiment runs at a time."""
         return made(lambda: experiments.start(endpoint.store, body, releases.set_arms))
 
-    @router.get("/experiments/{name}")
+    @router.get("/experiments/{name}", responses=NOT_FOUND)
     def experiment_report(name: _Experiment) -> ExperimentReport:
         """How it stands. It may be looked at every day: its intervals hold at all looks together."""
         return report(endpoint.store, name)
 
-    @router.post("/experiments/{name}/stop", response_model=Experiment, responses=UNDER_WAY)
+    @router.post("/experiments/{name}/stop", response_model=Experiment, responses={**UNDER_WAY, **NOT_FOUND})
     def stop_experiment(name: _Experiment) -> Experiment | JSONResponse:
         """End it; the current release answers everybody again. Activate the winner to keep it."""
         return made(lambda: experiments.stop(endpoint.store, name, releases.set_arms))

@@ -49,6 +49,8 @@ class _Work:
     live: LiveRelease
     arm: str
     clock: Callable[[], float]
+    asked: float = field(init=False)
+    """The moment from which it waited for a worker."""
     until: float = math.inf
     """The moment at which nobody waits for it any more."""
     tokens_L: Tokens | None = None
@@ -67,6 +69,7 @@ class _Work:
     watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
+        self.asked = self.clock()
         if self.request.events is not None:
             self.purchased = {e.item_id for e in self.request.events if e.event_type == PURCHASE}
 
@@ -221,7 +224,7 @@ class AnswerService:
             DeadlineError: the time is over.
         """
         request, live = work.request, work.live
-        started = self._clock()
+        started = work.timed("wait", work.asked)
         if request.user_id is not None:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
@@ -306,7 +309,9 @@ class AnswerService:
         reason = None if degraded else work.reason
         if not len(listed.tokens) and not self._allowed(work, work.live.rules).any():
             reason = "no_items_match"
-        timings_ms = {**work.timings_ms, "total": (self._clock() - arrived) * 1000}  # a late worker may still write
+        now = self._clock()
+        waited_ms = (now - work.asked) * 1000  # where no worker has begun; a late one may still write
+        timings_ms = {"wait": waited_ms, **work.timings_ms, "total": (now - arrived) * 1000}
         answer = RecommendationAnswer(
             request_id=request_id,
             items=work.items if listed is work.listed and work.items else items_of(work.live, listed, because),
@@ -317,7 +322,7 @@ class AnswerService:
             reason=reason,
             timings_ms={stage: round(value, 3) for stage, value in timings_ms.items()},
         )
-        self._count(answer)
+        self._count(answer, work.request.deadline_ms)
         self._keep(work, answer)
         return answer
 
@@ -359,8 +364,8 @@ class AnswerService:
         )
         return fallback.pinned(live, k, allowed, rules, listed)
 
-    def _count(self, answer: RecommendationAnswer) -> None:
-        self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms)
+    def _count(self, answer: RecommendationAnswer, deadline_ms: float | None) -> None:
+        self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms, deadline_ms)
         logger.info(
             "answer",
             extra=fields(
@@ -386,7 +391,7 @@ class AnswerService:
                 source=answer.source,
                 items=[item.item_id for item in answer.items],
                 degraded=answer.degraded,
-                late=answer.timings_ms["total"] > (work.request.deadline_ms or self._config.deadline_ms),
+                late=self._metrics.is_late(answer.timings_ms["total"], work.request.deadline_ms),
                 served_ms=served_ms,
             )
         )

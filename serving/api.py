@@ -2,12 +2,14 @@
 
 import time
 from datetime import UTC, datetime
+from typing import Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.exceptions import HTTPException
 
 from recsys.contracts.events import Event
 from recsys.contracts.ids import PAD
+from serving.arms import NO_ARM
 from serving.endpoint import Endpoint
 from serving.paths import ITEM, USER, ItemId, UserId
 from serving.problems import BAD_BODY, GUARDED, NOT_FOUND, STORE_TROUBLE
@@ -26,6 +28,9 @@ from serving.schemas import (
     UserHistory,
 )
 from serving.similar import similar
+
+_PLACE: Final = r"^-?[0-9]{1,18}-[0-9]{1,18}$"
+"""Of an event in its user's history: the moment in milliseconds and the number."""
 
 
 def recommendation_routes(endpoint: Endpoint) -> APIRouter:
@@ -52,7 +57,11 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        return await similar(endpoint.service, live, token, k, request.state.arrived)
+        found = await similar(endpoint.service, live, token, k, request.state.arrived)
+        took_ms = (time.monotonic() - request.state.arrived) * 1000
+        endpoint.metrics.count(found.source, found.release, NO_ARM, found.degraded, {"total": took_ms})
+        request.state.of_answer = {"release": found.release, "source": found.source, "degraded": found.degraded}
+        return found
 
     return router
 
@@ -88,19 +97,27 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     router = APIRouter(prefix="/v1/users", tags=["users"], responses=responses)
 
     @router.get(f"{USER}/history")
-    def history(user_id: UserId, limit: int = Query(default=100, ge=1, le=1_000, examples=[100])) -> UserHistory:
-        """The latest events of a user, oldest first."""
-        found = endpoint.store.recent(user_id, limit)
+    def history(
+        user_id: UserId,
+        limit: int = Query(default=100, ge=1, le=1_000, examples=[100]),
+        before: str | None = Query(default=None, pattern=_PLACE, examples=["1795514400000-17"]),
+    ) -> UserHistory:
+        """The latest events of a user, oldest first; or the latest `before` those of another answer."""
+        place = None if before is None else _place(before)
+        found, first = endpoint.store.page(user_id, limit, place)
         return UserHistory(
+            before=None if first is None else f"{first[0]}-{first[1]}",
             events=[
                 HistoryEvent(item_id=e.item_id, event_type=e.event_type, timestamp=_moment(e.timestamp_ms))
                 for e in found
-            ]
+            ],
         )
 
     @router.post(f"{USER}/join")
     def join(user_id: UserId, body: JoinRequest) -> Changed:
         """Give an anonymous session's events to this user, who has signed in."""
+        if body.session_id == user_id:
+            raise HTTPException(422, "session_id is the user itself; give the id that the session had before")
         moved = endpoint.store.join(body.session_id, user_id)
         endpoint.forget({body.session_id})
         return Changed(events=moved)
@@ -109,13 +126,20 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
     def forget(user_id: UserId) -> Changed:
         """Forget a user: in the store and in this process now, in other workers' memory within `poll_s`.
 
-        The nightly job is told to leave their events out of logs.
+        The nightly job is told to leave their events out of logs. Events of before are not stored again; later ones
+        are, as anybody's.
         """
         deleted = endpoint.store.forget(user_id)
         endpoint.forget({user_id})
         return Changed(events=deleted)
 
     return router
+
+
+def _place(text: str) -> tuple[int, int]:
+    """What `_PLACE` matches, in numbers."""
+    timestamp_ms, _, seq = text.rpartition("-")
+    return int(timestamp_ms), int(seq)
 
 
 def _moment(timestamp_ms: int) -> datetime | None:

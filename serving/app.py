@@ -16,6 +16,7 @@ from recsys.contracts.errors import ConfigError
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
 from serving import log
+from serving.accounting import Accounting
 from serving.admin import admin_routes
 from serving.api import event_routes, recommendation_routes, user_routes
 from serving.arrival import Arrival
@@ -49,10 +50,19 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
         endpoint.service.lag.stop()
         endpoint.close()
 
-    app = FastAPI(title="recsys", description="Recommendations inside a deadline.", version="1", lifespan=lifespan)
+    # The framework's own pages of the API load scripts from elsewhere: /openapi.json and the console stay.
+    app = FastAPI(
+        title="recsys",
+        description="Recommendations inside a deadline.",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_middleware(Express, endpoint=endpoint)
     app.add_middleware(Guard, access=endpoint.access)
-    app.add_middleware(Arrival, lag=endpoint.service.lag)  # the outermost: the clock starts here
+    app.add_middleware(Arrival, lag=endpoint.service.lag)  # the clock starts here
+    app.add_middleware(Accounting, metrics=endpoint.metrics)  # the outermost: refusals of all others are noted
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
         app.include_router(routes(endpoint))
@@ -94,7 +104,7 @@ def run(config: ServeConfig, path: Path, store_url: str) -> None:
     settings = server_settings(app, config)
     with _listen(config) as listening:
         host, port = listening.getsockname()[:2]
-        print(f"release {releases.current.name}, http://{host}:{port}/docs", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"release {releases.current.name}, http://{host}:{port}/console", file=sys.stderr, flush=True)  # noqa: T201
         with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
             uvicorn.Server(settings).run(sockets=_handles(listening))
 

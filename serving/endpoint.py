@@ -43,7 +43,7 @@ class Endpoint:
         self.releases = releases
         self.store = store
         self.cache = cache
-        self.metrics = metrics = Metrics()
+        self.metrics = metrics = Metrics(config.deadline_ms)
         self._writers = BoundedPool(_NUM_WRITERS, _MAX_WRITES, "events")
         self.service = AnswerService(config, releases, store, metrics)
         self.access = Access(config)
@@ -106,6 +106,7 @@ class Endpoint:
 
     def shed(self, request: RecommendationRequest) -> bytes:
         """See `Shedder`."""
+        self.metrics.count_request("POST", PATH, 200)
         return self.service.shed(request)
 
     def forget(self, user_ids: Collection[str]) -> None:

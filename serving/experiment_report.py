@@ -9,11 +9,10 @@ from typing import Final, Literal
 from pydantic import ConfigDict
 
 from recsys.contracts.config import Config
-from recsys.contracts.errors import ConfigError
 from recsys.evaluation.experiment import SPLIT_ALARM, Interval, Sample, always_valid, sample_ratio
 from recsys.store import EventStore, Outcome
 from recsys.store.counts import Share, wilson
-from serving.experiments import METRICS, Experiment, listed
+from serving.experiments import METRICS, Experiment, named
 
 GUARDRAILS: Final = ("degraded", "late")
 _ALL: Final = (*METRICS, *GUARDRAILS)
@@ -114,12 +113,10 @@ def report(store: EventStore, name: str, clock: Callable[[], float] = time.time)
     """How it stands, by the users whose time is over.
 
     Raises:
-        ConfigError: there is no such experiment.
+        UnknownExperimentError: there is no such experiment.
         StoreError: the store cannot be read.
     """
-    experiment = next((each for each in listed(store) if each.name == name), None)
-    if experiment is None:
-        raise ConfigError(f"no experiment {name}; known: {', '.join(e.name for e in listed(store)) or 'none'}")
+    experiment = named(store, name)
     until_ms = min(int(clock() * 1000), experiment.stopped_ms or math.inf)
     window_ms = round(experiment.window_hours * _HOUR_MS)
     entries = store.outcomes.entries([arm.name for arm in experiment.arms], experiment.started_ms, int(until_ms))

@@ -17,6 +17,10 @@ Metric = Literal["conversion", "click", "hit", "revenue"]
 METRICS: Final[tuple[Metric, ...]] = ("conversion", "click", "hit", "revenue")
 
 
+class UnknownExperimentError(ConfigError):
+    """No experiment has this name."""
+
+
 class ExperimentPlan(Config):
     """What is tried. All of it is fixed before the first user, so that nothing can be chosen by the outcome."""
 
@@ -86,6 +90,16 @@ def listed(store: EventStore) -> list[Experiment]:
     return _parsed(store.document(EXPERIMENTS_DOCUMENT))
 
 
+def named(store: EventStore, name: str) -> Experiment:
+    """One experiment.
+
+    Raises:
+        UnknownExperimentError: there is none of this name.
+        StoreError: the store cannot be read.
+    """
+    return _named(listed(store), name)
+
+
 def start(
     store: EventStore,
     plan: ExperimentPlan,
@@ -123,12 +137,13 @@ def stop(
     """End it; the current release answers everybody again.
 
     Raises:
-        ConfigError: no experiment of this name is running.
+        ConfigError: no experiment of this name is running; `UnknownExperimentError` if there never was one.
     """
     stopped_ms = int(clock() * 1000)
 
     def ended(stored: Any) -> list[dict[str, Any]]:
         experiments = _parsed(stored)
+        _named(experiments, name)
         if not any(each.name == name and each.stopped_ms is None for each in experiments):
             raise ConfigError(f"no experiment {name} is running")
         return [
@@ -139,6 +154,14 @@ def stop(
     after = store.write_document(EXPERIMENTS_DOCUMENT, ended)
     set_arms(Arms(shadow=_shadow(store)))
     return next(each for each in _parsed(after) if each.name == name)
+
+
+def _named(experiments: list[Experiment], name: str) -> Experiment:
+    found = next((each for each in experiments if each.name == name), None)
+    if found is None:
+        known = ", ".join(each.name for each in experiments) or "none"
+        raise UnknownExperimentError(f"no experiment {name}; known: {known}")
+    return found
 
 
 def _shadow(store: EventStore) -> str | None:

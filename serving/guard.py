@@ -16,7 +16,7 @@ _Scope = MutableMapping[str, Any]
 _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 
 _OWN_NAMES: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
-_OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/console"})
+_OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json", "/console"})
 """They show nothing of users. The console asks for a token itself."""
 _MAX_CLIENTS: Final = 10_000
 _HINTS: Final = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}

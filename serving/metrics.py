@@ -12,23 +12,33 @@ from recsys.store import ArmCounts
 from recsys.telemetry import add_process_metrics
 from serving.log import lost_lines
 
-# 1 ms apart around the budget of 100 ms, so that percentiles there are right to 1 ms.
 _BUCKETS_MS = (
     *(0.5, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75),
-    *range(80, 121),
-    *(130, 150, 200, 250, 500, 1000, 2500, 10_000),
+    *(80, 90, 100, 110, 120, 130, 150, 200, 250, 500, 1000, 2500, 10_000),
 )
+_AROUND_DEADLINE = range(80, 121)
+"""In hundredths of the deadline: 1 ms apart where it is 100 ms, so that percentiles there are right to that."""
 _RECENT = 10_000
 
 
 class Metrics:
     """Counters of one application."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_ms: float = 100.0) -> None:
+        """`deadline_ms` is that of answers whose request names none."""
         self.registry = registry = CollectorRegistry()
-        buckets = [ms / 1000 for ms in _BUCKETS_MS]
+        self._deadline_ms = deadline_ms
         self.latency = Histogram(
-            "recsys_request_seconds", "Answer time by stage", ["stage"], buckets=buckets, registry=registry
+            "recsys_request_seconds",
+            "Answer time by stage",
+            ["stage"],
+            buckets=_buckets(deadline_ms),
+            registry=registry,
+        )
+        self.late = Counter("recsys_late", "Answers that came after their deadline", registry=registry)
+        Gauge("recsys_deadline_seconds", "Of requests that name none", registry=registry).set(deadline_ms / 1000)
+        self.requests = Counter(
+            "recsys_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
         )
         by_answer = ["source", "release", "arm"]
         self.answers = Counter("recsys_answers", "Answers by who ranked them", by_answer, registry=registry)
@@ -58,15 +68,25 @@ class Metrics:
         }
         self._shares = {
             name: Gauge(f"recsys_live_{name}", text, ["release", "arm", "bound"], registry=registry)
-            for name, text in _SHARES.items()
+            for name, text in SHARES.items()
         }
         add_process_metrics(registry)
         self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self._recent: deque[tuple[str, float]] = deque(maxlen=_RECENT)
         self._lock = threading.Lock()
 
-    def count(self, source: str, release: str, arm: str, degraded: str | None, timings_ms: Mapping[str, float]) -> None:
-        """One answer."""
+    def count(
+        self,
+        source: str,
+        release: str,
+        arm: str,
+        degraded: str | None,
+        timings_ms: Mapping[str, float],
+        deadline_ms: float | None = None,
+    ) -> None:
+        """One answer; `deadline_ms` is its request's own."""
+        if self.is_late(timings_ms["total"], deadline_ms):
+            self.late.inc()
         self._child(self.answers, source, release, arm).inc()
         if degraded:
             self._child(self.degraded, degraded).inc()
@@ -74,6 +94,14 @@ class Metrics:
             self._child(self.latency, stage).observe(value / 1000)
         with self._lock:
             self._recent.append((release, timings_ms["total"]))
+
+    def is_late(self, total_ms: float, deadline_ms: float | None) -> bool:
+        """Whether an answer that took so long came after its deadline."""
+        return total_ms > (deadline_ms or self._deadline_ms)
+
+    def count_request(self, method: str, route: str, status: int) -> None:
+        """One request, whatever became of it."""
+        self._child(self.requests, method, route, str(status)).inc()
 
     def _child(self, family: Any, *labels: str) -> Any:
         """`family.labels(*labels)`, found by one look: there are few, and they are counted for each answer."""
@@ -123,6 +151,13 @@ class Metrics:
                     gauge.labels(release, arm, bound).set(getattr(share, bound))
 
 
+def _buckets(deadline_ms: float) -> list[float]:
+    """Upper bounds in seconds: a hundredth of the deadline apart around it, coarser elsewhere."""
+    fine_ms = [deadline_ms * hundredths / 100 for hundredths in _AROUND_DEADLINE]
+    coarse_ms = [ms for ms in _BUCKETS_MS if not fine_ms[0] <= ms <= fine_ms[-1]]
+    return [round(ms / 1000, 7) for ms in sorted([*coarse_ms, *fine_ms])]
+
+
 _LIVE = {
     "answers": "Answers given in the period",
     "displayed": "Answers the shop reported as displayed",
@@ -134,9 +169,10 @@ _LIVE = {
     "targets": "Distinct items users touched within the window, over answers",
     "hits": "… that had been recommended",
 }
-_SHARES = {
+SHARES = {
     "recall": "Hits per target, with its 95 % interval",
     "hit_rate": "Answers with a hit among those with targets, with its 95 % interval",
     "click_rate": "Answers with an attributed event, with its 95 % interval",
     "conversion": "Answers with an attributed purchase, with its 95 % interval",
+    "revenue_per_answer": "Value of attributed purchases for each answer, with its 95 % interval",
 }

@@ -3,19 +3,24 @@
 import math
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ConfigDict
 
+from recsys.store import ArmCounts
 from recsys.store.counts import Share
+from recsys.store.recall import HOUR_MS
 from serving.endpoint import Endpoint
-from serving.problems import GUARDED, STORE_TROUBLE
+from serving.metrics import SHARES
+from serving.problems import BAD_BODY, GUARDED, STORE_TROUBLE
 from serving.schemas import Health, Preparing, Schema
 
+_MAX_HOURS: Final = 48
 _PAGE = Path(__file__).with_name("console.html")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -76,9 +81,39 @@ class Status(Schema):
     """Of each loaded one, the current first: accuracy, size in 10^6 bytes and time to encode a full window, before it
     was made small (float32 weights in torch) and after, as measured when it was made; latency of its answers here."""
     recall: list[dict[str, Any]]
-    """Counts of the last `recall_days` by release and arm, with shares and their 95 % intervals."""
+    """Counts of the last `recall_days` by release and arm, with shares and their 95 % intervals; null where they are
+    not known."""
     report: dict[str, Any]
     """What was measured when the release was made."""
+
+
+class RecallByHour(Schema):
+    """What became of answers, hour by hour."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "hours": [
+                        {
+                            "hour": "2026-11-24T10:00:00Z",
+                            "release": "2026-11-24",
+                            "arm": "all",
+                            "answers": 412,
+                            "targets": 80,
+                            "hits": 16,
+                            "recall": {"value": 0.2, "low": 0.11, "high": 0.29},
+                            "revenue": 41.2,
+                            "revenue_per_answer": {"value": 0.1, "low": 0.02, "high": 0.18},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+    hours: list[dict[str, Any]]
+    """Counts by hour (its begin), release and arm, the oldest first, with shares and their 95 % intervals; null where
+    they are not known. The latest hours still grow: users have `attribution_hours` to follow an answer."""
 
 
 def operation_routes(endpoint: Endpoint) -> APIRouter:
@@ -86,11 +121,13 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
     router = APIRouter(tags=["operation"])
     page = _PAGE.read_text(encoding="utf-8")
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> Health:  # needs no thread: while a store stalls, requests may hold them all
         """The process lives."""
         return Health(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"model": Health, "description": "Not warm, or the release is not fit."}})
     async def readyz(response: Response) -> Health:
         """The process can answer inside the deadline, and as the release did when it was built."""
@@ -121,6 +158,18 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
             releases=_releases(endpoint),
             recall=_recall(endpoint),
             report=endpoint.releases.current.recommender.release.manifest.metrics,
+        )
+
+    @router.get("/v1/recall", responses={**GUARDED, **STORE_TROUBLE, 422: BAD_BODY[422]})
+    def recall(hours: int = Query(default=_MAX_HOURS, ge=1, le=_MAX_HOURS, examples=[24])) -> RecallByHour:
+        """Recall, clicks, purchases and revenue of the last hours, this one included."""
+        since_ms = int(time.time() * 1000) - (hours - 1) * HOUR_MS
+        found = endpoint.store.attribution.by_hour(since_ms)
+        return RecallByHour(
+            hours=[
+                {"hour": datetime.fromtimestamp(hour * HOUR_MS / 1000, UTC), **_figures(release, arm, counts)}
+                for (hour, release, arm), counts in sorted(found.items(), key=lambda each: each[0])
+            ]
         )
 
     @router.get("/console", response_class=HTMLResponse, responses={200: _CONSOLE})
@@ -157,19 +206,17 @@ def _recall(endpoint: Endpoint) -> list[dict[str, Any]]:
     since_ms = int((time.time() - endpoint.config.recall_days * 86_400) * 1000)
     totals = endpoint.store.attribution.totals(since_ms)
     return [
-        {
-            "release": release,
-            "arm": arm,
-            **asdict(counts),
-            "recall": _share(counts.recall()),
-            "hit_rate": _share(counts.hit_rate()),
-            "click_rate": _share(counts.click_rate()),
-            "conversion": _share(counts.conversion()),
-        }
-        for (release, arm), counts in sorted(totals.items())
+        _figures(release, arm, counts) for (release, arm), counts in sorted(totals.items(), key=lambda each: each[0])
     ]
 
 
+def _figures(release: str, arm: str, counts: ArmCounts) -> dict[str, Any]:
+    """Of one release and arm: counts, and shares with their intervals."""
+    shown = {name: None if math.isnan(value) else value for name, value in asdict(counts).items()}
+    shares = {name: _share(getattr(counts, name)()) for name in SHARES}
+    return {"release": release, "arm": arm, **shown, **shares}
+
+
 def _share(share: Share) -> dict[str, float] | None:
-    """None where nothing was counted: JSON has no nan."""
-    return None if math.isnan(share.value) else asdict(share)
+    """None where its interval is not known: JSON has no nan."""
+    return None if math.isnan(share.low) else asdict(share)

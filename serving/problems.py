@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from recsys.contracts.errors import RecsysError, StoreError
+from serving.experiments import UnknownExperimentError
 from serving.schemas import Problems, ReleaseList
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ def add_handlers(app: FastAPI) -> None:
     async def store_trouble(_: Request, error: StoreError) -> JSONResponse:
         logger.error("%s", error)  # the database's own words may name hosts, tables and values
         return problem(503, ["store"], "the store cannot be used at the moment; try again later")
+
+    @app.exception_handler(UnknownExperimentError)
+    async def unknown(_: Request, error: UnknownExperimentError) -> JSONResponse:
+        return problem(404, ["request"], str(error))
 
     @app.exception_handler(RecsysError)
     async def unusable(_: Request, error: RecsysError) -> JSONResponse:

@@ -53,7 +53,7 @@ _ANSWER: JsonDict = {
     "source": "model",
     "degraded": None,
     "reason": None,
-    "timings_ms": {"history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
+    "timings_ms": {"wait": 0.2, "history": 0.4, "encode": 2.1, "rank": 0.9, "total": 4.0},
 }
 
 
@@ -186,6 +186,7 @@ class RecommendationAnswer:
     reason: Missing | None = None
     """Nothing is known of this user yet, so that the popular items are the proper answer; or no item matches."""
     timings_ms: dict[str, float]
+    """By stage: `wait` for a worker, `history`, `encode`, `rank`; `total` counts from the arrival."""
 
 
 class RecommendationAnswers(Schema):
@@ -260,7 +261,7 @@ class EventBatch(Schema):
 
 
 class EventsStored(Schema):
-    """What was stored."""
+    """What was stored; `duplicates` were not: their ids are known, or they happened before their user was forgotten."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"stored": 2, "duplicates": 1}]})
     stored: int
@@ -282,14 +283,21 @@ class Changed(Schema):
 
 
 class UserHistory(Schema):
-    """The latest events of a user, oldest first."""
+    """Events of a user, oldest first."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"events": [{"item_id": "85123A", "event_type": "view", "timestamp": "2026-11-24T10:00:00Z"}]}]
+            "examples": [
+                {
+                    "events": [{"item_id": "85123A", "event_type": "view", "timestamp": "2026-11-24T10:00:00Z"}],
+                    "before": "1795514400000-17",
+                }
+            ]
         }
     )
     events: list[HistoryEvent]
+    before: str | None = None
+    """Ask with this as `before` for the events that came before these; null where these are the first."""
 
 
 class Preparing(Schema):

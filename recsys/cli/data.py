@@ -116,6 +116,9 @@ def store_import(
 def store_prune(
     store: Annotated[str, typer.Option(help="URL, sqlite:///path or postgresql://…")],
     keep_days: Annotated[float, typer.Option(min=0, help="Age of the oldest events and answers to keep.")],
+    full_vacuum: Annotated[
+        bool, typer.Option("--full-vacuum", help="SQLite: write the whole file anew; events wait meanwhile.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete events and answers older than some days, and give the room back. Counts of past hours stay."""
@@ -124,6 +127,8 @@ def store_prune(
     from recsys.store import EventStore
 
     opened = EventStore.open(store)
-    deleted = opened.prune(int((time.time() - keep_days * 86_400) * 1000))
+    deleted = opened.prune(int((time.time() - keep_days * 86_400) * 1000), full_vacuum=full_vacuum)
+    given_back = opened.gives_room_back
     opened.close()
-    emit(as_json, {"deleted": deleted}, f"{deleted:,} events deleted")
+    kept = "" if given_back else "; their room stays in the file, which an older version made: --full-vacuum mends that"
+    emit(as_json, {"deleted": deleted, "room_given_back": given_back}, f"{deleted:,} events deleted{kept}")

@@ -37,7 +37,7 @@ def run(releases: Path, num_kills: int) -> dict[str, Any]:
         url = f"sqlite:///{folder}/store.db"
         for kill in range(num_kills):
             with server_process.started(releases, url) as server:
-                clients = [_Client(server.port, f"{kill}-{n}", known) for n in range(_NUM_CLIENTS)]
+                clients = [Client(server.port, f"{kill}-{n}", known) for n in range(_NUM_CLIENTS)]
                 killer = threading.Timer(generator.uniform(0.05, _LONGEST_LIFE_S), server.process.kill)
                 killer.start()
                 for client in clients:
@@ -48,7 +48,7 @@ def run(releases: Path, num_kills: int) -> dict[str, Any]:
             num_answers += sum(client.num_answers for client in clients)
             advance("kills", kill + 1, num_kills)
         store = EventStore.open(url)
-        kept = {event_id for user in range(_NUM_CLIENTS) for event_id in _event_ids(store, f"user-{user}")}
+        kept = {event_id for user in range(_NUM_CLIENTS) for event_id in event_ids(store, user_of(user))}
         store.close()
     return {
         "kills": num_kills,
@@ -58,21 +58,29 @@ def run(releases: Path, num_kills: int) -> dict[str, Any]:
     }
 
 
-def _event_ids(store: EventStore, user: str) -> list[str]:
+def user_of(client: int | str) -> str:
+    """The user whose events a client sends."""
+    return f"user-{client}"
+
+
+def event_ids(store: EventStore, user: str) -> list[str]:
+    """Of all events of a user, oldest first."""
     return [event.event_id for event in store.recent(user, limit=10**7) if event.event_id is not None]
 
 
-class _Client(threading.Thread):
+class Client(threading.Thread):
     """One user's events, each followed by a request for recommendations, until the server is gone."""
 
     def __init__(self, port: int, name: str, known: list[str]) -> None:
+        """`name` begins the ids of the events, and its part after the last `-` tells the user: see `user_of`."""
         super().__init__(daemon=True)
         self._port, self._prefix, self._known = port, name, known
-        self._user = f"user-{name.rpartition('-')[2]}"
+        self._user = user_of(name.rpartition("-")[2])
         self.acknowledged: list[str] = []
         self.num_answers = 0
 
     def run(self) -> None:
+        """Send and ask without a pause."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
             while True:

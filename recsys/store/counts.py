@@ -1,5 +1,6 @@
-"""Exact counts of what became of answers, and the shares they give with 95 % intervals."""
+"""Exact counts of what became of answers, and the figures they give with 95 % intervals."""
 
+import json
 import math
 from dataclasses import dataclass, fields
 
@@ -32,6 +33,8 @@ class ArmCounts:
     """… by a purchase of one."""
     revenue: float = 0.0
     """Value of those purchases."""
+    revenue_squared: float = 0.0
+    """Sum over answers of their revenue squared; nan for hours that were counted and pruned before it was kept."""
     targets: int = 0
     """Distinct items of the user's events inside the window, summed over answers."""
     hits: int = 0
@@ -39,6 +42,11 @@ class ArmCounts:
     hits_squared: int = 0
     targets_squared: int = 0
     hits_targets: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> "ArmCounts":
+        """Counts as they are stored; see `revenue_squared`."""
+        return cls(**{"revenue_squared": math.nan, **json.loads(text)})
 
     def add(self, num_targets: int, num_hits: int) -> None:
         """Count one answer with so many targets, of which so many had been recommended."""
@@ -87,6 +95,20 @@ class ArmCounts:
     def conversion(self) -> Share:
         """Answers with an attributed purchase among all answers."""
         return wilson(self.converted, self.answers)
+
+    def revenue_per_answer(self) -> Share:
+        """Attributed revenue of a mean answer, with the normal interval of a mean; it needs two answers, else nan.
+
+        A few dear purchases make revenue skewed: where less than some dozens were counted, the interval is too short.
+        """
+        n = self.answers
+        if not n:
+            return Share(math.nan, math.nan, math.nan)
+        mean = self.revenue / n
+        if n < 2 or math.isnan(self.revenue_squared):
+            return Share(mean, math.nan, math.nan)
+        margin = _Z * math.sqrt(max(self.revenue_squared - n * mean**2, 0.0) / (n - 1) / n)
+        return Share(mean, max(0.0, mean - margin), mean + margin)
 
 
 def wilson(successes: int, trials: int) -> Share:

@@ -49,9 +49,17 @@ _NEWEST: Final = (
 _ADD: Final = {
     dialect: insert(events)
     .on_conflict_do_nothing(index_elements=["event_id"])
-    .returning(events.c.user_id, events.c.seq, events.c.event_id)
+    .returning(events.c.user_id, events.c.seq, events.c.event_id, events.c.timestamp_ms)
     for dialect, insert in INSERTS.items()
 }
+_STONES: Final = sa.select(tombstones.c.user_id, tombstones.c.forgotten_ms).where(
+    tombstones.c.user_id.in_(sa.bindparam("wanted", expanding=True))
+)
+_USERS_AT_ONCE: Final = 1_000
+
+
+Place = tuple[int, int]
+"""Of an event in its user's history: timestamp_ms and number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class AppendResult:
 
     stored: int
     duplicates: int
-    """Events whose id was there already."""
+    """Events whose id was there already, or that happened before their user was forgotten: told again, perhaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,9 @@ class EventStore:
     ) -> AppendResult:
         """Store events in one transaction; they are durable when this returns. An event_id is stored once.
 
+        What a user did up to the moment of being forgotten is not stored, so that no retry brings the user back; what
+        they do later is, as anybody's.
+
         `context_of` holds the context of some events by their place in the batch: it is counted, not kept.
         `displayed` is what the shop says it displayed of an answer; each item of an answer once.
 
@@ -144,6 +155,7 @@ class EventStore:
         # What this statement wrote. A look afterwards would find what others wrote, too.
         found = connection.execute(_ADD[self._engine.dialect.name], rows).all()
         users.add(self._engine, connection, [(row.user_id, row.seq) for row in found])
+        found = _without_forgotten(connection, found)
         if context_of:
             told = {rows[place]["event_id"]: (values, batch[place].item_id) for place, values in context_of.items()}
             contexts.add(self._engine, connection, told, {row.event_id for row in found})
@@ -197,15 +209,28 @@ class EventStore:
         Raises:
             StoreError: the store cannot be read.
         """
+        return self.page(user_id, limit)[0]
+
+    def page(self, user_id: str, limit: int, before: Place | None = None) -> tuple[list[Event], Place | None]:
+        """The user's last events before a place, oldest first, and the place of the first; None if none are before it.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        place = sa.tuple_(events.c.timestamp_ms, events.c.seq)
         newest_first = (
             sa.select(events)
             .where(events.c.user_id == user_id)
             .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
-            .limit(limit)
+            .limit(limit + 1)
         )
+        if before is not None:
+            newest_first = newest_first.where(place < before)
         with trouble("history not read"), self._engine.connect() as connection:
-            rows = connection.execute(newest_first).mappings().all()[::-1]
-        return [Event(**{k: v for k, v in row.items() if k not in {"seq", "received_ms"}}) for row in rows]
+            found = connection.execute(newest_first).mappings().all()
+        rows = found[:limit][::-1]
+        told = [Event(**{k: v for k, v in row.items() if k not in {"seq", "received_ms"}}) for row in rows]
+        return told, (rows[0]["timestamp_ms"], rows[0]["seq"]) if len(found) > limit else None
 
     def items_of_type(self, user_id: str, event_type: str) -> set[str]:
         """Items the user has events of one type on: what they purchased, for instance.
@@ -253,7 +278,10 @@ class EventStore:
 
         Raises:
             StoreError: nothing was moved.
+            ValueError: both are the same.
         """
+        if session_id == user_id:
+            raise ValueError("a user cannot be joined to itself: give the id that the session had before")
         with trouble("session not joined"), self._engine.begin() as connection:
             both = users.lock(connection, [session_id, user_id])
             written = joining.move(connection, session_id, user_id, self._now_ms())
@@ -326,11 +354,13 @@ class EventStore:
                 stock.replace(connection, unavailable)
         return body
 
-    def prune(self, before_ms: int) -> int:
+    def prune(self, before_ms: int, *, full_vacuum: bool = False, rest: retention.Rest = time.sleep) -> int:
         """Delete events and answers older than a moment and give the room back; the number of events deleted.
 
         Counts of past hours stay. A history that loses its oldest events has its windows cut anew. Some rows at a time,
-        so that events that come meanwhile do not wait for all of it.
+        so that events that come meanwhile do not wait for all of it; `rest` is called between these steps with the
+        seconds that the last took. Room of a SQLite file that an older version made stays in it, for new rows, unless
+        `full_vacuum` writes the file anew: events wait for all of that.
 
         Raises:
             StoreError: the store cannot be written; what was deleted before stays deleted.
@@ -339,10 +369,23 @@ class EventStore:
             with self._engine.begin() as connection:
                 self.attribution.freeze(connection, before_ms)
                 removals.prune(connection)
-            deleted = retention.prune(self._engine, before_ms)
-        with trouble("store not vacuumed"), self._engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("vacuum"))
+            deleted = retention.prune(self._engine, before_ms, rest)
+        with trouble("store not vacuumed"):
+            if full_vacuum:
+                retention.vacuum_fully(self._engine)
+            else:
+                retention.give_room_back(self._engine, rest)
         return deleted
+
+    @property
+    def gives_room_back(self) -> bool:
+        """Whether `prune` gives room back without a full vacuum.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with trouble("store not read"):
+            return retention.gives_room_back(self._engine)
 
     def num_events(self) -> int:
         """Events stored.
@@ -379,3 +422,24 @@ class EventStore:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _without_forgotten(connection: sa.Connection, written: Sequence[Any]) -> Sequence[Any]:
+    """Rows that were written, less those of before their users were forgotten, which are deleted.
+
+    After the insert: from here on, whoever forgets a user waits for this transaction, or this one has waited for it.
+    """
+    wanted = sorted({row.user_id for row in written})
+    stones: dict[str, int] = {}
+    for start in range(0, len(wanted), _USERS_AT_ONCE):
+        found = connection.execute(_STONES, {"wanted": wanted[start : start + _USERS_AT_ONCE]})
+        stones.update((row.user_id, row.forgotten_ms) for row in found)
+    if not stones:
+        return written
+    gone = [row for row in written if row.user_id in stones and row.timestamp_ms <= stones[row.user_id]]
+    if gone:
+        deleted = sa.delete(events).where(events.c.seq == sa.bindparam("gone"))
+        connection.execute(deleted, [{"gone": row.seq} for row in gone])
+        users.recount(connection, sorted({row.user_id for row in gone}))
+    deleted_seqs = {row.seq for row in gone}
+    return [row for row in written if row.seq not in deleted_seqs]

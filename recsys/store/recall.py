@@ -8,13 +8,14 @@ Hours whose rows have been pruned are left as they are.
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from recsys.store import joining
 from recsys.store.counts import ArmCounts
 from recsys.store.schema import (
     answer_counts,
@@ -31,6 +32,8 @@ HOUR_MS: Final = 3_600_000
 PURCHASE: Final = "purchase"
 SHADOW_ARM: Final = "shadow"
 """The arm of answers that nobody saw: what users did next counts, clicks and purchases are not theirs."""
+SKEW_MS: Final = 300_000
+"""An event that echoes an answer may be dated so long before it: clocks of shops' servers differ from ours."""
 _OVERLAP_MS: Final = 60_000
 """Looked at again each time: a transaction may become visible some time after the moment written in its rows."""
 _STATE: Final = "attribution"
@@ -72,7 +75,11 @@ class _Found:
     def counts(self) -> ArmCounts:
         """As counts of one answer."""
         counts = ArmCounts(
-            displayed=self.displayed, clicked=self.clicked, converted=self.converted, revenue=self.revenue
+            displayed=self.displayed,
+            clicked=self.clicked,
+            converted=self.converted,
+            revenue=self.revenue,
+            revenue_squared=self.revenue**2,
         )
         counts.add(self.num_targets, self.num_hits)
         return counts
@@ -92,7 +99,9 @@ class Attribution:
         """Bring the counts up to date; the number of hours that were looked at. Several workers may call it.
 
         An answer's targets are the items of its user's events after it and within `window_ms`, and those of
-        events that echo its request_id. `rest` is called between transactions with the seconds that the last took.
+        the user's events that echo its request_id, which may be dated up to `SKEW_MS` before it. Who echoes an
+        answer to nobody in particular is its user; so is a session that became the user's, and the other way
+        round. `rest` is called between transactions with the seconds that the last took.
 
         Raises:
             StoreError: some answers are not counted yet; they are the next time.
@@ -101,7 +110,8 @@ class Attribution:
         hours: set[int] = set()
         with trouble("recall not counted"):
             with self._engine.begin() as connection:
-                since_ms = _locked_state(self._engine, connection)["cursor_ms"] - _OVERLAP_MS
+                state = _complete(connection, _locked_state(self._engine, connection))
+                since_ms = state["cursor_ms"] - _OVERLAP_MS
             with self._engine.connect() as connection:
                 touched = _touched(connection, since_ms, window_ms)
             for start in range(0, len(touched), _AT_ONCE):
@@ -150,7 +160,7 @@ class Attribution:
         wanted = sa.select(recall_hours).where(recall_hours.c.hour >= since_ms // HOUR_MS)
         with trouble("recall not read"), self._engine.connect() as connection:
             rows = connection.execute(wanted.order_by(recall_hours.c.hour)).all()
-        return {(row.hour, row.release, row.arm): ArmCounts(**json.loads(row.counts)) for row in rows}
+        return {(row.hour, row.release, row.arm): ArmCounts.from_json(row.counts) for row in rows}
 
     def totals(self, since_ms: int = 0) -> dict[tuple[str, str], ArmCounts]:
         """Counts by (release, arm) over all hours from the one of `since_ms` on.
@@ -178,12 +188,34 @@ def _save_state(connection: sa.Connection, state: dict[str, int]) -> None:
     connection.execute(sa.update(documents).where(documents.c.name == _STATE).values(body=json.dumps(state)))
 
 
+def _complete(connection: sa.Connection, state: dict[str, int]) -> dict[str, int]:
+    """Hours that an older version counted get their `revenue_squared` from their answers, if these are there still."""
+    if "has_squares" in state:
+        return state
+    hour, frozen = impressions.c.served_ms // HOUR_MS, state["frozen_before_ms"]
+    of_answer = sa.and_(
+        answer_counts.c.request_id == impressions.c.request_id, answer_counts.c.arm == impressions.c.arm
+    )
+    by_hour = (hour, impressions.c.release, impressions.c.arm)
+    squares = sa.select(*by_hour, sa.func.sum(answer_counts.c.revenue * answer_counts.c.revenue))
+    rows = connection.execute(squares.join_from(impressions, answer_counts, of_answer).group_by(*by_hour))
+    found = {(row[0], row[1], row[2]): float(row[3]) for row in rows}
+    for row in connection.execute(sa.select(recall_hours).where(recall_hours.c.hour * HOUR_MS >= frozen)).all():
+        key = (row.hour, row.release, row.arm)
+        text = json.dumps({"revenue_squared": found.get(key, 0.0), **json.loads(row.counts)})
+        mine = sa.and_(*(recall_hours.c[name] == getattr(row, name) for name in ("hour", "release", "arm")))
+        connection.execute(sa.update(recall_hours).where(mine).values(counts=text))
+    state = state | {"has_squares": 1}
+    _save_state(connection, state)
+    return state
+
+
 def _touched(connection: sa.Connection, since_ms: int, window_ms: int) -> list[str]:
     """request_ids of answers that are new, or that have new events or displays; a user's together."""
     answer, new_event = (impressions.c.user_id, impressions.c.request_id), events.c.received_ms >= since_ms
     after = events.c.timestamp_ms - impressions.c.served_ms
     by_user = sa.and_(impressions.c.user_id == events.c.user_id, after > 0, after <= window_ms)
-    by_echo = sa.and_(impressions.c.request_id == events.c.request_id, after <= window_ms)
+    by_echo = sa.and_(impressions.c.request_id == events.c.request_id, after.between(-SKEW_MS, window_ms))
     looks = [
         sa.select(*answer).where(impressions.c.served_ms >= since_ms),
         sa.select(*answer).where(new_event, by_user),
@@ -219,13 +251,31 @@ def _found(connection: sa.Connection, answers: Sequence[_Answer], window_ms: int
     echoes: dict[str, list[Any]] = defaultdict(list)
     for event in connection.execute(sa.select(events).where(events.c.request_id.in_(request_ids))):
         echoes[event.request_id].append(event)
+    known_as = joining.known_as(connection, _strangers(answers, echoes))
     displayed = set(connection.scalars(sa.select(displays.c.request_id).where(displays.c.request_id.in_(request_ids))))
     for user_id, of_user in groupby(answers, key=lambda answer: answer.user_id):
         own = list(of_user)
         following = _following(connection, user_id, own, window_ms)
         for answer, items in zip(own, following, strict=True):
-            echoed = [e for e in echoes[answer.request_id] if e.timestamp_ms - answer.served_ms <= window_ms]
+            names = {answer.user_id, *known_as.get(answer.user_id or "", ())}
+            echoed = [
+                e
+                for e in echoes[answer.request_id]
+                if -SKEW_MS <= e.timestamp_ms - answer.served_ms <= window_ms
+                and (answer.user_id is None or e.user_id in names)
+            ]
             yield answer, _became(answer, items, echoed, is_displayed=answer.request_id in displayed)
+
+
+def _strangers(answers: Sequence[_Answer], echoes: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Users of answers and of events that echo them under another name."""
+    return {
+        name
+        for answer in answers
+        for event in echoes.get(answer.request_id, ())
+        if answer.user_id is not None and answer.user_id != event.user_id
+        for name in (answer.user_id, event.user_id)
+    }
 
 
 def _following(
@@ -274,9 +324,10 @@ def _change(engine: sa.Engine, connection: sa.Connection, changes: dict[_Hour, A
     for (hour, release, arm), change in sorted(changes.items()):
         mine = sa.and_(recall_hours.c.hour == hour, recall_hours.c.release == release, recall_hours.c.arm == arm)
         known = connection.scalar(sa.select(recall_hours.c.counts).where(mine))
-        counts = ArmCounts() if known is None else ArmCounts(**json.loads(known))
+        counts = ArmCounts() if known is None else ArmCounts.from_json(known)
         counts += change
         counts.revenue = round(counts.revenue, 6)  # what was taken off leaves nothing behind
+        counts.revenue_squared = round(counts.revenue_squared, 6)
         row = {"hour": hour, "release": release, "arm": arm, "counts": json.dumps(asdict(counts))}
         statement = insert(engine, recall_hours).values(row)
         connection.execute(

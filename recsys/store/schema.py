@@ -140,6 +140,7 @@ joins = sa.Table(
     _metadata,
     sa.Column("last_seq", _BIG, primary_key=True, autoincrement=False),
     sa.Column("session_id", sa.String(256), nullable=False),
+    sa.Index("joins_by_session", "session_id"),
 )
 documents = sa.Table(
     "documents",
@@ -223,6 +224,7 @@ def _create_tables(engine: sa.Engine) -> None:
     else:
         _metadata.create_all(engine)
     _add_columns(engine)
+    _add_indexes(engine)
     with engine.begin() as connection:
         for table in _metadata.sorted_tables:
             connection.execute(sa.select(table).limit(0))
@@ -251,8 +253,21 @@ def _add_columns(engine: sa.Engine) -> None:
                 connection.exec_driver_sql(f"alter table {table.name} add column {column.name} {kind}")
 
 
+def _add_indexes(engine: sa.Engine) -> None:
+    """The same for indexes."""
+    for table in _metadata.sorted_tables:
+        there = {index["name"] for index in sa.inspect(engine).get_indexes(table.name)}
+        for index in table.indexes:
+            if index.name not in there:
+                # Another process may be first.
+                with suppress(OperationalError, ProgrammingError):
+                    index.create(engine)
+
+
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    """Readers do not wait for the writer; a commit is on disk before it is acknowledged."""
+    """Readers do not wait for the writer; a commit is on disk before it is acknowledged; room can be given back."""
+    if connection.execute("PRAGMA page_count").fetchone() == (0,):  # new: later only a full vacuum could change it
+        connection.execute("PRAGMA auto_vacuum = incremental")
     for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -84,7 +85,7 @@ def test_history_then_forgotten_then_new(shop) -> None:
     assert shop.client.delete("/v1/users/ann").json() == {"events": 2}
     answer = shop.ask(user_id="ann")
     assert (answer["source"], answer["reason"]) == ("popular", "unknown_user")
-    assert shop.client.get("/v1/users/ann/history").json() == {"events": []}
+    assert shop.client.get("/v1/users/ann/history").json() == {"events": [], "before": None}
     shop.tell("sku-9")
     assert items(shop.ask(user_id="ann", k=1)) == ["sku-9"]
 
@@ -139,6 +140,64 @@ def test_the_console_counts_the_days_that_the_metrics_count(open_shop) -> None:
         connection.execute(recall_hours.insert(), rows)
     found = shop.client.get("/v1/status").json()["recall"]
     assert [(row["release"], row["answers"]) for row in found] == [("tonight", 14)]
+
+
+def test_hours_are_shown_with_their_intervals_and_not_more_than_two_days_of_them(shop) -> None:
+    hour = int(time.time() // 3600)
+    counts = ArmCounts(answers=4, clicked=2, converted=2, revenue=8.0, revenue_squared=34.0)
+    told = [(hour, counts), (hour - 1, counts), (hour - 40, ArmCounts(answers=1)), (hour - 60, counts)]
+    rows = [{"hour": at, "release": "r1", "arm": "all", "counts": json.dumps(asdict(each))} for at, each in told]
+    with shop.store.engine.begin() as connection:
+        connection.execute(recall_hours.insert(), rows)
+    found = shop.client.get("/v1/recall").json()["hours"]
+    assert [row["answers"] for row in found] == [1, 4, 4]
+    assert datetime.fromisoformat(found[-1]["hour"]).timestamp() == hour * 3600
+    share = found[-1]["revenue_per_answer"]
+    assert (share["value"], share["low"] < 2.0 < share["high"]) == (2.0, True)
+    assert found[-1]["click_rate"]["value"] == 0.5
+    assert found[0]["revenue_per_answer"] is None
+    assert len(shop.client.get("/v1/recall", params={"hours": 2}).json()["hours"]) == 2
+    assert shop.client.get("/v1/recall", params={"hours": 49}).status_code == 422
+
+
+def test_a_retry_of_an_event_of_before_does_not_bring_a_forgotten_user_back(shop) -> None:
+    told = {"event_id": "e1", "timestamp": "2026-01-02T00:00:00Z"}
+    shop.tell("sku-3", **told)
+    shop.client.delete("/v1/users/ann")
+    assert shop.tell("sku-3", **told) == {"stored": 0, "duplicates": 1}
+    assert shop.ask(user_id="ann")["reason"] == "unknown_user"
+    assert shop.tell("sku-3", event_id="e2") == {"stored": 1, "duplicates": 0}  # of now: a user who has come back
+    assert shop.ask(user_id="ann")["source"] == "model"
+
+
+def test_a_user_is_not_joined_to_itself(shop) -> None:
+    shop.tell("sku-3")
+    answer = shop.client.post("/v1/users/ann/join", json={"session_id": "ann"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["msg"] == "session_id is the user itself; give the id that the session had before"
+    with shop.store.engine.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from joins").scalar() == 0
+
+
+def test_a_long_history_is_read_page_by_page(shop) -> None:
+    told = [f"item-{n}" for n in range(7)]
+    shop.tell(*told[:5], timestamp=1_000)  # at one moment: the order of arrival counts
+    shop.tell(*told[5:], timestamp=2_000)
+    pages, before = [], {}
+    while True:
+        page = shop.client.get("/v1/users/ann/history", params={"limit": 3, **before}).json()
+        pages.append([event["item_id"] for event in page["events"]])
+        if page["before"] is None:
+            break
+        before = {"before": page["before"]}
+    assert pages == [told[4:], told[1:4], told[:1]]
+    assert shop.client.get("/v1/users/ann/history", params={"before": "yesterday"}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_a_probe_may_ask_for_the_head_only(shop, path: str) -> None:
+    answer = shop.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 ODD_IDS = ["a/b", "a/history", "a/join", "a/similar", "/", "a/", "//a", "..", ".", "../..", "%", "%2F", "a b", " ",

@@ -55,13 +55,17 @@ def test_a_user_is_chosen_and_events_are_clicked_together(shop, page: Page, tmp_
     assert_it_fits(page, width)
     page.screenshot(tmp_path / "figures.png")
 
+    page.click("#byHour summary")
+    page.wait_for("document.querySelector('#hours td')")
+    assert_it_fits(page, width)
+
     page.write("#user", "ann")
     page.click("#byUser button")
     page.wait_for("document.querySelector('#items td')")
     assert "by model, release r1, arm all" in page.text
     assert recommended(page)[0] == "sku-3"
     assert "Title of sku-3" in page.text
-    for stage in ("history", "encode", "rank", "rest"):
+    for stage in ("wait", "history", "encode", "rank", "rest"):
         assert re.search(rf"{stage} [0-9.]+ ms", page.text)
     assert_it_fits(page, width)
     page.screenshot(tmp_path / "user.png")
@@ -94,7 +98,7 @@ def test_figures_before_and_after(shop, page: Page) -> None:
     shop.tell("sku-3")
     shop.ask(user_id="ann")
     page.open(f"{shop.client.base_url}/console#user=ann", DESK)
-    page.wait_for("document.querySelector('#items td')")
+    page.wait_for("document.querySelector('#items td') && document.querySelector('.tile')")
     assert "p99 of 10000 ms" in page.text
     assert "by model, release r1, arm all" in page.text
     assert "4.25 → 0.00 MB" in page.text

@@ -176,6 +176,8 @@ def test_over_http_users_are_dealt_by_the_name_and_the_arms_stay_as_they_are(cli
     assert "is running" in client.put("/v1/admin/arms", json=moved).text
     assert client.put("/v1/admin/arms", json={**stored.model_dump(), "shadow": None}).status_code == 200
     assert client.get("/v1/admin/experiments/t").json()["conclusion"] == "too early to say anything"
-    assert client.get("/v1/admin/experiments/none").status_code == 409
+    assert client.get("/v1/admin/experiments/none").status_code == 404
+    assert client.post("/v1/admin/experiments/none/stop").status_code == 404
     assert client.post("/v1/admin/experiments/t/stop").json()["stopped_ms"]
+    assert client.post("/v1/admin/experiments/t/stop").status_code == 409
     assert client.post("/v1/recommendations", json={"user_id": "u1"}).json()["arm"] == "all"

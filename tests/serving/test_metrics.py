@@ -20,11 +20,21 @@ def from_buckets(metrics: Metrics, q: float) -> float:
     return float(1000 * (low + (bounds[place] - low) * (rank - before) / (counts[place] - before)))
 
 
-@pytest.mark.parametrize("around_ms", [85.0, 100.0, 115.0])
-def test_percentiles_around_the_budget_are_right_to_a_millisecond(around_ms: float) -> None:
-    metrics, generator = Metrics(), np.random.default_rng(3)
-    times_ms = np.concatenate([generator.gamma(2, 5, 900), generator.normal(around_ms, 1.5, 100)])
+@pytest.mark.parametrize("deadline_ms", [20.0, 50.0, 100.0, 200.0, 3_000.0])
+@pytest.mark.parametrize("share", [0.85, 1.0, 1.15])
+def test_percentiles_around_the_deadline_are_right_to_a_hundredth_of_it(deadline_ms: float, share: float) -> None:
+    metrics, generator = Metrics(deadline_ms), np.random.default_rng(3)
+    slow_ms = generator.normal(share * deadline_ms, 0.015 * deadline_ms, 100)
+    times_ms = np.concatenate([generator.gamma(2, 0.05 * deadline_ms, 900), slow_ms])
     for time_ms in times_ms:
         metrics.count("model", "r1", "all", None, {"total": float(time_ms)})
     for q in (0.95, 0.97, 0.99):
-        assert from_buckets(metrics, q) == pytest.approx(np.percentile(times_ms, 100 * q), abs=1.0)
+        assert from_buckets(metrics, q) == pytest.approx(np.percentile(times_ms, 100 * q), abs=deadline_ms / 100)
+
+
+def test_an_answer_is_late_after_the_deadline_of_its_request_or_else_of_the_server() -> None:
+    metrics = Metrics(50.0)
+    for total_ms, deadline_ms in [(50.0, None), (50.1, None), (80.0, 100.0), (20.0, 10.0)]:
+        metrics.count("model", "r1", "all", None, {"total": total_ms}, deadline_ms)
+    assert metrics.registry.get_sample_value("recsys_late_total") == 2
+    assert metrics.registry.get_sample_value("recsys_deadline_seconds") == 0.05

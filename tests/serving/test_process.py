@@ -1,8 +1,8 @@
 """The endpoint as a process: readiness, the port, and the end."""
 
 import asyncio
-import contextlib
 import json
+import random
 import re
 import signal
 import socket
@@ -17,10 +17,11 @@ import pytest
 import uvloop
 
 from recsys.contracts.errors import ConfigError
+from recsys.pipeline.kill_benchmark import Client, event_ids, user_of
 from recsys.store import EventStore
 from serving import app
 from serving.config import ServeConfig
-from tests.serving.conftest import FakeEngine, fake_app, running
+from tests.serving.conftest import KNOWN, FakeEngine, fake_app, running
 
 SERVER = """
 import sys
@@ -57,24 +58,27 @@ def test_not_ready_until_warmed_up_though_alive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_an_acknowledged_event_survives_kills_under_load(tmp_path: Path, kills: int) -> None:
-    url = f"sqlite:///{tmp_path / 'store.db'}"
+    """Four clients at once, each asking for recommendations between its events; the kill comes at any moment of it."""
+    url, generator = f"sqlite:///{tmp_path / 'store.db'}", random.Random(3)
     acknowledged: list[str] = []
     for n in range(kills):
         with subprocess.Popen([sys.executable, "-c", SERVER, url], stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
-            address = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+            address = re.search(r"http://127\.0\.0\.1:(\d+)", process.stderr.readline())
             assert address
-            killer = threading.Timer(0.3, process.kill)
-            with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=address[0], timeout=30) as client:
-                for i in range(100_000):
-                    item = f"{n}-{i}"
-                    body = {"events": [{"user_id": "ann", "item_id": item}]}
-                    if client.post("/v1/events", json=body).status_code == 200:
-                        acknowledged.append(item)
-                    if i == 0:
-                        killer.start()
-    assert len(acknowledged) >= kills
-    assert set(acknowledged) <= set(EventStore.open(url).history("ann", limit=10**6))
+            clients = [Client(int(address[1]), f"{n}-{user}", KNOWN) for user in range(4)]
+            for client in clients:
+                client.start()
+            while not all(client.num_answers or not client.is_alive() for client in clients):
+                clients[0].join(0.01)
+            threading.Timer(generator.uniform(0, 0.3), process.kill).start()
+            for client in clients:
+                client.join()
+        acknowledged += [event_id for client in clients for event_id in client.acknowledged]
+    assert len(set(acknowledged)) == len(acknowledged) >= 4 * kills
+    store = EventStore.open(url)
+    assert set(acknowledged) <= {event_id for user in range(4) for event_id in event_ids(store, user_of(user))}
+    store.close()
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
@@ -84,7 +88,7 @@ def test_a_stalled_engine_does_not_keep_the_process_from_ending(tmp_path: Path, 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
-        found = re.fullmatch(r"release r1, (http://127\.0\.0\.1:\d+)/docs\n", line)
+        found = re.fullmatch(r"release r1, (http://127\.0\.0\.1:\d+)/console\n", line)
         assert found, line
         event = {"user_id": "ann", "item_id": "sku-1"}
         assert httpx.post(f"{found[1]}/v1/events", json={"events": [event]}, timeout=30).json()["stored"] == 1

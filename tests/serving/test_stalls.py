@@ -170,8 +170,10 @@ def test_a_loop_that_was_late_a_moment_ago_keeps_back_a_reserve(counter: Counter
 
 def test_behind_a_stall_nothing_waits_that_cannot_be_done_in_time(counter: Counter) -> None:
     counter.stall(counter.store, "glance")
-    labels = [counter.ask(user=f"new-{n}").degraded for n in range(4)]
-    assert labels == ["deadline", "deadline", "overload", "overload"]
+    answers = [counter.ask(user=f"new-{n}") for n in range(4)]
+    assert [answer.degraded for answer in answers] == ["deadline", "deadline", "overload", "overload"]
+    waited_ms = [answer.timings_ms["wait"] for answer in answers]
+    assert waited_ms == pytest.approx([0.0, DEADLINE_MS - RESERVE_MS, 0.0, 0.0])  # the second got no worker at all
 
 
 def test_a_request_with_its_own_events_is_answered_at_its_own_deadline(counter: Counter) -> None:

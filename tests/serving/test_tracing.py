@@ -34,7 +34,7 @@ def test_an_answer_is_one_span_with_one_for_each_stage_under_the_callers_trace(s
     )
     answer = response.json()
     found = {span.name: span for span in spans.get_finished_spans()}
-    assert found.keys() == {"recommendation", "history", "encode", "rank"}
+    assert found.keys() == {"recommendation", "wait", "history", "encode", "rank"}
     whole = found["recommendation"]
     assert f"{whole.context.trace_id:032x}" == TRACE
     assert dict(whole.attributes) == {
@@ -43,7 +43,7 @@ def test_an_answer_is_one_span_with_one_for_each_stage_under_the_callers_trace(s
         "recsys.arm": "all",
         "recsys.source": "model",
     }
-    for stage in ("history", "encode", "rank"):
+    for stage in ("wait", "history", "encode", "rank"):
         span = found[stage]
         assert span.parent.span_id == whole.context.span_id
         assert (span.end_time - span.start_time) / 1e6 == pytest.approx(answer["timings_ms"][stage], abs=1e-3)

@@ -1,3 +1,5 @@
+import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,7 +81,8 @@ def test_a_glance_changes_with_every_change_of_a_history(store: EventStore) -> N
     assert changed()
     store.forget("u")
     assert not changed()  # as before the first event: nothing
-    store.append([event("a", 10), event("b", 20), event("late", 5)])
+    later = round(time.time() * 1000) + 60_000
+    store.append([event("a", later), event("b", later), event("late", later)])
     assert changed()  # numbers are never given twice
 
 
@@ -100,6 +103,24 @@ def test_a_forgotten_user_leaves_a_tombstone(store: EventStore) -> None:
     assert store.history("other") == ["c"]
     assert list(store.forgotten()) == ["u"]
     assert store.forget("u") == 0
+
+
+def test_what_a_forgotten_user_did_before_is_not_stored_again_and_counted_nowhere(url: str) -> None:
+    store = EventStore.open(url, clock=lambda: 5.0)
+    store.append([event("a", 10, event_id="1")])
+    store.forget("u")
+    batch = [event("a", 10, event_id="1"), event("b", 5_000), event("c", 5_001), event("d", 1, user="v")]
+    result = store.append(batch, {n: [("country", "de")] for n in range(4)})
+    assert (result.stored, result.duplicates) == (2, 2)
+    assert (store.history("u"), store.history("v")) == (["c"], ["d"])
+    assert_glances_count_events(store, "u", "v")
+    assert store.popular_by_context(1, 5)["country", "de"].item_ids == ["c", "d"]
+    store.close()
+
+
+def test_a_user_is_not_joined_to_itself(store: EventStore) -> None:
+    with pytest.raises(ValueError, match="a user cannot be joined to itself"):
+        store.join("u", "u")
 
 
 def test_purchases_are_known_by_type(store: EventStore) -> None:
@@ -188,6 +209,38 @@ def test_a_copied_history_is_the_same_and_counted(store: EventStore) -> None:
     assert_glances_count_events(store, "u", "v", "w")
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_pruning_gives_pages_back_in_steps_and_a_full_vacuum_mends_a_file_of_before(
+    tmp_path: Path, monkeypatch, is_old: bool
+) -> None:
+    monkeypatch.setattr(retention, "_PAGES_AT_ONCE", 10)
+    path, rests = tmp_path / "store.db", []
+    if is_old:
+        with sqlite3.connect(path) as connection:
+            connection.execute("create table made_before_it_was_set (x)")
+        connection.close()
+    store = EventStore.open(f"sqlite:///{path}")
+    store.append([event("x" * 200, n, user="u" * 200) for n in range(1_000)])
+
+    def num_pages() -> int:
+        with store.engine.connect() as connection:
+            return connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+
+    before = num_pages()
+    assert store.prune(before_ms=990, rest=rests.append) == 990
+    assert store.gives_room_back is not is_old
+    if is_old:
+        assert num_pages() == before
+        store.prune(before_ms=990, full_vacuum=True)
+        assert store.gives_room_back
+        store.append([event("x" * 200, n, user="u" * 200) for n in range(1_000)])
+        store.prune(before_ms=990, rest=rests.append)
+    assert num_pages() < before / 4
+    assert len(rests) > 10
+    assert store.history("u" * 200) == ["x" * 200] * (20 if is_old else 10)
+    store.close()
+
+
 def test_pruning_in_steps_deletes_all_that_is_old(store: EventStore, monkeypatch) -> None:
     monkeypatch.setattr(retention, "AT_ONCE", 2)
     store.append([event(f"i{n}", n, user=f"u{n % 2}") for n in range(9)])
@@ -208,3 +261,16 @@ def test_users_who_are_gone_are_told_in_order_and_once(store: EventStore, monkey
     monkeypatch.setattr(removals, "_KEPT", 1)
     store.prune(before_ms=0)
     assert store.removals.after(start) == (last, ["u"])
+
+
+def test_pruning_deletes_old_displays_of_every_request(store: EventStore, monkeypatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    told = {"user_id": "u", "event_type": "impression"}
+    shown = [
+        Event(item_id=f"i{item}", timestamp_ms=at, request_id=f"q{at}", **told) for at in range(9) for item in range(3)
+    ]
+    store.append([], displayed=shown)
+    store.prune(before_ms=7)
+    with store.engine.connect() as connection:
+        left = connection.exec_driver_sql("select request_id, count(*) from displays group by 1 order by 1").all()
+    assert [tuple(row) for row in left] == [("q7", 3), ("q8", 3)]
