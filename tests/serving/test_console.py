@@ -98,7 +98,8 @@ def test_figures_before_and_after(shop, page: Page) -> None:
     shop.tell("sku-3")
     shop.ask(user_id="ann")
     page.open(f"{shop.client.base_url}/console#user=ann", DESK)
-    page.wait_for("document.querySelector('#items td') && document.querySelector('.tile')")
+    page.wait_for("document.querySelector('#items td')")
+    page.wait_for("document.body.innerText.includes('p99 of')")  # figures come with an answer of their own
     assert "p99 of 10000 ms" in page.text
     assert "by model, release r1, arm all" in page.text
     assert "4.25 → 0.00 MB" in page.text

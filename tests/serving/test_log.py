@@ -149,7 +149,7 @@ def test_answers_that_are_shed_are_one_line_for_each_second(shop, monkeypatch, c
         def call_later(self, delay_s: float, work) -> None:
             timers.append((delay_s, work))
 
-    monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server has its own timers
+    monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server's own loop goes on
     with caplog.at_level(logging.INFO, logger="serving.handy"):
         for _ in range(3):
             shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2))
