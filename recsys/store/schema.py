@@ -266,9 +266,10 @@ def _add_indexes(engine: sa.Engine) -> None:
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
     """Readers do not wait for the writer; a commit is on disk before it is acknowledged; room can be given back."""
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
     if connection.execute("PRAGMA page_count").fetchone() == (0,):  # new: later only a full vacuum could change it
         connection.execute("PRAGMA auto_vacuum = incremental")
-    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}", "journal_mode = WAL", "synchronous = FULL"):
+    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")
 
 
