@@ -87,7 +87,7 @@ def test_a_store_that_is_gone_is_answered_from_memory(hurried, monkeypatch) -> N
         raise StoreError("store: history not read: disk is gone")
 
     monkeypatch.setattr(hurried.store, "glance", gone)
-    again = hurried.ask(user_id="ann", k=2)
+    again = hurried.ask(user_id="ann", k=2, deadline_ms=10_000)
     assert (again["source"], again["degraded"], items(again)) == ("last_answer", "store_error", items(first))
 
 

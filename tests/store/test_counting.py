@@ -16,9 +16,8 @@ from recsys.store.recall import HOUR_MS
 
 
 def show_and_act(store: EventStore, request_id: str) -> None:
-    store.record_impressions(
-        [Impression(request_id=request_id, user_id="ann", release="r1", arm="a", source="model", items=["x", "y"])]
-    )
+    answer = {"release": "r1", "arm": "a", "source": "model", "items": ["x", "y"], "served_ms": 1}
+    store.record_impressions([Impression(request_id=request_id, user_id="ann", **answer)])
     store.append([Event(user_id="ann", item_id="x", timestamp_ms=2, request_id=request_id)])
 
 
