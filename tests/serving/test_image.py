@@ -137,7 +137,7 @@ def test_the_image_answers_and_drains(image: tuple[str, Path], builder: Builder,
     ):
         assert run.stderr is not None
         try:
-            assert any(f"http://0.0.0.0:{port}/docs" in line for line in run.stderr)
+            assert any(f"http://0.0.0.0:{port}/console" in line for line in run.stderr)
             (serving,) = (each for each in psutil.Process(run.pid).children(recursive=True) if is_endpoint(each))
             assert set(serving.uids()) == {UID}
             assert any(client.get("/readyz").status_code == 200 for _ in range(10_000))
