@@ -37,7 +37,7 @@ _NOTHING = np.empty(0, dtype=np.int32)
 _PLAIN = frozenset({"user_id", "k"})
 """What most requests consist of: their answers are kept encoded."""
 _CHECKED_K = 10
-_MOST_LAG_SHARE = 0.3
+_MOST_LAG_SHARE = 0.5
 """Of the deadline that is kept back for an event loop that was late a moment ago."""
 
 
@@ -116,7 +116,7 @@ class AnswerService:
         self._releases = releases
         self._store = store
         self._metrics = metrics
-        self.num_workers = config.num_workers or 2 * releases.current.sessions.most_together
+        self.num_workers = config.num_workers or max(2, releases.current.sessions.most_together)
         self.pool = BoundedPool(self.num_workers, config.max_waiting)
         # One at a time, and never in front of a user whose session is kept.
         self.cold_pool = BoundedPool(1, config.max_waiting, "cold")

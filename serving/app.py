@@ -30,7 +30,7 @@ from serving.problems import add_handlers
 from serving.sessions import SessionCache
 from serving.shedding import SheddingProtocol, lifespan_state
 
-_SWITCH_S: Final = 0.0005
+_SWITCH_S: Final = 0.0002
 """Longest that a worker thread keeps the interpreter while the event loop wants it; Python's own is 5 ms, and a
 request needs it several times."""
 _NUM_ACCEPTS: Final = 128

@@ -31,8 +31,9 @@ class ServeConfig(Config):
     """Threads of the engine for one encoding. More make a cold user quicker where cores are idle; where they are not,
     threads that wait for one another made cold users late (docs/benchmarks.md)."""
     num_workers: int | None = Field(default=None, ge=1)
-    """Requests worked on at once. Left out: twice as many as the engine of the first release was measured to append to
-    for less each when they come together, one batch in the engine and one that gathers; 2 where batches do not pay."""
+    """Requests worked on at once. Left out: as many as the engine of the first release was measured to append to for
+    less each when they come together, and 2 at least. More than a processor's batch needs make answers late: they share
+    the interpreter with the event loop."""
     max_waiting: int = Field(default=64, ge=0)
     """Requests that may wait for a worker; more are answered at once with popular items. A request
     that gave up waiting keeps its place until a worker comes by, so memory is bounded in a stall."""

@@ -157,6 +157,8 @@ def _wanted(method: str, path: str) -> TokenScope:
 
 def _token_of(headers: Sequence[tuple[bytes, bytes]], tokens: Sequence[Token]) -> Token | None:
     """The token that was sent, if it is known. Every hash is compared, each in constant time."""
+    if not tokens:
+        return None
     sent = next((value for name, value in headers if name == b"authorization"), b"")
     kind, _, secret = sent.partition(b" ")
     hashed = hashlib.sha256(secret.strip()).hexdigest()

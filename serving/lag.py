@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 _EVERY_S: Final = 0.005
-_HALVED_AFTER_S: Final = 0.05
+_HALVED_AFTER_S: Final = 0.2
 
 
 class LoopLag:
@@ -29,7 +29,7 @@ class LoopLag:
 
     @property
     def recent_s(self) -> float:
-        """The worst delay of a beat, fading by half every 50 ms: what may happen again before the answer is out."""
+        """The worst delay of a beat, fading by half every 200 ms: what may happen again before the answer is out."""
         beats = self._beats
         return 0.0 if beats is None else self._worst_s * float(0.5 ** ((self._clock() - beats[1]) / _HALVED_AFTER_S))
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -184,6 +185,16 @@ def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open
     for waited_s, is_behind in ((0.019, False), (0.021, True)):
         monkeypatch.setattr(LoopLag, "seconds", waited_s)
         assert endpoint.is_behind(0) == is_behind
+
+
+def test_for_a_second_after_it_has_shed_half_of_that_is_enough(open_shop, monkeypatch) -> None:
+    endpoint = open_shop(deadline_ms=100).endpoint
+    monkeypatch.setattr(LoopLag, "seconds", 0.015)
+    assert not endpoint.is_behind(0)
+    monkeypatch.setattr(endpoint, "_shed_at", time.monotonic())
+    assert endpoint.is_behind(0)
+    monkeypatch.setattr(endpoint, "_shed_at", time.monotonic() - 1)
+    assert not endpoint.is_behind(0)
 
 
 def test_it_is_behind_when_half_of_the_places_are_waited_for(open_shop) -> None:
