@@ -1,9 +1,10 @@
 # Two commands matter: `make demo` and `make test`. Both create .venv and install the locked versions.
 VENV ?= .venv
+BUILD_IMAGE ?= docker build
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-all check lock peers clean
+.PHONY: install demo test test-all check image lock peers clean
 
 install: $(INSTALLED)
 
@@ -26,9 +27,14 @@ check: $(INSTALLED)
 test: check
 	$(BIN)/pytest
 
-# Needs the programs that the `service` tests drive: apt-get install postgresql chromium prometheus
+# Needs the programs that the `service` tests drive:
+# apt-get install postgresql chromium prometheus nginx-light systemd buildah debootstrap
 test-all: check
 	RECSYS_REQUIRE_SERVICES=1 $(BIN)/pytest -m 'not gpu'
+
+# The serving image. Without a docker daemon: make image BUILD_IMAGE='buildah bud --format docker'
+image:
+	$(BUILD_IMAGE) -f deploy/Dockerfile -t recsys .
 
 # Peers that benchmarks compare with, each in an environment of its own: their pins clash with ours.
 peers:

@@ -23,7 +23,7 @@ from features.catalogue import Catalogue
 from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format, resolve
-from features.ledger import Plan, fingerprint, plan
+from features.ledger import Plan, plan
 from features.lock import locked, scratch_of
 from features.numbering import Numbering, Users
 from features.quarantine import QUARANTINE_FILE, Quarantine
@@ -60,24 +60,25 @@ def run(
     """Bring the artifact at `out` up to date with the logs; without one, or if `full`, from all files.
 
     Every row read is an event, left out by a rule, or in the quarantine. Where nothing is new, the artifact
-    stays as it is. `renumber` makes a full rebuild that gives items new numbers.
+    stays as it is. `renumber` makes a full rebuild that numbers items and event types anew.
 
     Raises:
         DataError: the log cannot be used; `out` is as it was.
         LockedError: another run is at work on `out`.
     """
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    out = out.resolve()  # a link stays, and what it leads to is exchanged
     with locked(out) as died, _full_disk_is_said(out):
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)
         state = State.load(out)
-        todo = plan(config, files, state.manifest, has_times=bool(layout.timestamp), full=full or renumber)
+        todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
             return state.manifest
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
         except duplicates.LateOriginalError:
-            todo = plan(config, files, state.manifest, has_times=bool(layout.timestamp), full=True)
+            todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=True)
             todo.why_full = "a new file has the original of an event that was read before"
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 
@@ -176,7 +177,7 @@ class Night:
         """Whether an artifact without events or kept items may be published: forgetting must not fail on it."""
         self.steps = Steps()
         self.catalogue = Catalogue(state.items)
-        self.types = Numbering(pl.Series(self._before("event_types", []), dtype=pl.String))
+        self.types = Numbering(pl.Series(state.event_types, dtype=pl.String))
         self.users = Users(state.users, state.tombstones)
         self.quarantine = Quarantine(state.tombstones)
         self.left_out: Counter[str] = Counter(self._before("excluded", {}))
@@ -316,9 +317,10 @@ class Night:
 
     def _check_types(self) -> None:
         if len(self.types) > MAX_EVENT_TYPES:
+            anew = ", or number them anew with --renumber" if self.state.event_types else ""
             raise DataError(
                 f"{self.todo.new[0]}: {len(self.types):,} event types such as {self.types.names().sort()[0]!r}, "
-                f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN"
+                f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN{anew}"
             )
 
     def finish(self, died: str | None) -> Manifest:
@@ -362,7 +364,7 @@ class Night:
             "why_full": self.todo.why_full,
             "died_before": died,
             "fields": sorted(self.fields or ()),
-            "fingerprint": fingerprint(self.config),
+            "fingerprint": self.todo.fingerprint,
             "generations": self.sizes,
             "content_sum": f"{sum_of_events:016x}",
             "content_digest": digest.content_digest(sum_of_events, items),

@@ -13,6 +13,7 @@ from features import sources
 from features.config import FeaturesConfig
 from features.formats import Format
 from features.lines import LINE, BadLine, RawFile
+from features.values import as_text
 from recsys.contracts.errors import DataError, RefusedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
 from recsys.histories import EVENT_KEY
@@ -31,9 +32,12 @@ SCHEMA: Final = {
 MAX_FUTURE_MS: Final = 2 * 24 * 3600 * 1000
 """A timestamp further ahead of the clock than this is a bad row."""
 
+EARLIEST_NUMBER_MS: Final = 631_152_000_000
+"""Numbers for moments before 1990 are no epoch numbers: dates in digits, such as 20101201, are all among them."""
 _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
 _OPTIONAL = ("event_type", "title", "category", "price", "event_id")
+_NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
 KEY_SEED: Final = 20_260_101
@@ -169,23 +173,25 @@ def _canonical(
     """Columns of SCHEMA, what checks need, and the columns that rules read; row by row as in the file."""
     rows = _stripped(rows)
 
+    def texts(field: str) -> list[pl.Expr]:
+        return [as_text(pl.col(name), rows.schema[name]) for name in columns.get(field, ())]
+
     def text(field: str) -> pl.Expr:
         """The first column that is not empty; null if there is none."""
-        texts = [pl.col(name).cast(pl.String) for name in columns.get(field, ())]
-        return texts[0] if len(texts) == 1 else pl.coalesce(*texts, pl.lit(None, pl.String))
+        found = texts(field)
+        return found[0] if len(found) == 1 else pl.coalesce(*found, pl.lit(None, pl.String))
 
-    parts = [
-        pl.col(c).cast(pl.String).str.split(".").list.last().str.replace_all("_", " ")
-        for c in columns.get("title_parts", ())
-    ]
+    parts = [part.str.split(".").list.last().str.replace_all("_", " ") for part in texts("title_parts")]
     title = pl.concat_str(text("title"), *parts, separator=" ", ignore_nulls=True) if parts else text("title")
     kind = text("event_type")
     if layout.event_types:
         kind = kind.replace(dict(layout.event_types))
     if layout.timestamp:
         moments = rows.select(pl.coalesce(columns["timestamp"]).alias("t"))["t"]
-        moment = pl.lit(to_milliseconds(moments, config.timestamp_format))
+        milliseconds = to_milliseconds(moments, config.timestamp_format)
+        moment, no_epoch = pl.lit(milliseconds), _is_no_epoch(moments, milliseconds, config.timestamp_format)
     else:
+        no_epoch = pl.lit(False)
         moment = pl.int_range(pl.len(), dtype=pl.Int64) + ((source << 32) + num_before)
     price = text("price").cast(pl.Float64, strict=False)
     return (
@@ -195,6 +201,7 @@ def _canonical(
             item_id=text("item_id"),
             no_timestamp=pl.all_horizontal(pl.lit(True), *(pl.col(n).is_null() for n in columns.get("timestamp", []))),
             timestamp_ms=moment,
+            no_epoch=no_epoch,
             event_type=kind.fill_null(layout.fixed_event_type or DEFAULT_EVENT_TYPE),
             title=pl.when(title != "").then(title),
             category=text("category"),
@@ -203,7 +210,7 @@ def _canonical(
             source=pl.lit(source, pl.UInt32),
             row=pl.col(LINE),
             **({EVENT_KEY: _event_key(text("event_id"))} if "event_id" in columns else {}),
-            **{name: pl.col(columns[name][0]).cast(pl.String) for name in layout.extra},
+            **{name: texts(name)[0] for name in layout.extra},
         )
         .with_columns(layout.user_expr, layout.item_expr)
         .with_columns(event_type=pl.col("event_type") if layout.type_expr is None else layout.type_expr)
@@ -233,8 +240,9 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
         return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
     if pattern is not None:
         return (
-            column.cast(pl.String)
-            .str.strip_chars()
+            column.to_frame()
+            .select(as_text(pl.all(), column.dtype).str.strip_chars())
+            .to_series()
             .str.to_datetime(pattern, strict=False, time_unit="ms")
             .dt.epoch("ms")
         )
@@ -253,6 +261,14 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
             break
         result = result.scatter(missing.arg_true(), _dates(plain.filter(missing), reading))
     return result
+
+
+def _is_no_epoch(column: pl.Series, milliseconds: pl.Series, pattern: str | None) -> pl.Expr:
+    """Which moments were read from numbers that are too small for it; few columns have any moment that early."""
+    earliest = milliseconds.min()
+    if pattern is not None or column.dtype.is_temporal() or earliest is None or earliest >= EARLIEST_NUMBER_MS:  # type: ignore[operator]
+        return pl.lit(False)
+    return pl.lit((milliseconds < EARLIEST_NUMBER_MS) & column.cast(pl.Float64, strict=False).is_not_null())
 
 
 def _epoch(number: pl.Series) -> pl.Series:
@@ -280,6 +296,7 @@ def _problems(layout: Format, columns: dict[str, list[str]], now_ms: int) -> lis
         checks.append(("timestamp is empty", pl.col("no_timestamp")))
         checks.append(("timestamp does not parse", moment.is_null()))
         checks.append(("timestamp before 1970", moment < 0))
+        checks.append((_NO_EPOCH, pl.col("no_epoch")))
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
     if "event_type" in columns:
         too_long = pl.col("event_type").str.len_chars() > MAX_TYPE_LENGTH
@@ -320,6 +337,8 @@ def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: Fe
 def _hint(reason: str, config: FeaturesConfig) -> str:
     if "does not parse" in reason and config.timestamp_format is not None:
         return f"; it is not of the form {config.timestamp_format!r}, correct --timestamp-format"
+    if reason == _NO_EPOCH:
+        return "; for dates in digits give --timestamp-format, such as '%Y%m%d' for 20101201"
     if "timestamp" in reason:
         return "; give --timestamp-format, or check the column"
     return "; save the file as UTF-8" if "UTF-8" in reason else "; correct the file, or raise max_bad_share"

@@ -14,6 +14,8 @@ READING_FIELDS: Final = (
     ),
 )
 """Settings that decide which events a file holds: where one changes, everything is read again."""
+READING_RULES: Final = 2
+"""Number of the rules by which values of typed files (Parquet, JSON) become texts: one more where they change."""
 
 
 class FeaturesConfig(PruningPolicy):

@@ -1,7 +1,8 @@
 """The files beside an artifact that hold the events of a store: one writer at a time, each file whole or not there."""
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -10,15 +11,22 @@ from typing import Final
 import polars as pl
 
 from features.lock import locked
+from features.tombstones import moving_away
 from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
 
+_ENDING: Final = "-events"
+_STORE_NAME: Final = "events-store-id"
 _NAME: Final = re.compile(r"^events-(\d{15})-(\d{15})\.parquet$")
 
 
 def folder_of(out: Path) -> Path:
     """Where the files of the artifact at `out` are."""
-    return out.parent / f"{out.name}-events"
+    return out.parent / f"{out.name}{_ENDING}"
+
+
+def _artifact_of(place: Path) -> Path:
+    return place.with_name(place.name.removesuffix(_ENDING))
 
 
 @contextmanager
@@ -34,6 +42,24 @@ def held(out: Path) -> Iterator[Path]:
         for leftover in place.glob(".events-*"):
             leftover.unlink()
         yield place
+
+
+def claim(place: Path, store_id: str) -> None:
+    """Note whose events the files in the folder are; events of another store do not get among them.
+
+    Raises:
+        DataError: they are another store's.
+    """
+    path = place / _STORE_NAME
+    if not path.exists():
+        _write(lambda unfinished: unfinished.write_text(f"{store_id}\n"), path)
+    elif (found := path.read_text().strip()) != store_id:
+        aside = f"`mv {shlex.quote(str(place))} {shlex.quote(f'{place}.old')}`"
+        raise DataError(
+            f"{place}: holds events of store {found[:12]}, but the store given is {store_id[:12]}, whose events have "
+            f"numbers of their own; give the other store, or begin anew: {aside}, "
+            f"{moving_away(_artifact_of(place))}, and run again"
+        )
 
 
 def files(place: Path) -> list[Path]:
@@ -54,7 +80,7 @@ def last_number(place: Path) -> int:
         if first <= last:
             raise DataError(
                 f"{later}: holds events of {earlier.name} again, as two runs at once wrote; delete {earlier.name}, "
-                "rename the folder to NEW-events, and build with --out NEW"
+                f"then {moving_away(_artifact_of(place))}, and run again"
             )
     return max((last for _, last, _ in ranges), default=0)
 
@@ -62,7 +88,7 @@ def last_number(place: Path) -> int:
 def write(frame: pl.DataFrame, place: Path, first: int, last: int) -> Path:
     """Write the events with these numbers, user first; the new file."""
     path = place / f"events-{first:015d}-{last:015d}.parquet"
-    _write(frame, path)
+    _write(frame.write_parquet, path)
     return path
 
 
@@ -71,14 +97,14 @@ def without(place: Path, user_ids: list[str]) -> bool:
     user = pl.nth(0).is_in(user_ids)
     holding = [path for path in files(place) if user_ids and pl.scan_parquet(path).select(user.any()).collect().item()]
     for path in holding:
-        _write(pl.read_parquet(path).filter(~user), path)
+        _write(pl.read_parquet(path).filter(~user).write_parquet, path)
     return bool(holding)
 
 
-def _write(frame: pl.DataFrame, path: Path) -> None:
+def _write(content: Callable[[Path], object], path: Path) -> None:
     """The file is on the disk whole or not at all; its name begins with a dot until then, so no log reader sees it."""
     unfinished = path.with_name(f".{path.name}")
-    frame.write_parquet(unfinished)
+    content(unfinished)
     fsync(unfinished)
     unfinished.replace(path)
     fsync(path.parent)

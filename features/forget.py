@@ -68,15 +68,17 @@ def _read_users(path: Path) -> list[str]:
 
 
 def _artifacts(folder: Path) -> list[Path]:
-    """Features artifacts at or below a folder; leftovers of dead runs are removed on the way."""
-    for pattern, ending in ((".*.writing-*", ".writing-"), (".*.scratch", ".scratch")):
-        for leftover in list(folder.rglob(pattern)):
-            with locked(leftover.parent / leftover.name[1:].rpartition(ending)[0]):
-                pass  # taking the lock removes them
-    places = sorted(
-        path.parent for path in [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")] if path.exists()
-    )
-    return [place for place in places if read_manifest(place).kind == "features"]
+    """Features artifacts at or below a folder; leftovers of dead runs are removed, or put back, on the way."""
+    folder = folder.resolve()
+    places = {folder} if artifact.older_of(folder).exists() else set()
+    for pattern, ending in ((".*.writing-*", ".writing-"), (".*.scratch", ".scratch"), (".*.older", ".older")):
+        places |= {path.parent / path.name[1:].rpartition(ending)[0] for path in folder.rglob(pattern)}
+    for place in places:
+        with locked(place):
+            pass  # taking the lock does it
+    manifests = [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")]
+    found = sorted({path.parent.resolve() for path in manifests if path.exists()})
+    return [place for place in found if read_manifest(place).kind == "features"]
 
 
 def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = (), for_good: bool = True) -> int:
@@ -85,6 +87,7 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
     `rewritten` are files that were read before and have lost these users since: they are known by their new
     content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
     """
+    place = place.resolve()
     scratch = scratch_of(place)
     with locked(place):
         state = State.load(place)
@@ -92,14 +95,16 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         assert manifest is not None
         if manifest.format_version != FORMAT_VERSIONS["features"]:
             raise DataError(
-                f"{place}: features of format version {manifest.format_version}; delete it, or build it again"
+                f"{place}: features of format version {manifest.format_version}; build it again, or delete it if it is "
+                "an old copy"
             )
         config = FeaturesConfig(**manifest.config)
-        todo = Plan([], renewed(manifest.metrics["source_files"], rewritten), None, place, [])
+        sources = renewed(manifest.metrics["source_files"], rewritten)
+        todo = Plan([], sources, None, place, manifest.metrics["fingerprint"])
         scratch.mkdir()
         try:
             with artifact.writing(place, "features") as writer:
-                users = state.users.filter(pl.col("user_id").is_in(user_ids))
+                users = state.users.filter(pl.col("user_id").is_in(_names(user_ids) if for_good else user_ids))
                 removed = _rewrite(writer, state, users)
                 night = Night(
                     config,
@@ -118,6 +123,12 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return len(removed)
+
+
+def _names(user_ids: list[str]) -> list[str]:
+    """The users, and those that later nights leave out with them: 17850 with 17850.0 (see `Tombstones.holds`)."""
+    whole = [user_id.removesuffix(".0") for user_id in user_ids if user_id.endswith(".0")]
+    return [*user_ids, *(user_id for user_id in whole if user_id.isdecimal())]
 
 
 def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.DataFrame:

@@ -12,9 +12,12 @@ from typing import Any, Final
 import polars as pl
 
 from features.clean import KEY_SEED
-from features.config import READING_FIELDS, FeaturesConfig
+from features.config import READING_FIELDS, READING_RULES, FeaturesConfig
 from features.numbering import BUCKET_SEED
-from recsys.contracts.artifact import FORMAT_VERSIONS, Manifest, sha256_of
+from features.sources import is_typed
+from features.state import State
+from features.tombstones import moving_away
+from recsys.contracts.artifact import FORMAT_VERSIONS, sha256_of
 from recsys.contracts.errors import DataError
 
 _CONTENT: Final = "content_sha256"
@@ -34,19 +37,22 @@ class Plan:
     """Reason for reading everything again; None for an incremental run."""
     first_file: Path
     """The first of tonight's files, for messages."""
+    fingerprint: dict[str, Any]
+    """What the events were read by, those of tonight included."""
     absent: list[str] = field(default_factory=list)
     """Files read before that are not among tonight's; their events stay."""
 
 
 def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
-    """What decides which events files hold and where they are kept: settings and the hash of this polars."""
+    """What decides which events files hold and where they are kept: settings, rules, and the hash of this polars."""
     probe = pl.Series(["probe"])
     hashes = [int(probe.hash(seed)[0]) for seed in (KEY_SEED, BUCKET_SEED)]
-    return {**{name: getattr(config, name) for name in READING_FIELDS}, "hash_probe": hashes}
+    settings = {name: getattr(config, name) for name in READING_FIELDS}
+    return {**settings, "hash_probe": hashes, "reading_rules": READING_RULES}
 
 
-def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *, has_times: bool, full: bool) -> Plan:
-    """Compare tonight's files with those of the artifact.
+def plan(config: FeaturesConfig, files: list[Path], state: State, out: Path, *, has_times: bool, full: bool) -> Plan:
+    """Compare tonight's files with those of the artifact at `out`.
 
     Files are known by name, size and time, or else by their sha256; a file with the content of another, compressed
     or not, is a copy and is not read.
@@ -58,10 +64,8 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
     if len(by_name) < len(set(files)):
         twice = next(path for path in files if by_name[path.name] != path)
         raise DataError(f"{twice}: {by_name[twice.name]} has the same name; files are known by name, rename one")
-    why_full = _why_full(config, manifest, full)
-    known = (
-        {} if manifest is None else {entry["name"]: dict(entry) for entry in manifest.metrics.get("source_files", [])}
-    )
+    why_full = _why_full(config, state, full)
+    known = {entry["name"]: dict(entry) for entry in state.metrics.get("source_files", [])}
     fresh: list[dict[str, Any]] = []
     for name, path in by_name.items():
         entry = _entry(path)
@@ -75,7 +79,8 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
     if why_full is not None and absent:
         raise DataError(
             f"{by_name[next(iter(by_name))].parent}: a full rebuild is needed ({why_full}) but {len(absent)} files "
-            f"read before are missing, such as {absent[0]!r}; put them back, or build into another folder"
+            f"read before are missing, such as {absent[0]!r}; put them back, or do without: "
+            f"{moving_away(out)}, and run again"
         )
     sources = list(known.values()) if why_full is None else []
     fresh = fresh if why_full is None else [_entry(path) for path in by_name.values()]
@@ -84,7 +89,7 @@ def plan(config: FeaturesConfig, files: list[Path], manifest: Manifest | None, *
         why_full = "a copy of a file comes before it, and a rebuild reads the first of them"
         sources = []
         new = _register([_entry(path) for path in by_name.values()], by_name, sources)
-    return Plan(new, sources, why_full, next(iter(by_name.values())), absent)
+    return Plan(new, sources, why_full, next(iter(by_name.values())), fingerprint(config), absent)
 
 
 def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[dict[str, Any]]:
@@ -95,7 +100,8 @@ def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[di
     ]
 
 
-def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> str | None:
+def _why_full(config: FeaturesConfig, state: State, full: bool) -> str | None:
+    manifest = state.manifest
     if manifest is None:
         return "first build"
     if manifest.format_version != FORMAT_VERSIONS["features"]:
@@ -104,7 +110,14 @@ def _why_full(config: FeaturesConfig, manifest: Manifest | None, full: bool) -> 
         return "asked for"
     before, now = manifest.metrics.get("fingerprint", {}), fingerprint(config)
     changed = [name for name in now if before.get(name) != now[name]]
+    if changed == ["reading_rules"] and not _would_read_otherwise(state):
+        return None
     return f"{changed[0]} changed" if changed else None
+
+
+def _would_read_otherwise(state: State) -> bool:
+    """Whether other rules for the values of typed files may change what was read."""
+    return any(is_typed(entry["name"]) for entry in state.metrics["source_files"]) and state.may_hold_floats()
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from features.values import json_text
+
 LINE: Final = "__line"
 """Line number in the file, from 1; record number for Parquet."""
 
@@ -37,7 +39,7 @@ def decoded(content: bytes, first_line: int = 1) -> list[tuple[int, str, bool]]:
 
 
 def read_json_lines(content: bytes, first_line: int = 1, known_names: Iterable[str] = ()) -> RawFile:
-    """One JSON object a line; nested values become their text. `known_names` are columns in any case."""
+    """One JSON object a line; values become their text. `known_names` are columns in any case."""
     good: list[dict[str, Any]] = []
     bad: list[BadLine] = []
     for number, text, is_text in decoded(content, first_line):
@@ -52,7 +54,7 @@ def read_json_lines(content: bytes, first_line: int = 1, known_names: Iterable[s
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
-            values = {key: None if value is None else str(value) for key, value in row.items()}
+            values = {key: json_text(value) for key, value in row.items()}
             good.append({LINE: number, **values})
         else:
             bad.append((number, "not a JSON object" if is_text else "not UTF-8", text))

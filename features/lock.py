@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from recsys.contracts.artifact import recover
 from recsys.contracts.errors import LockedError
 
 
@@ -15,7 +16,7 @@ from recsys.contracts.errors import LockedError
 def locked(out: Path) -> Iterator[str | None]:
     """Hold the lock of the artifact at `out`; gives a line about a run that died here, if one did.
 
-    What a dead run left half-written is removed.
+    What a dead run left half-written is removed, and what it put aside is put back.
 
     Raises:
         LockedError: another run holds it.
@@ -30,6 +31,7 @@ def locked(out: Path) -> Iterator[str | None]:
         )
         for leftover in (*out.parent.glob(f".{out.name}.writing-*"), scratch_of(out)):
             shutil.rmtree(leftover, ignore_errors=True)
+        recover(out)
         yield f"{died} ended without finishing; what it left was removed" if died else None
     finally:
         path.unlink()

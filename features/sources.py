@@ -20,7 +20,9 @@ BLOCK_BYTES: Final = 32 << 20
 BATCH_ROWS: Final = 1_000_000
 """Parquet is read in parts of this many rows."""
 
-_SUFFIXES = {".csv", ".tsv", ".txt", ".dat", ".inter", ".data", ".jsonl", ".ndjson", ".json", ".parquet"}
+_JSON = {".jsonl", ".ndjson", ".json"}
+_TYPED = {".parquet", *_JSON}
+_SUFFIXES = {".csv", ".tsv", ".txt", ".dat", ".inter", ".data", *_TYPED}
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".data": "\t"}
 
 
@@ -73,7 +75,7 @@ def _reader(path: Path, layout: Format, content: bytes) -> Callable[[bytes, int,
     suffix = _suffix(path)
     if not content.strip():
         raise RefusedError(f"{path}: file holds no text; wait for its upload, or remove it")
-    if suffix in {".jsonl", ".ndjson", ".json"}:
+    if suffix in _JSON:
         return read_json_lines
     if layout.layout is Layout.SEQUENCE:
         return lambda block, line, _: read_sequences(block, line)
@@ -137,6 +139,11 @@ def _known_suffixes() -> str:
 
 def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def is_typed(name: str) -> bool:
+    """Whether a file of this name has values of several types, and not texts alone."""
+    return _suffix(Path(name)) in _TYPED
 
 
 def _delimiter(layout: Format, suffix: str) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import polars as pl
 
@@ -14,6 +14,7 @@ from recsys.contracts.artifact import FORMAT_VERSIONS, MANIFEST_NAME, Manifest, 
 from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations
 
 DAYS_FILE = "days.parquet"
+_FLOAT: Final = r"^(-?\d+\.0|-?\d+(\.\d+)?e\+?\d+|NaN)$"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class State:
 
     manifest: Manifest | None
     items: pl.DataFrame
+    event_types: list[str]
+    """In order of their numbers."""
     users: pl.DataFrame
     days: Counter[int]
     """Events by day since 1970."""
@@ -36,6 +39,7 @@ class State:
             return cls(
                 manifest=manifest,
                 items=pl.DataFrame(schema=catalogue.SCHEMA),
+                event_types=[],
                 users=pl.DataFrame(schema=USERS_SCHEMA),
                 days=Counter(),
                 generations=[],
@@ -44,6 +48,7 @@ class State:
         return cls(
             manifest=manifest,
             items=pl.read_parquet(out / ITEMS_FILE).select(catalogue.SCHEMA.keys()),
+            event_types=manifest.metrics["event_types"],
             users=pl.read_parquet(out / USERS_FILE),
             days=Counter(dict(pl.read_parquet(out / DAYS_FILE).rows())),
             generations=generations(out),
@@ -51,17 +56,24 @@ class State:
         )
 
     def for_rebuild(self, *, renumber: bool) -> "State":
-        """What survives a full rebuild: the numbers of items (unless told) and who is forgotten."""
+        """What survives a full rebuild: the numbers of items and event types (unless told) and who is forgotten."""
         names = self.items.select(pl.col(name) if name in ("item_index", "item_id") else pl.lit(None).alias(name)
                                   for name in catalogue.SCHEMA)  # fmt: skip
         blank = names.cast(catalogue.SCHEMA).with_columns(pl.lit([0], pl.List(pl.UInt32)).alias("num_events_by_type"))  # type: ignore[arg-type]
         return replace(
             self,
             items=blank.clear() if renumber else blank,
+            event_types=[] if renumber else self.event_types,
             users=self.users.clear(),
             days=Counter(),
             generations=[],
         )
+
+    def may_hold_floats(self) -> bool:
+        """Whether an id, an event type or a description may be the text of a float, such as "17850.0"."""
+        described = [self.items[name] for name in ("item_id", "title", "category")]
+        texts = [self.users["user_id"], *described, pl.Series(self.event_types, dtype=pl.String)]
+        return "event_id" in self.metrics.get("fields", []) or any(text.str.contains(_FLOAT).any() for text in texts)
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -3,13 +3,28 @@
 import hashlib
 import json
 import secrets
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Self
 
 import polars as pl
 
+from recsys.contracts.errors import DataError
+
 TOMBSTONES_FILE: Final = "forgotten.json"
+
+
+def moving_away(folder: Path) -> str:
+    """The command that puts an artifact aside; what is built in its place leaves the same users out."""
+    kept, beside, old = (
+        shlex.quote(str(path)) for path in (folder / TOMBSTONES_FILE, _beside(folder), f"{folder}.old")
+    )
+    return f"`cp {kept} {beside} && mv {shlex.quote(str(folder))} {old}`"
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{TOMBSTONES_FILE}")
 
 
 class Tombstones:
@@ -24,12 +39,19 @@ class Tombstones:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The list of an artifact; an empty one with a fresh key where there is none."""
-        path = folder / TOMBSTONES_FILE
-        if not path.exists():
+        """The list of an artifact, or the one kept beside its place; an empty one with a fresh key where there is none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = next((path for path in (folder / TOMBSTONES_FILE, _beside(folder)) if path.exists()), None)
+        if path is None:
             return cls(secrets.token_bytes(32))
-        values = json.loads(path.read_text())
-        return cls(bytes.fromhex(values["key"]), values["users"])
+        try:
+            values = json.loads(path.read_bytes())
+            return cls(bytes.fromhex(values["key"]), values["users"])
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}: damaged list of forgotten users; put it back from a copy") from None
 
     def save(self, folder: Path) -> None:
         """Write the list; sorted, so that the order tells nothing."""
@@ -41,8 +63,12 @@ class Tombstones:
         return Tombstones(self._key, self._hashes | {self._hash(user_id) for user_id in user_ids})
 
     def holds(self, user_id: str) -> bool:
-        """Whether the user has been forgotten."""
-        return bool(self._hashes) and self._hash(user_id) in self._hashes
+        """Whether the user has been forgotten; who was as 17850.0, which typed logs were read as once, is 17850."""
+        if not self._hashes:
+            return False
+        return self._hash(user_id) in self._hashes or (
+            user_id.isdecimal() and self._hash(f"{user_id}.0") in self._hashes
+        )
 
     def without_forgotten(self, users: pl.DataFrame) -> pl.DataFrame:
         """The rows whose `user_id` has not been forgotten."""

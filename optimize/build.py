@@ -261,6 +261,7 @@ def _config(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> di
         "precision": quantize.precision(config),
         "protocol": data.protocol.value,
         "fusion": checkpoint.manifest.config["fusion"],
+        "temperature": checkpoint.manifest.config.get("temperature", 1.0),  # checkpoints of before have none
         "window": checkpoint.window.model_dump(),
         "model": checkpoint.manifest.config["model"],
     }

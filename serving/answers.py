@@ -1,10 +1,12 @@
 """From a request to an answer, without HTTP: history, session, ranking, deadline, labelled fallback."""
 
+import asyncio
 import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,19 +20,22 @@ from serving.config import ServeConfig
 from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import LastAnswers, Listed
+from serving.forgetting import Watch
 from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
-from serving.ranking import Ranking, Wish, rank
-from serving.rules import Mask
+from serving.ranking import Ranking, Reason, Wish, rank
+from serving.rules import CompiledRules, Mask
 from serving.schemas import Degraded, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem
 
 logger = logging.getLogger(__name__)
 
 _NOTHING = np.empty(0, dtype=np.int32)
+_PLAIN = frozenset({"user_id", "k"})
+"""What most requests consist of: their answers are kept encoded."""
 _CHECKED_K = 10
 _MOST_LAG_SHARE = 0.3
 """Of the deadline that is kept back for an event loop that was late a moment ago."""
@@ -57,15 +62,35 @@ class _Work:
     nearest: tuple[Tokens, Floats] | None = None
     ranking: Ranking | None = None
     listed: Listed | None = None
-    because: list[int] = field(default_factory=list)
+    because: list[Reason] = field(default_factory=list)
     items: list[RecommendedItem] = field(default_factory=list)
     reason: Missing | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         self.asked = self.clock()
         if self.request.events is not None:
             self.purchased = {e.item_id for e in self.request.events if e.event_type == PURCHASE}
+
+    @property
+    def hides_seen(self) -> bool:
+        """Nothing that was seen may be shown. While nobody knows what was purchased, all of it may have been."""
+        return self.request.exclude_seen or (self.request.exclude_purchased and self.purchased is None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.clock() >= self.until
+
+    def check_time(self) -> None:
+        """Called before a stage.
+
+        Raises:
+            DeadlineError: nobody would see what it finds.
+        """
+        if self.is_over:
+            raise DeadlineError
 
     def timed(self, stage: str, started: float) -> float:
         """Note a stage that ends now; the moment."""
@@ -91,9 +116,15 @@ class AnswerService:
         self._releases = releases
         self._store = store
         self._metrics = metrics
-        self.pool = BoundedPool(config.num_workers, config.max_waiting)
+        self.num_workers = config.num_workers or 2 * releases.current.sessions.most_together
+        self.pool = BoundedPool(self.num_workers, config.max_waiting)
         # One at a time, and never in front of a user whose session is kept.
         self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
+        # Members of batches that may be in a lane at once: its workers are never idle, and others find places.
+        self._turns = {
+            pool.name: asyncio.Semaphore(min(2 * num_workers, pool.size))
+            for pool, num_workers in ((self.pool, self.num_workers), (self.cold_pool, 1))
+        }
         self._background = BoundedPool(1, 16)
         self.impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
@@ -106,16 +137,25 @@ class AnswerService:
         """Requests worked on or waiting for it."""
         return self.pool.taken + self.cold_pool.taken
 
-    async def answer(self, request: RecommendationRequest, arrived: float) -> RecommendationAnswer:
+    async def answer_all(self, requests: Sequence[RecommendationRequest], arrived: float) -> list[RecommendationAnswer]:
+        """The answers of a batch, in their order: a few at a time, each inside its own deadline."""
+        return list(await asyncio.gather(*(self.answer(each, arrived, in_batch=True) for each in requests)))
+
+    async def answer(
+        self, request: RecommendationRequest, arrived: float, *, in_batch: bool = False
+    ) -> RecommendationAnswer:
         """The best answer at hand `deadline_ms` after `arrived` (a moment of the clock), at the latest."""
-        request_id = new_id()
-        arm, live = self._releases.route(request.user_id or request_id)
-        work = _Work(request, live, arm, self._clock)
+        request_id, work = self._begin(request)
         left_s = self.left_s(arrived, request.deadline_ms)
         work.until = self._clock() + left_s
         degraded: Degraded | None = None
         try:
-            await self._lane(work).run(lambda: self._rank(work), left_s)
+            lane = self._lane(work)
+            if in_batch:
+                async with self._turn(lane, left_s):
+                    await lane.run(lambda: self._rank(work), work.until - self._clock())
+            else:
+                await lane.run(lambda: self._rank(work), left_s)
         except OverloadError:
             degraded = "overload"
         except DeadlineError:
@@ -128,11 +168,42 @@ class AnswerService:
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
 
+    def shed(self, request: RecommendationRequest) -> bytes:
+        """The labelled answer, as JSON, of a request that comes while too much is waited for; it waits for nothing."""
+        if request.user_id is not None and request.model_fields_set <= _PLAIN:
+            return self.handy.answer(request.user_id, request.k)
+        request_id, work = self._begin(request)
+        return self.handy.told(request_id, work.live, work.arm, self._fallback(work))
+
+    @asynccontextmanager
+    async def _turn(self, lane: BoundedPool, left_s: float) -> AsyncIterator[None]:
+        """A place among those of a lane that batches may take.
+
+        Raises:
+            DeadlineError: none in time.
+        """
+        turns = self._turns[lane.name]
+        try:
+            async with asyncio.timeout(left_s):
+                await turns.acquire()
+        except TimeoutError:
+            raise DeadlineError from None
+        try:
+            yield
+        finally:
+            turns.release()
+
     def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
         """How long work may take for its answer to be out in time."""
         deadline_ms = deadline_ms or self._config.deadline_ms
         reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
         return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+
+    def _begin(self, request: RecommendationRequest) -> tuple[str, _Work]:
+        """(id of the answer, what is to be done)."""
+        request_id = new_id()
+        arm, live = self._releases.route(request.user_id or request_id)
+        return request_id, _Work(request, live, arm, self._clock)
 
     def _lane(self, work: _Work) -> BoundedPool:
         user_id = work.request.user_id
@@ -140,11 +211,25 @@ class AnswerService:
 
     def _rank(self, work: _Work) -> None:
         """In a worker thread: the history, its encoding, then the list, noted in `work` as they come."""
+        if work.request.user_id is None:
+            self._find(work)
+        else:
+            with work.live.sessions.at_work(work.request.user_id) as work.watch:
+                self._find(work)
+
+    def _find(self, work: _Work) -> None:
+        """Stops before a stage that nobody waits for, unless what it finds is kept for the next request.
+
+        Raises:
+            DeadlineError: the time is over.
+        """
         request, live = work.request, work.live
         started = work.timed("wait", work.asked)
         if request.user_id is not None:
             glance = self._store.glance(request.user_id)
             self._releases.follow(glance.revision)
+            if not glance.num_events and self.last_answers.get(live.name, request.user_id) is not None:
+                self.last_answers.forget({request.user_id})
             if request.exclude_purchased:
                 work.purchased = self._store.items_of_type(request.user_id, PURCHASE)
             started = work.timed("history", started)
@@ -158,8 +243,10 @@ class AnswerService:
             tokens_L, seen = self._told(work)
             started = work.timed("history", started)
             self._note(work, tokens_L, seen)
+            work.check_time()
             work.ranking = live.sessions.ranking(tokens_L) if len(tokens_L) else None
         started = work.timed("encode", started)
+        work.check_time()
         if work.ranking is None:
             work.reason = work.reason or "no_known_items"
         else:
@@ -174,18 +261,18 @@ class AnswerService:
     def _note(self, work: _Work, tokens_L: Tokens, seen: Tokens) -> None:
         """Keep what a fallback can use, before the expensive part begins."""
         work.tokens_L, work.seen = tokens_L, seen
-        if not len(tokens_L):
+        if not len(tokens_L) or work.is_over:
             return
         user_id = work.request.user_id
         if user_id is None or self.last_answers.get(work.live.name, user_id) is None:
-            work.nearest = work.live.neighbours(int(tokens_L[-1]))
+            work.nearest = work.live.neighbours.of(int(tokens_L[-1]))
 
     def _list(self, work: _Work, ranking: Ranking) -> None:
-        request, live = work.request, work.live
+        request, live, rules = work.request, work.live, work.live.rules
         wish = Wish(
             k=request.k,
-            allowed=self._allowed(work),
-            rules=live.compiled(self._releases.rules),
+            allowed=self._allowed(work, rules),
+            rules=rules,
             diversity=request.diversity,
             min_confidence=request.min_confidence,
         )
@@ -194,16 +281,18 @@ class AnswerService:
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
             work.items = items_of(live, work.listed, work.because)
-            self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
+            if wish.allowed is rules.shown and not wish.min_confidence:  # else of no use to other requests
+                self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
+                if work.watch.is_forgotten:
+                    self.last_answers.forget({request.user_id})
 
-    def _allowed(self, work: _Work) -> Mask:
+    @staticmethod
+    def _allowed(work: _Work, rules: CompiledRules) -> Mask:
         """Tokens that this answer may show."""
         request, live = work.request, work.live
-        mask = live.catalogue.matching(request.filters, live.compiled(self._releases.rules))
+        mask = live.catalogue.matching(request.filters, rules)
         vocabulary = live.recommender.release.vocabulary
-        # While nobody knows what was purchased, whatever was seen may have been.
-        hides_seen = request.exclude_seen or (request.exclude_purchased and work.purchased is None)
-        seen = work.seen if hides_seen else _NOTHING
+        seen = work.seen if work.hides_seen else _NOTHING
         hidden = [*request.exclude, *(work.purchased or ())]
         if hidden or len(seen):
             mask = mask.copy()
@@ -218,7 +307,7 @@ class AnswerService:
         if listed is None:
             listed = self._fallback(work) if degraded else self._of_nobody(work)
         reason = None if degraded else work.reason
-        if not len(listed.tokens) and not self._allowed(work).any():
+        if not len(listed.tokens) and not self._allowed(work, work.live.rules).any():
             reason = "no_items_match"
         now = self._clock()
         waited_ms = (now - work.asked) * 1000  # where no worker has begun; a late one may still write
@@ -239,11 +328,7 @@ class AnswerService:
 
     def _of_nobody(self, work: _Work) -> Listed:
         """For somebody of whom nothing is known: what is popular in the context, or everywhere."""
-        in_context = self.contexts.best(work.live, work.request.context)
-        allowed = self._allowed(work)
-        return fallback.best_at_hand(
-            work.live, work.request.k, allowed, last_answer=None, nearest=None, last_token=PAD, in_context=in_context
-        )
+        return self._at_hand(work, None, None, PAD)
 
     def _fallback(self, work: _Work) -> Listed:
         request, live = work.request, work.live
@@ -256,15 +341,28 @@ class AnswerService:
         elif tokens_L is None:
             work.tokens_L, work.seen = tokens_L, _ = self._told(work)
         last_token = int(tokens_L[-1]) if tokens_L is not None and len(tokens_L) else PAD
-        return fallback.best_at_hand(
+        if work.hides_seen and not len(work.seen):  # not known in time: an answer to this user is full of it
+            last_answer = None
+        nearest = work.nearest or live.neighbours.kept(last_token)
+        return self._at_hand(work, last_answer, nearest, last_token)
+
+    def _at_hand(
+        self, work: _Work, last_answer: Listed | None, nearest: tuple[Tokens, Floats] | None, last_token: int
+    ) -> Listed:
+        """The best list at hand, today's pins at their places."""
+        k, live, rules = work.request.k, work.live, work.live.rules
+        allowed = self._allowed(work, rules)
+        listed = fallback.best_at_hand(
             live,
-            request.k,
-            self._allowed(work),
+            k,
+            allowed,
+            rules,
             last_answer=last_answer,
-            nearest=work.nearest,
+            nearest=nearest,
             last_token=last_token,
-            in_context=self.contexts.best(live, request.context),
+            in_context=self.contexts.best(live, work.request.context),
         )
+        return fallback.pinned(live, k, allowed, rules, listed)
 
     def _count(self, answer: RecommendationAnswer, deadline_ms: float | None) -> None:
         self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms, deadline_ms)

@@ -1,6 +1,5 @@
 """What shops call: recommendations, similar items, events, users."""
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Final
@@ -45,9 +44,9 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
 
     @router.post("/v1/recommendations:batch")
     async def batch(body: RecommendationBatch, request: Request) -> RecommendationAnswers:
-        """Several requests at once; each has its own deadline and label."""
-        answers = [endpoint.service.answer(each, request.state.arrived) for each in body.requests]
-        return RecommendationAnswers(answers=list(await asyncio.gather(*answers)))
+        """Several requests at once; each has its own deadline and label, and counts for its client's limit."""
+        endpoint.access.also(request.scope, len(body.requests) - 1)
+        return RecommendationAnswers(answers=await endpoint.service.answer_all(body.requests, request.state.arrived))
 
     @router.get(f"/v1/items{ITEM}/similar", responses=NOT_FOUND)
     async def similar_items(
@@ -58,7 +57,7 @@ def recommendation_routes(endpoint: Endpoint) -> APIRouter:
         token = int(live.recommender.release.vocabulary.tokens([item_id])[0])
         if token == PAD:
             raise HTTPException(404, "no such item in the current release")
-        found = await similar(endpoint.service, live, endpoint.releases.rules, token, k, request.state.arrived)
+        found = await similar(endpoint.service, live, token, k, request.state.arrived)
         took_ms = (time.monotonic() - request.state.arrived) * 1000
         endpoint.metrics.count(found.source, found.release, NO_ARM, found.degraded, {"total": took_ms})
         request.state.of_answer = {"release": found.release, "source": found.source, "degraded": found.degraded}
@@ -119,17 +118,19 @@ def user_routes(endpoint: Endpoint) -> APIRouter:
         """Give an anonymous session's events to this user, who has signed in."""
         if body.session_id == user_id:
             raise HTTPException(422, "session_id is the user itself; give the id that the session had before")
-        return Changed(events=endpoint.store.join(body.session_id, user_id))
+        moved = endpoint.store.join(body.session_id, user_id)
+        endpoint.forget({body.session_id})
+        return Changed(events=moved)
 
     @router.delete(USER)
     def forget(user_id: UserId) -> Changed:
-        """Forget a user now, and tell the nightly job to leave their events out of logs.
+        """Forget a user: in the store and in this process now, in other workers' memory within `poll_s`.
 
-        Events of before are not stored again; later ones are, as anybody's.
+        The nightly job is told to leave their events out of logs. Events of before are not stored again; later ones
+        are, as anybody's.
         """
         deleted = endpoint.store.forget(user_id)
-        endpoint.cache.drop(user_id=user_id)
-        endpoint.service.last_answers.forget(user_id)
+        endpoint.forget({user_id})
         return Changed(events=deleted)
 
     return router

@@ -66,6 +66,8 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
         app.include_router(routes(endpoint))
+    for route in app.routes:  # they are put together at the first look, which on the event loop held answers up
+        route.matches({"type": "http", "method": "GET", "path": "/", "headers": [], "path_params": {}})
     app.state.endpoint = endpoint
     return app
 
@@ -83,7 +85,7 @@ def load_app(config: ServeConfig, path: Path, store_url: str) -> tuple[FastAPI, 
         return Recommender.load(folder, num_threads=config.num_threads)
 
     folder = None if (path / artifact.MANIFEST_NAME).exists() else path
-    releases = Releases(load(path), store, cache, folder, load)
+    releases = Releases(load(path), store, cache, folder, load, config.prepare_s)
     releases.current.check()
     return create_app(config, releases, store, cache), releases
 
@@ -116,6 +118,7 @@ def server_settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         log_config=None,  # uvicorn's own would close the handlers that there are; its lines come to ours
         log_level="warning",
         access_log=False,
+        proxy_headers=False,  # who asks is told by `guard.client_address`, for answers that are given unread, too
         headers=[(name.decode(), value.decode()) for name, value in SAFE_HEADERS],
         timeout_keep_alive=75,  # longer than proxies keep theirs, so that they close first
         timeout_graceful_shutdown=config.drain_s,

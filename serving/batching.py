@@ -87,6 +87,11 @@ class AppendBatcher:
         """Find out what batches cost on this machine; until then there are none."""
         self._curve = CostCurve.measured(self._engine)
 
+    @property
+    def most(self) -> int:
+        """How many are worth doing together."""
+        return self._curve.most
+
     def append(self, session: Session, events: Tokens, until: float = math.inf) -> Session:
         """The session with its new events, wanted before the moment `until`. See `Engine.append`."""
         if self._curve.most == 1:
@@ -105,9 +110,13 @@ class AppendBatcher:
         return mine.outcome
 
     def _next_batch(self) -> list[_Waiting]:
-        """Those who have waited longest: whoever makes the call is the first of them."""
+        """Those who have waited longest: whoever makes the call is the first of them.
+
+        Whose time is over is in no hurry: the session is kept for the next request.
+        """
         with self._lock:
-            left_s = min(each.until for each in self._waiting) - self._clock()
+            now = self._clock()
+            left_s = min((each.until for each in self._waiting if each.until > now), default=math.inf) - now
             num = self._curve.num_within(len(self._waiting), left_s)
             return [self._waiting.popleft() for _ in range(num)]
 

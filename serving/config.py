@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, IPvAnyNetwork, model_validator
 
 from recsys.contracts.config import Config
 
@@ -30,8 +30,9 @@ class ServeConfig(Config):
     num_threads: int = Field(default=1, ge=1)
     """Threads of the engine for one encoding. More make a cold user quicker where cores are idle; where they are not,
     threads that wait for one another made cold users late (docs/benchmarks.md)."""
-    num_workers: int = Field(default=2, ge=1)
-    """Requests worked on at once."""
+    num_workers: int | None = Field(default=None, ge=1)
+    """Requests worked on at once. Left out: twice as many as the engine of the first release was measured to append to
+    for less each when they come together, one batch in the engine and one that gathers; 2 where batches do not pay."""
     max_waiting: int = Field(default=64, ge=0)
     """Requests that may wait for a worker; more are answered at once with popular items. A request
     that gave up waiting keeps its place until a worker comes by, so memory is bounded in a stall."""
@@ -40,6 +41,8 @@ class ServeConfig(Config):
 
     session_cache_mb: float = Field(default=1_024, ge=0)
     """Most memory for sessions of users, in 10^6 bytes."""
+    prepare_s: float = Field(default=300.0, ge=0)
+    """Longest that kept sessions are encoded under a new release before it answers; it ends when all are."""
     poll_s: float = Field(default=1.0, gt=0)
     """Between two looks at the `current` pointer and at what other workers changed."""
     recall_s: float = Field(default=15.0, gt=0)
@@ -58,6 +61,8 @@ class ServeConfig(Config):
     """Most requests of one client on average; 0 sets no limit."""
     burst: int = Field(default=100, ge=1)
     """Requests of one client that may come at once within the limit."""
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` says which client asks. Nobody else's is read."""
 
     @model_validator(mode="after")
     def _strangers_need_tokens(self) -> Self:

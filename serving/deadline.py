@@ -36,7 +36,8 @@ class BoundedPool:
         self.name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
-        self._size = num_workers + max_waiting
+        self.size = num_workers + max_waiting
+        """Places there are."""
         self._num_workers = num_workers
         self._clock = clock
         self._typical_s = 0.0
@@ -50,7 +51,7 @@ class BoundedPool:
     @property
     def taken(self) -> int:
         """Places in use."""
-        return self._size - self._places._value
+        return self.size - self._places._value
 
     def expected_s(self, num_before: int | None = None) -> float:
         """How long work that comes now would take to be done, waiting included, as things went lately.
@@ -107,12 +108,17 @@ class BoundedPool:
         try:
             result = work()
         except BaseException as error:  # whoever waits for the future gets it
+            if isinstance(error, DeadlineError):  # it took as long as it was given, and more
+                self._learn(started)
             self._places.release()
             future.set_exception(error)
         else:
-            self._typical_s += _WEIGHT_OF_NEWEST * (self._clock() - started - self._typical_s)
+            self._learn(started)
             self._places.release()
             future.set_result(result)
+
+    def _learn(self, started: float) -> None:
+        self._typical_s += _WEIGHT_OF_NEWEST * (self._clock() - started - self._typical_s)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

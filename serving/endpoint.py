@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -11,13 +11,14 @@ from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from recsys.store.counting import RecallCounter
 from serving.answers import AnswerService
+from serving.changes import Changes
 from serving.config import ServeConfig
 from serving.context import MIN_EVENTS, NUM_ITEMS
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.guard import Access
 from serving.live import Releases
 from serving.metrics import Metrics
-from serving.schemas import PATH
+from serving.schemas import PATH, Preparing, RecommendationRequest
 from serving.sessions import SessionCache
 from serving.tracing import otlp_tracer
 
@@ -30,8 +31,8 @@ _MAX_WRITES = 256
 _WRITE_S = 10.0
 """Longest that a batch of events waits to be acknowledged."""
 _BEHIND_SHARE = 0.2
-"""Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before plain ones
-are answered unread. With more, those who waited longest are late whenever the event loop is, too."""
+"""Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before new ones
+are answered where they arrive. With more, those who waited longest are late whenever the event loop is, too."""
 
 
 class Endpoint:
@@ -50,6 +51,10 @@ class Endpoint:
         self.warmed = threading.Event()
         """It has warmed up, or tried to, and has read once what is shared: rules, arms, the `current` pointer."""
         self._is_warm = False
+        self.changes = Changes(releases, metrics.release_failures.inc)
+        releases.preparer.is_busy = lambda: self.service.num_under_way > 0
+        self._last_removal: int | None = None
+        """The number up to which users who are gone from the store are gone from here; None before the first look."""
         self._closing = threading.Event()
         self._counter = RecallCounter(store, round(config.attribution_hours * 3_600_000))
         metrics.show_release(releases.current.name)
@@ -69,11 +74,19 @@ class Endpoint:
     def is_behind(self, num_under_way: int) -> bool:
         """See `Shedder`. Requests that write to the store are under way, too, but in nobody's way."""
         num_under_way -= self._writers.taken
-        if num_under_way > self.config.num_workers + self.config.max_waiting // 2:
+        if num_under_way > self.service.num_workers + self.config.max_waiting // 2:
             return True
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
         return wait_s > _BEHIND_SHARE * self.config.deadline_ms / 1000
+
+    @property
+    def preparing(self) -> Preparing | None:
+        """How far the sessions are that are encoded before a switch."""
+        mine = self.releases.preparing
+        if mine is None:
+            return None
+        return Preparing(releases=list(mine.releases), num_users=mine.num_users, num_done=mine.num_done)
 
     async def write(self, work: Callable[[], T]) -> T:
         """The result of work that writes to the store, in one of a few threads that nothing else needs.
@@ -91,14 +104,32 @@ class Endpoint:
         scope = {"method": "POST", "path": PATH, "client": client, "headers": headers}
         return self.access.refusal(scope) is None
 
-    def shed(self, user_id: str, k: int) -> bytes:
+    def shed(self, request: RecommendationRequest) -> bytes:
         """See `Shedder`."""
         self.metrics.count_request("POST", PATH, 200)
-        return self.service.handy.answer(user_id, k)
+        return self.service.shed(request)
+
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Keep nothing of users in memory, whoever is at work on them."""
+        self.cache.forget(user_ids)
+        self.service.last_answers.forget(user_ids)
+
+    def follow_removals(self) -> None:
+        """Forget whom the store says that other workers have forgotten, or whose events went to somebody else.
+
+        Raises:
+            StoreError: it is tried again.
+        """
+        if self._last_removal is None:
+            self._last_removal = self.store.removals.last()
+            return
+        self._last_removal, gone = self.store.removals.after(self._last_removal)
+        if gone:
+            self.forget(frozenset(gone))
 
     def start(self) -> None:
-        """Warm up, then keep up with releases and recall, in threads beside the event loop."""
-        for work in (self._warm_up, self._keep_up, self._count_recall):
+        """Warm up, then keep up with releases, other workers and recall, in threads beside the event loop."""
+        for work in (self._warm_up, self._keep_up, self._follow, self._count_recall):
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
 
     def count_recall(self) -> None:
@@ -122,6 +153,7 @@ class Endpoint:
     def close(self) -> None:
         """Stop; impressions that wait are written first."""
         self._closing.set()
+        self.releases.stop()
         self._counter.close()
         self._writers.close()
         self.service.close()
@@ -135,9 +167,9 @@ class Endpoint:
             live.recommender.warm_up()
             live.verify()
         except Exception as error:
-            self.metrics.release_failures.inc()
             # Events are taken all the same, and another release may be activated: the process goes on.
             logger.error("not ready: %s", error, exc_info=not isinstance(error, RecsysError))
+            self.metrics.release_failures.inc()
         with suppress(StoreError):  # it is tried again, every now and then
             self.learn_contexts()
         self._is_warm = True
@@ -146,13 +178,21 @@ class Endpoint:
     def _keep_up(self) -> None:
         def refresh() -> None:
             for error in self.releases.refresh():
-                self.metrics.release_failures.inc()
                 _log(error)
+                self.metrics.release_failures.inc()
             self.metrics.show_release(self.releases.current.name)
             self._begin()
 
         self._try(refresh, self.metrics.release_failures.inc)
         self._repeat(refresh, self.config.poll_s, self.metrics.release_failures.inc)
+
+    def _follow(self) -> None:
+        def follow() -> None:
+            self.follow_removals()
+            self.releases.follow(self.store.glance("").revision)
+
+        self._try(follow, lambda: None)
+        self._repeat(follow, self.config.poll_s, lambda: None)
 
     def _begin(self) -> None:
         """Called at the end of whatever must be done before the first request; the last one makes it ready."""
@@ -174,8 +214,8 @@ class Endpoint:
         try:
             work()
         except Exception as error:
-            failed()
             _log(error)
+            failed()
 
 
 def _log(error: Exception) -> None:

@@ -1,10 +1,10 @@
 """The short way to a recommendation: past the framework's routing, injection and serialisation. Pure ASGI.
 
-A well-formed request is answered here by the same service and the same schemas as the documented route, for a
-fifth of the processor time. Whatever is not well-formed is passed on, body and all, so that every refusal is
-the framework's.
+A request is answered here by the same service and the same schemas as the documented route, for a fifth of the
+processor time.
 """
 
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import orjson
 from pydantic import ValidationError
 
 from serving.endpoint import Endpoint
+from serving.problems import invalid
 from serving.schemas import PATH, RecommendationRequest
 
 _Scope = MutableMapping[str, Any]
@@ -32,11 +33,12 @@ class Express:
         if scope["type"] != "http" or scope["path"] != PATH or not _is_json_post(scope):
             await self._app(scope, receive, send)
             return
-        messages, body = await _read(receive)
+        body = await self._read(scope, receive)
         try:
             request = RecommendationRequest.model_validate_json(body)
-        except ValidationError:
-            await self._app(scope, _again(messages, receive), send)
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            await invalid([{**each, "loc": ("body", *each["loc"])} for each in found])(scope, receive, send)
             return
         answer = await self._endpoint.service.answer(request, scope["state"]["arrived"])
         if self._endpoint.tracer is not None:
@@ -46,29 +48,20 @@ class Express:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
+    async def _read(self, scope: _Scope, receive: Any) -> bytes:
+        """The body: what came of it, if the client has gone. A request that comes in pieces arrives with the last."""
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            pieces = [body]
+            while message.get("more_body"):
+                message = await receive()
+                pieces.append(message.get("body", b""))
+            body = b"".join(pieces)
+            scope["state"]["arrived"] = time.monotonic() - self._endpoint.service.lag.seconds
+        return body
+
 
 def _is_json_post(scope: _Scope) -> bool:
-    if scope["method"] != "POST":
-        return False
-    content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-    return bool(content_type.partition(b";")[0].strip().lower() == _JSON)
-
-
-async def _read(receive: Any) -> tuple[list[Any], bytes]:
-    """All messages of the request, and its body: what came of it, if the client has gone."""
-    messages = [await receive()]
-    while messages[-1].get("more_body"):
-        messages.append(await receive())
-    return messages, b"".join(message.get("body", b"") for message in messages)
-
-
-def _again(messages: list[Any], receive: Any) -> Callable[[], Awaitable[Any]]:
-    """`receive` that begins with messages which were received already."""
-    waiting = iter(messages)
-
-    async def receiving() -> Any:
-        for message in waiting:
-            return message
-        return await receive()
-
-    return receiving
+    """Other bodies were refused before."""
+    return bool(scope["method"] == "POST") and any(name == b"content-type" for name, _ in scope["headers"])

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
-from serving.rules import Mask
+from serving.rules import CompiledRules, Mask, with_pins
 from serving.schemas import Source
 
 _MAX_USERS: Final = 20_000
@@ -24,12 +24,12 @@ class Listed:
     source: Source
     tokens: Tokens
     scores: Floats
-    encoded: bytes = b""
-    """The items as they were shown, in JSON; empty if they were not."""
+    encoded: tuple[bytes, ...] = ()
+    """Each item as it was shown, in JSON; empty if they were not."""
 
 
 class LastAnswers:
-    """The model's last answer to each of the latest users. Thread-safe."""
+    """The model's last answer to each of the latest users: of plain requests, so it fits any other. Thread-safe."""
 
     def __init__(self) -> None:
         self._answers: OrderedDict[tuple[str, str], Listed] = OrderedDict()
@@ -47,23 +47,30 @@ class LastAnswers:
         """The last answer, if it is remembered."""
         return self._answers.get((release, user_id))
 
-    def forget(self, user_id: str) -> None:
-        """Forget a user under every release."""
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Forget users under every release."""
         with self._lock:
-            for key in [key for key in self._answers if key[1] == user_id]:
+            for key in [key for key in self._answers if key[1] in user_ids]:
                 del self._answers[key]
 
 
-def popular(live: LiveRelease, k: int, allowed: Mask) -> Listed:
-    """The k allowed items with most events; scores are counts."""
-    tokens = live.popular[_first(allowed, live.popular, k)]
-    return Listed("popular", tokens, _counts(live, tokens))
+def popular(live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
+    """The k items with most events that the rules show, with boosts and pins; scores are counts."""
+    tokens = rules.popular[_first(rules.shown, rules.popular, k)]
+    return pinned(live, k, rules.shown, rules, Listed("popular", tokens, _counts(live, tokens)))
+
+
+def pinned(live: LiveRelease, k: int, allowed: Mask, rules: CompiledRules, listed: Listed) -> Listed:
+    """The list with pinned items at their places; the scores of those added are counts."""
+    tokens, scores = with_pins(listed.tokens, listed.scores, k, rules, allowed, lambda added: _counts(live, added))
+    return Listed(listed.source, tokens, scores)
 
 
 def best_at_hand(
     live: LiveRelease,
     k: int,
     allowed: Mask,
+    rules: CompiledRules,
     *,
     last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
@@ -76,7 +83,7 @@ def best_at_hand(
     """
     left, source, num = allowed, None, 0
     parts: list[tuple[Tokens, Floats]] = []
-    for name, tokens, scores in _rungs(live, last_answer, nearest, last_token, in_context):
+    for name, tokens, scores in _rungs(live, rules, last_answer, nearest, last_token, in_context):
         kept = _first(left, tokens, k - num)
         if len(kept):
             source, num = source or name, num + len(kept)
@@ -92,6 +99,7 @@ def best_at_hand(
 
 def _rungs(
     live: LiveRelease,
+    rules: CompiledRules,
     last_answer: Listed | None,
     nearest: tuple[Tokens, Floats] | None,
     last_token: int,
@@ -103,10 +111,10 @@ def _rungs(
     if nearest is not None:
         yield "nearest", *nearest
     if last_token != PAD:
-        yield "popular_in_category", live.popular[live.catalogue.same_category(last_token)[live.popular]], None
+        yield "popular_in_category", rules.popular[live.catalogue.same_category(last_token)[rules.popular]], None
     if in_context is not None:
         yield in_context.source, in_context.tokens, in_context.scores
-    yield "popular", live.popular, None
+    yield "popular", rules.popular, None
 
 
 def _first(allowed: Mask, tokens: Tokens, num: int) -> npt.NDArray[np.intp]:

@@ -5,6 +5,7 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -14,10 +15,12 @@ from serving.config import ServeConfig, Token, TokenScope
 _Scope = MutableMapping[str, Any]
 _ASGI = Callable[[_Scope, Any, Any], Awaitable[None]]
 
+_OWN_NAMES: Final = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json", "/console"})
 """They show nothing of users. The console asks for a token itself."""
 _MAX_CLIENTS: Final = 10_000
 _HINTS: Final = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}}
+_TOO_MANY: Final = (429, "too many requests; wait a little")
 SAFE_HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -55,6 +58,7 @@ class Access:
 
     def __init__(self, config: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._tokens = config.tokens
+        self._proxies = config.proxies
         self._rates = Rates(config.requests_per_s, config.burst, clock) if config.requests_per_s else None
 
     def refusal(self, scope: _Scope) -> tuple[int, str] | None:
@@ -62,20 +66,35 @@ class Access:
         path = scope["path"]
         if path in _OPEN_PATHS:
             return None
-        client = (scope.get("client") or ["unknown"])[0]
-        wanted = _wanted(scope["method"], path)
-        if self._tokens:
-            token = _token_of(scope["headers"], self._tokens)
-            if token is None:
-                return 401, "send `Authorization: Bearer TOKEN` with a token of this server"
-            if wanted not in token.scopes:
-                return 403, f"this token lacks the scope {wanted}"
-            client = token.name
-        elif wanted == "admin":
+        wanted, token = _wanted(scope["method"], path), _token_of(scope["headers"], self._tokens)
+        client = self._client(scope) if token is None else token.name
+        if token is None and self._tokens:
+            if not self._may_go_on(f"stranger {client}"):
+                return _TOO_MANY
+            return 401, "send `Authorization: Bearer TOKEN` with a token of this server"
+        if token is not None and wanted not in token.scopes:
+            return 403, f"this token lacks the scope {wanted}"
+        if token is None and wanted == "admin":
             return 403, "admin endpoints are off without tokens; set [[serve.tokens]] in the config"
-        if self._rates is not None and not self._rates.take(client):
-            return 429, "too many requests; wait a little"
-        return None
+        if token is None and _host(scope["headers"]) not in _OWN_NAMES:  # a page whose own name now leads here
+            return 403, "without tokens only localhost is answered; set [[serve.tokens]] in the config"
+        scope["recsys.client"] = client
+        return None if self._may_go_on(client) else _TOO_MANY
+
+    def also(self, scope: _Scope, num_requests: int) -> None:
+        """Count more requests that came inside this one.
+
+        Raises:
+            HTTPException: they are more than the client may send now.
+        """
+        if not self._may_go_on(scope["recsys.client"], num_requests):
+            raise HTTPException(*_TOO_MANY, _HINTS[429])
+
+    def _client(self, scope: _Scope) -> str:
+        return client_address((scope.get("client") or ["unknown"])[0], scope["headers"], self._proxies)
+
+    def _may_go_on(self, client: str, num_requests: int = 1) -> bool:
+        return self._rates is None or self._rates.take(client, num_requests)
 
 
 class Rates:
@@ -87,15 +106,45 @@ class Rates:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, client: str) -> bool:
-        """Whether one more request is within the limit."""
+    def take(self, client: str, num: int = 1) -> bool:
+        """Whether so many more requests are within the limit; if not, none is counted."""
         now = self._clock()
         left, seen = self._buckets.pop(client, (float(self._burst), now))
         left = min(float(self._burst), left + (now - seen) * self._per_s)
-        self._buckets[client] = max(left - 1, 0.0) if left >= 1 else left, now
+        self._buckets[client] = left - num if left >= num else left, now
         while len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)
-        return left >= 1
+        return left >= num
+
+
+def _host(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Of the `Host` header, without the port."""
+    host = next((value for name, value in headers if name == b"host"), b"").lower()
+    return host if host.endswith(b"]") else host.rpartition(b":")[0] or host
+
+
+def client_address(
+    peer: str, headers: Sequence[tuple[bytes, bytes]], proxies: Sequence[IPv4Network | IPv6Network]
+) -> str:
+    """The address that asks: the connection's, or where that is a proxy, the one that the proxy was asked by.
+
+    Every proxy appends to `X-Forwarded-For`, so it is read from its end up to the first address that is no proxy's;
+    what stands before that is the client's own word.
+    """
+    client = peer
+    told = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
+    for before in reversed(told.split(",")):
+        if not _is_one_of(client, proxies):
+            break
+        client = before.strip() or client
+    return client
+
+
+def _is_one_of(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    try:
+        return any(ip_address(address) in network for network in networks)
+    except ValueError:
+        return False
 
 
 def _wanted(method: str, path: str) -> TokenScope:

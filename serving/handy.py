@@ -13,6 +13,7 @@ from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
+from serving.ranking import Reason
 from serving.rules import CompiledRules
 from serving.schemas import Because, RecommendationAnswer, RecommendedItem, Source
 
@@ -33,25 +34,34 @@ class HandyAnswers:
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
 
     def answer(self, user_id: str, k: int) -> bytes:
-        """A labelled answer as JSON, on the event loop. It is counted and in the log, but not kept as an impression."""
+        """The answer to a plain request."""
         arm, live = self._releases.route(user_id)
-        rules = live.compiled(self._releases.rules)
+        rules = live.rules
         listed = self._last_answers.get(live.name, user_id)
-        if listed is None or len(listed.tokens) != k or not rules.shown[listed.tokens].all():
+        if listed is None or not _is_whole(listed, k, rules):
             listed = self._most_popular(live, k, rules)
+        return self.told(new_id(), live, arm, listed, k)
+
+    def told(self, request_id: str, live: LiveRelease, arm: str, listed: Listed, k: int | None = None) -> bytes:
+        """A list as a labelled answer, in JSON. It is counted, but has no log line and no impression of its own.
+
+        Its first k items, if they are encoded already.
+        """
         timings_ms = {"total": round(self._lag.seconds * 1000, 3)}
-        source: Source = "popular" if listed.source == "popular" else "last_answer"
+        source: Source = "last_answer" if listed.source == "model" else listed.source
         self._metrics.count(source, live.name, arm, "overload", timings_ms)
         self._metrics.lost_impressions.inc()
         self._note()
+        of_items = listed.encoded or encoded(listed, items_of(live, listed, [])).encoded
         return orjson.dumps(
             RecommendationAnswer(
-                request_id=new_id(),
-                items=orjson.Fragment(listed.encoded),  # type: ignore[arg-type]
+                request_id=request_id,
+                items=orjson.Fragment(b"[" + b",".join(of_items[:k]) + b"]"),  # type: ignore[arg-type]
                 release=live.name,
                 arm=arm,
                 source=source,
                 degraded="overload",
+                reason=None if len(listed.tokens) else "no_items_match",
                 timings_ms=timings_ms,
             )
         )
@@ -69,7 +79,7 @@ class HandyAnswers:
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))
         if known is None or known[0] is not rules:
-            listed = popular(live, k, rules.shown)
+            listed = popular(live, k, rules)
             known = rules, encoded(listed, items_of(live, listed, []))
             self._popular[live.name, k] = known
         return known[1]
@@ -77,21 +87,33 @@ class HandyAnswers:
 
 def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
     """The list with its items in JSON."""
-    return Listed(listed.source, listed.tokens, listed.scores, orjson.dumps(items))
+    return Listed(listed.source, listed.tokens, listed.scores, tuple(orjson.dumps(item) for item in items))
 
 
-def items_of(live: LiveRelease, listed: Listed, because: list[int]) -> list[RecommendedItem]:
-    """What is shown of a list; `because` holds the token that is each item's reason, PAD for none."""
+def _is_whole(listed: Listed, k: int, rules: CompiledRules) -> bool:
+    """Whether the first k are there, may all be shown, and are as the pins want it."""
+    tokens = listed.tokens[:k]
+    if len(tokens) < k or not rules.shown[tokens].all():
+        return False
+    return all(tokens[position - 1] == token for position, token in rules.pins if position <= k and rules.shown[token])
+
+
+def items_of(live: LiveRelease, listed: Listed, because: list[Reason]) -> list[RecommendedItem]:
+    """What is shown of a list; `because` holds the reasons of its items, or nothing."""
     vocabulary = live.recommender.release.vocabulary
     items = []
     for place, (token, score) in enumerate(zip(listed.tokens.tolist(), listed.scores.tolist(), strict=True)):
         item = vocabulary.item(token)
-        reason = None
-        if place < len(because) and because[place] != PAD:
-            cause = vocabulary.item(because[place])
-            reason = Because(cause.item_id, cause.title)
+        reason = _because(live, because[place]) if place < len(because) else None
         items.append(RecommendedItem(item_id=item.item_id, score=score, title=item.title, reason=reason))
     return items
+
+
+def _because(live: LiveRelease, reason: Reason) -> Because | None:
+    if reason.token == PAD:
+        return Because("again", None, None) if reason.is_again else None
+    cause = live.recommender.release.vocabulary.item(reason.token)
+    return Because("again" if reason.is_again else "similar", cause.item_id, cause.title)
 
 
 def new_id() -> str:

@@ -1,33 +1,32 @@
 """Releases that answer: loaded beside one another, switched in one step, several arms at once."""
 
 import logging
+import math
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError, ConfigError, StoreError
-from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.contracts.errors import ArtifactError, ConfigError
+from recsys.contracts.ids import PAD
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
 from serving.arms import ARMS_DOCUMENT, NO_ARM, Arms
-from serving.rules import RULES_DOCUMENT, Catalogue, CompiledRules, Rules
+from serving.neighbours import Neighbours
+from serving.preparing import NotWantedError, Preparation, Preparer
+from serving.rulebook import RuleBook
+from serving.rules import Catalogue, CompiledRules, Rules
 from serving.sessions import SessionCache, Sessions
 
 logger = logging.getLogger(__name__)
 
-NUM_NEIGHBOURS: Final = 100
-_NEIGHBOUR_LISTS: Final = 20_000
-_HOTTEST: Final = 10_000
-"""Most sessions of a release that are looked at."""
-_PREPARE_S: Final = 5.0
-"""Longest that sessions are encoded under a new release before it answers them."""
+_ROLL_BACK_S: Final = 5.0
+"""Longest that sessions are encoded before a roll-back: whoever rolls back cannot wait."""
 
 
 class LiveRelease:
@@ -38,40 +37,25 @@ class LiveRelease:
         self.name = recommender.release.name
         self.sessions = Sessions(recommender.release, store, cache)
         self.catalogue = Catalogue(recommender.release.vocabulary)
-        self.popular: Tokens = recommender.release.vocabulary.popular()
-        self._compiled: tuple[Rules, CompiledRules] | None = None
+        self.rules: CompiledRules = self.catalogue.compile(Rules())
+        """Those in force, in this release's tokens: read it once for each list."""
         self.is_verified = False
         """It answers here as when it was built."""
-        self._neighbours: OrderedDict[int, tuple[Tokens, Floats]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.neighbours = Neighbours(recommender.release.index)
 
-    def compiled(self, rules: Rules) -> CompiledRules:
-        """The rules in this release's tokens, computed once per rule book."""
-        known = self._compiled
-        if known is None or known[0] is not rules:
-            known = (rules, self.catalogue.compile(rules))
-            self._compiled = known
-        return known[1]
+    def take_rules(self, rules: Rules) -> None:
+        """Go by the whole rule book from now on."""
+        self.rules = self.catalogue.compile(rules)
 
-    def neighbours(self, token: int) -> tuple[Tokens, Floats]:
-        """Up to 100 items most like an item (cosine among the nearest by inner product), best first; kept."""
-        with self._lock:
-            known = self._neighbours.get(token)
-        if known is None:
-            index = self.recommender.release.index
-            item_1D = index.vectors(np.array([token]))
-            found = index.search(item_1D, 2 * NUM_NEIGHBOURS, [np.array([token], dtype=np.int32)])[0][0]
-            found = found[found != PAD]
-            vectors_ND = index.vectors(found)
-            norms = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(item_1D)
-            likeness = (vectors_ND @ item_1D[0]) / np.maximum(norms, 1e-12)
-            order = np.argsort(-likeness, kind="stable")[:NUM_NEIGHBOURS]
-            known = found[order], likeness[order]
-            with self._lock:
-                self._neighbours[token] = known
-                while len(self._neighbours) > _NEIGHBOUR_LISTS:
-                    self._neighbours.popitem(last=False)
-        return known
+    def take_stock(self, available: Mapping[str, bool]) -> None:
+        """Go by a change of some items' stock from now on; what requests under way hold stays as it is."""
+        tokens = self.recommender.release.vocabulary.tokens(available)
+        mask = self.rules.available.copy()
+        mask[tokens] = list(available.values())
+        mask[PAD] = False
+        shown = mask & self.rules.allowed
+        shown.setflags(write=False)
+        self.rules = replace(self.rules, available=mask, shown=shown)
 
     def check(self) -> None:
         """Answer once, the way requests are answered.
@@ -81,7 +65,7 @@ class LiveRelease:
         """
         self.recommender.warm_up()
         self.sessions.warm_up()
-        token = self.popular[:1]
+        token = self.recommender.release.vocabulary.popular()[:1]
         found, scores = self.sessions.ranking(token).best(1)
         if found[0] == PAD or not np.isfinite(scores[0]):
             raise ArtifactError(f"{self.name}: recommends nothing after its most popular item; run `recsys optimize`")
@@ -110,15 +94,22 @@ class Releases:
         cache: SessionCache,
         folder: Path | None = None,
         load: Callable[[Path], Recommender] = Recommender.load,
+        prepare_s: float = 300.0,
+        preparer: Preparer | None = None,
     ) -> None:
-        """`folder` is the folder of releases, or None where only the first one can answer."""
+        """`folder` is the folder of releases, or None where only the first one can answer.
+
+        For at most `prepare_s` sessions are encoded under a new release before it answers.
+        """
         self._store = store
         self._cache = cache
         self._folder = folder
         self._load = load
+        self._prepare_s = prepare_s
+        self.preparer = preparer or Preparer(store, cache)
         self._live = {first.release.name: LiveRelease(first, store, cache)}
         self.current = self._live[first.release.name]
-        self.rules = Rules()
+        self.book = RuleBook(store, lambda: self.all_live)
         self._arms = Arms()
         self.has_caught_up = False
         """Rules, arms and the `current` pointer have been read since the start."""
@@ -126,9 +117,11 @@ class Releases:
         """What could not be taken over and is not tried again as long as it is wanted."""
         self._changing = threading.Lock()
         """Held by every change of releases and arms, also while a release is loaded: no request waits for it."""
-        self._revision = -1
-        self._ruling = threading.Lock()
-        """Held while rules are read or written."""
+        self._hurry = threading.Lock()
+        self._num_hurrying = 0
+        """Those who cannot wait until sessions are prepared."""
+        self._num_given_up = 0
+        """Changes that were not made because somebody could not wait."""
 
     @property
     def arms(self) -> Arms:
@@ -146,6 +139,11 @@ class Releases:
         return sorted(self._live)
 
     @property
+    def preparing(self) -> Preparation | None:
+        """Sessions that are being encoded before a switch, if there are any."""
+        return self.preparer.under_way
+
+    @property
     def all_live(self) -> list[LiveRelease]:
         """The releases in memory, by name."""
         return [live for _, live in sorted(self._live.items())]
@@ -157,18 +155,14 @@ class Releases:
         """
         return self._routed(key, self._arms, self.current)
 
-    def follow(self, revision: int) -> None:
-        """Take over rules that another worker has written, if the store's revision says so.
+    @property
+    def rules(self) -> Rules:
+        """The rule book."""
+        return self.book.rules
 
-        Raises:
-            RecsysError: they cannot be read; those before hold.
-        """
-        if revision == self._revision:
-            return
-        with self._ruling:
-            if revision != self._revision:  # nobody has read them while we waited
-                self.rules = Rules.from_mapping(self._store.document(RULES_DOCUMENT) or {}, "stored rules")
-                self._revision = revision
+    def follow(self, revision: int) -> None:
+        """See `RuleBook`."""
+        self.book.follow(revision)
 
     def refresh(self) -> list[Exception]:
         """Catch up with the store and the `current` pointer; called now and then, off the requests' path.
@@ -192,10 +186,10 @@ class Releases:
             for name in sorted(wanted - self._broken):
                 with _noted(failures):
                     self._loaded(name)
-            with _noted(failures):
+            with _noted(failures), suppress(NotWantedError):
                 self._deal(arms)
-            with _noted(failures):
-                self._switch(self._live.get(pointed, self.current))
+            with _noted(failures), suppress(NotWantedError):
+                self._switch(self._live.get(pointed, self.current), is_wanted=lambda: self._points_to(pointed))
             self.has_caught_up = self.has_caught_up or has_read
         return failures
 
@@ -208,7 +202,10 @@ class Releases:
     def activate(self, name: str) -> str:
         """Load, warm, check and switch to a release of the folder, for every worker; the name of the one before.
 
+        It takes as long as sessions are prepared (`preparing`); the one before answers meanwhile.
+
         Raises:
+            NotWantedError: it was rolled back before it answered.
             RecsysError: it cannot be loaded, or the pointer not moved; the one before goes on answering.
         """
         folder = self._folder_to_switch_in()
@@ -220,19 +217,33 @@ class Releases:
     def roll_back(self) -> str:
         """Switch back to the release that `current` pointed to before, whoever has moved it; its name.
 
+        A change that is being prepared in this worker is given up; where `current` had not moved for it, that is all.
+
         Raises:
             RecsysError: there is none, or it cannot be loaded; nothing has changed.
         """
         folder = self._folder_to_switch_in()
+        num_given_up, answering = self._num_given_up, self.current.name
+        with self._hurry:
+            self._num_hurrying += 1
         with self._changing:
+            with self._hurry:
+                self._num_hurrying -= 1
+            if self._num_given_up > num_given_up and self._points_to(answering):
+                return answering
             names = artifact.current_names(folder)
             if len(names) < 2:
                 raise ConfigError("no release was current before this one; activate one of the list")
-            self._switch(self._loaded(names[1]), lambda: artifact.step_back(folder, names))
+            self._switch(self._loaded(names[1]), lambda: artifact.step_back(folder, names), prepare_s=_ROLL_BACK_S)
         return names[1]
 
+    def stop(self) -> None:
+        """Give up what is being prepared, and whatever is to be prepared later: the process ends."""
+        with self._hurry:
+            self._num_hurrying += 1
+
     def set_arms(self, arms: Arms) -> None:
-        """Load what the arms need and encode the hottest sessions, then let them answer, in other workers soon.
+        """Load what the arms need and prepare sessions, then let them answer, in other workers soon.
 
         Raises:
             RecsysError: a release cannot be loaded; nothing has changed.
@@ -243,30 +254,12 @@ class Releases:
             self._deal(arms, lambda: self._store.write_document(ARMS_DOCUMENT, lambda _: arms.model_dump()))
 
     def set_rules(self, rules: Rules) -> None:
-        """Keep the rules; they hold from the next request on, in every worker.
+        """See `RuleBook`."""
+        self.book.set_rules(rules)
 
-        Raises:
-            StoreError: nothing has changed.
-        """
-        with self._ruling:
-            self._store.write_document(RULES_DOCUMENT, lambda _: rules.model_dump())
-            self.rules = rules
-
-    def set_availability(self, available: dict[str, bool]) -> None:
-        """Change stock of some items and leave all others.
-
-        Raises:
-            StoreError: nothing has changed.
-        """
-
-        def changed(stored: dict[str, object] | None) -> dict[str, object]:
-            rules = Rules.from_mapping(stored or {}, "stored rules")
-            missing = {*rules.unavailable, *(i for i, there in available.items() if not there)}
-            missing -= {i for i, there in available.items() if there}
-            return rules.model_copy(update={"unavailable": sorted(missing)}).model_dump()
-
-        with self._ruling:
-            self.rules = Rules.from_mapping(self._store.write_document(RULES_DOCUMENT, changed), "stored rules")
+    def set_availability(self, available: Mapping[str, bool]) -> dict[str, bool]:
+        """See `RuleBook`."""
+        return self.book.set_availability(available)
 
     def _routed(self, key: str, arms: Arms, current: LiveRelease) -> tuple[str, LiveRelease]:
         arm = arms.arm_of(key)
@@ -294,7 +287,13 @@ class Releases:
             self._broken.add(name)
             raise
         self._broken.discard(name)
-        self._live = {**self._live, name: live}
+        if name not in self._live:
+            found = live
+
+            def publish() -> None:
+                self._live = {**self._live, name: found}
+
+            self.book.admit(found, publish)
         return live
 
     def _deal(self, arms: Arms, write: Callable[[], object] = lambda: None) -> None:
@@ -304,39 +303,52 @@ class Releases:
         write()
         self._arms = arms
 
-    def _switch(self, live: LiveRelease, move: Callable[[], object] = lambda: None) -> None:
+    def _switch(
+        self,
+        live: LiveRelease,
+        move: Callable[[], object] = lambda: None,
+        *,
+        prepare_s: float = math.inf,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Prepare sessions, move the pointer, then let the release answer; what is not wanted any more is unloaded."""
         before = self.current
         if live is not before:
-            self._prepare(self._arms, live)
+            self._prepare(self._arms, live, prepare_s, is_wanted)
         move()
         if live is not before:
             self.current = live
             self._unload_all_but({live.name, before.name, *self._arms.releases})
             logger.info("release switched from=%s to=%s", before.name, live.name)
 
-    def _prepare(self, arms: Arms, current: LiveRelease) -> None:
-        """Encode the hottest sessions for a while, each under the release that is to answer it."""
-        stop = time.monotonic() + _PREPARE_S
-        names = (self.current.name, *self.loaded)
-        kept = {name: dict.fromkeys(self._cache.hottest(name, _HOTTEST)) for name in names}
-        for user_id in {user_id: None for users in kept.values() for user_id in users}:
-            if time.monotonic() > stop:
-                break
-            _, live = self._routed(user_id, arms, current)
-            if user_id not in kept[live.name]:
-                try:
-                    live.sessions.state(user_id, self._store.glance(user_id))
-                except StoreError as error:  # then they are encoded when they come
-                    logger.warning("sessions not prepared for %s: %s", live.name, error)
-                    break
+    def _prepare(
+        self,
+        arms: Arms,
+        current: LiveRelease,
+        longest_s: float = math.inf,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Encode the sessions there are, each under the release that is to answer it."""
+        try:
+            self.preparer.prepare(
+                {self.current.name, *self._arms.releases},
+                lambda user_id: self._routed(user_id, arms, current)[1],
+                min(longest_s, self._prepare_s),
+                lambda: not self._num_hurrying and is_wanted(),
+            )
+        except NotWantedError:
+            self._num_given_up += 1
+            raise
+
+    def _points_to(self, name: str) -> bool:
+        return self._folder is None or artifact.current_name(self._folder) in {name, None}
 
     def _unload_all_but(self, names: set[str]) -> None:
         """Requests under way keep what they hold; nothing new is answered by the others."""
         gone = set(self._live) - names
         self._live = {name: live for name, live in self._live.items() if name in names}
         for name in gone:
-            self._cache.drop(release=name)
+            self._cache.drop(name)
 
 
 @contextmanager

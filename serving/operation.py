@@ -18,7 +18,7 @@ from recsys.store.recall import HOUR_MS
 from serving.endpoint import Endpoint
 from serving.metrics import SHARES
 from serving.problems import BAD_BODY, GUARDED, STORE_TROUBLE
-from serving.schemas import Health, Schema
+from serving.schemas import Health, Preparing, Schema
 
 _MAX_HOURS: Final = 48
 _PAGE = Path(__file__).with_name("console.html")
@@ -74,6 +74,8 @@ class Status(Schema):
     """By source."""
     degraded: dict[str, int]
     """By reason."""
+    preparing: Preparing | None = None
+    """Sessions that are being encoded before a switch."""
     arms: list[dict[str, Any]]
     releases: list[dict[str, Any]]
     """Of each loaded one, the current first: accuracy, size in 10^6 bytes and time to encode a full window, before it
@@ -151,6 +153,7 @@ def operation_routes(endpoint: Endpoint) -> APIRouter:
             latency=endpoint.metrics.percentiles(),
             answers=endpoint.metrics.total("recsys_answers"),
             degraded=endpoint.metrics.total("recsys_degraded"),
+            preparing=endpoint.preparing,
             arms=[arm.model_dump() for arm in endpoint.releases.arms.arms],
             releases=_releases(endpoint),
             recall=_recall(endpoint),

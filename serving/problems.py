@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from recsys.contracts.errors import RecsysError, StoreError
 from serving.experiments import UnknownExperimentError
-from serving.schemas import Problems
+from serving.schemas import Problems, ReleaseList
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +19,16 @@ Responses = dict[int | str, dict[str, Any]]
 BAD_BODY: Final[Responses] = {
     400: {"model": Problems, "description": "The body is not JSON in UTF-8."},
     413: {"model": Problems, "description": "The body is too large."},
+    415: {"model": Problems, "description": "The body is not said to be JSON."},
     422: {"model": Problems, "description": "The body breaks a rule; `loc` names the field."},
 }
 GUARDED: Final[Responses] = {
     401: {"model": Problems, "description": "No token, or one that is not known."},
     403: {"model": Problems, "description": "The token lacks the scope."},
     429: {"model": Problems, "description": "Too many requests of this client."},
+}
+UNDER_WAY: Final[Responses] = {
+    202: {"model": ReleaseList, "description": "It takes longer: sessions are being encoded before the switch."}
 }
 REFUSED: Final[Responses] = {409: {"model": Problems, "description": "The release or the setting cannot be used."}}
 NOT_FOUND: Final[Responses] = {404: {"model": Problems, "description": "Not known here."}}
@@ -43,14 +47,18 @@ def refusal(error: HTTPException) -> JSONResponse:
     return answer
 
 
+def invalid(errors: Sequence[Any]) -> JSONResponse:
+    """What is wrong with a request, the first of it. The input is left out: it may be private, large, or not JSON."""
+    detail = [{"loc": [_printable(part) for part in e["loc"]], "msg": _printable(e["msg"])} for e in errors[:20]]
+    return JSONResponse({"detail": detail}, status_code=422)
+
+
 def add_handlers(app: FastAPI) -> None:
     """Answer refusals and failures in the one shape."""
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        # The input is left out: it may be private, large, or not expressible in JSON (nan, lone surrogates).
-        detail = [{"loc": [_printable(part) for part in e["loc"]], "msg": _printable(e["msg"])} for e in error.errors()]
-        return JSONResponse({"detail": detail[:20]}, status_code=422)
+        return invalid(error.errors())
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:

@@ -14,12 +14,12 @@ from recsys.runtime.fusion import best
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.recommender import Query
 from recsys.runtime.release import Release
-from serving.rules import CompiledRules, Mask
+from serving.rules import CompiledRules, Mask, with_pins
 
 FEW: Final = 2_000
 """Items that match a filter, up to which they are scored one by one."""
 _FIRST_LOOK: Final = 4
-"""How many times k the first look down the ranking takes; each further look takes eight times as many."""
+"""How many times k the first look down the ranking takes; further ones take what is kept, then eight times as many."""
 _DIVERSITY_POOL: Final = 5
 """How many times k candidates diversity chooses from."""
 _REASON_EVENTS: Final = 50
@@ -52,6 +52,16 @@ class Ranked:
     scores_K: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an item is in a list."""
+
+    token: int
+    """The other item of the recent history that is most like it (cosine); PAD where there is no other."""
+    is_again: bool
+    """The item itself is in the history."""
+
+
 class Ranking:
     """All items in the order of one user's state, searched as far down as anybody has looked. Thread-safe.
 
@@ -67,7 +77,7 @@ class Ranking:
         self.vector_D = vector_D
         self._tokens_L = tokens_L
         self._seen: tuple[Tokens, Floats] = _NOTHING
-        self._reasons: tuple[Tokens, list[int]] = _NOTHING[0], []
+        self._reasons: tuple[Tokens, list[Reason]] = _NOTHING[0], []
 
     def best(self, look: int) -> tuple[Tokens, Floats]:
         """The `look` best items, best first, PAD where fewer exist."""
@@ -78,12 +88,17 @@ class Ranking:
                 self._seen = seen
         return seen[0][:look], seen[1][:look]
 
+    @property
+    def num_at_hand(self) -> int:
+        """Places that `best` gives without a search."""
+        return len(self._seen[0])
+
     def scores(self, tokens: Tokens) -> Floats:
         """The scores by which `best` ranks, of chosen distinct tokens."""
         return self._query().scores(tokens)
 
-    def reasons(self, tokens_K: Tokens) -> list[int]:
-        """For each token the item of the recent history that is most like it (cosine), PAD without a history."""
+    def reasons(self, tokens_K: Tokens) -> list[Reason]:
+        """Why each token is in the list."""
         known = self._reasons
         if not np.array_equal(known[0], tokens_K):
             known = self._reasons = tokens_K, _reasons(self.release.index, tokens_K, self._tokens_L)
@@ -97,12 +112,12 @@ def rank(ranking: Ranking, wish: Wish) -> Ranked:
     """The list for a wish; shorter than k where fewer items match or confidence ends."""
     pool = wish.k * (_DIVERSITY_POOL if wish.diversity else 1)
     tokens, scores = _candidates(ranking, wish, pool)
-    confident = _confident(scores, wish.min_confidence)
+    confident = _confident(scores / ranking.release.temperature, wish.min_confidence)
     tokens, scores = tokens[:confident], scores[:confident]
     if wish.diversity:
         chosen = _diverse(ranking.release.index.vectors(tokens), scores, wish.k, wish.diversity)
         tokens, scores = tokens[chosen], scores[chosen]
-    return _pinned(ranking, wish, tokens[: wish.k], scores[: wish.k])
+    return Ranked(*with_pins(tokens[: wish.k], scores[: wish.k], wish.k, wish.rules, wish.allowed, ranking.scores))
 
 
 def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]:
@@ -111,15 +126,20 @@ def _candidates(ranking: Ranking, wish: Wish, num: int) -> tuple[Tokens, Floats]
     boosted = wish.rules.boosted[is_boosted]
     plain = wish.allowed.copy()
     plain[boosted] = False
-    tokens, scores = _best_plain(ranking, plain, num)
+    tokens, scores = _best_plain(ranking, plain, num, wish.min_confidence)
     if not len(boosted):
         return tokens, scores
-    of_boosted = ranking.scores(boosted) + wish.rules.weights[is_boosted]
+    of_boosted = ranking.scores(boosted) + ranking.release.temperature * wish.rules.weights[is_boosted]
     found, values = best(np.concatenate([tokens, boosted]), np.concatenate([scores, of_boosted]), num)
     return found[found != PAD], values[found != PAD]
 
 
-def _best_plain(ranking: Ranking, mask: Mask, num: int) -> tuple[Tokens, Floats]:
+def _best_plain(ranking: Ranking, mask: Mask, num: int, min_confidence: float) -> tuple[Tokens, Floats]:
+    """The `num` best of the mask; fewer where all that follow are less than `min_confidence` times as likely.
+
+    Where confidence ends a list within the places at hand, nothing is searched. Else the whole catalogue is scored
+    once, as for any list: an exact index does that in one product, whatever the length.
+    """
     num_matching = int(np.count_nonzero(mask))
     if num_matching <= min(FEW, len(mask) // 4):
         matching = np.flatnonzero(mask).astype(np.int32)
@@ -130,19 +150,29 @@ def _best_plain(ranking: Ranking, mask: Mask, num: int) -> tuple[Tokens, Floats]
     num_items = len(mask) - 1
     # Where all but a few may be shown, one look that takes those few into account is enough.
     look = min(num_items, max(_FIRST_LOOK * num, num + min(num_items - num_matching, 100)))
+    if min_confidence:
+        look = min(look, ranking.num_at_hand or _KEPT)
     while True:
         tokens, scores = ranking.best(look)
         kept = mask[tokens]
-        if kept.sum() >= min(num, num_matching) or look >= num_items:
+        is_enough = kept.sum() >= min(num, num_matching) or look >= num_items
+        if is_enough or _is_below(scores[-1], scores[kept], min_confidence, ranking.release.temperature):
             return tokens[kept][:num], scores[kept][:num]
-        look = min(num_items, look * 8)
+        look = min(num_items, _KEPT if look < _KEPT else 8 * look)
 
 
-def _confident(scores: Floats, min_confidence: float) -> int:
-    """How many items are at least `min_confidence` times as likely as the first; scores are logits."""
-    if not min_confidence or not len(scores):
-        return len(scores)
-    return int(np.count_nonzero(np.exp(scores - scores.max()) >= min_confidence))
+def _is_below(score: float, above: Floats, min_confidence: float, temperature: float) -> bool:
+    """Whether what comes after `score` is too unlikely beside the first of the items above it, if there are any."""
+    if not min_confidence or not len(above):
+        return False
+    return bool((score - above[0]) / temperature < np.log(min_confidence))
+
+
+def _confident(log_odds: Floats, min_confidence: float) -> int:
+    """How many items are at least `min_confidence` times as likely as the first."""
+    if not min_confidence or not len(log_odds):
+        return len(log_odds)
+    return int(np.count_nonzero(np.exp(log_odds - log_odds.max()) >= min_confidence))
 
 
 def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> list[int]:
@@ -165,24 +195,14 @@ def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> li
     return chosen
 
 
-def _pinned(ranking: Ranking, wish: Wish, tokens: Tokens, scores: Floats) -> Ranked:
-    """Put pinned items that may be shown at their places; the list is no longer than k."""
-    pins = [(position, token) for position, token in wish.rules.pins if wish.allowed[token] and position <= wish.k]
-    if not pins:
-        return Ranked(tokens, scores)
-    order = np.array(sorted({token for _, token in pins}), dtype=np.int32)
-    of_pinned = dict(zip(order.tolist(), ranking.scores(order).tolist(), strict=True))
-    rows = [(int(t), float(s)) for t, s in zip(tokens, scores, strict=True) if int(t) not in of_pinned]
-    for position, token in pins:
-        rows.insert(position - 1, (token, of_pinned[token]))
-    rows = rows[: wish.k]
-    return Ranked(np.array([t for t, _ in rows], dtype=np.int32), np.array([s for _, s in rows], dtype=np.float32))
-
-
-def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[int]:
-    recent = np.unique(history[-_REASON_EVENTS:])
-    if not len(recent) or not len(tokens_K):
-        return [PAD] * len(tokens_K)
-    items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent)
+def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[Reason]:
+    items, events_since = np.unique(history[::-1], return_index=True)
+    recent_H = items[np.argsort(events_since)[:_REASON_EVENTS]]
+    if not len(recent_H) or not len(tokens_K):
+        return [Reason(PAD, is_again=False)] * len(tokens_K)
+    items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent_H)
     seen_HD = seen_HD / np.maximum(np.linalg.norm(seen_HD, axis=1, keepdims=True), 1e-12)
-    return [int(token) for token in recent[(items_KD @ seen_HD.T).argmax(axis=1)]]
+    likeness_KH = np.where(tokens_K[:, None] == recent_H, -np.inf, items_KD @ seen_HD.T)
+    nearest_K = np.where(np.isneginf(likeness_KH).all(axis=1), PAD, recent_H[likeness_KH.argmax(axis=1)])
+    is_again_K = np.isin(tokens_K, items)
+    return [Reason(token, again) for token, again in zip(nearest_K.tolist(), is_again_K.tolist(), strict=True)]

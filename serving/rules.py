@@ -1,5 +1,6 @@
 """What the shop says about items: which may be shown, which come first. Shared by all workers through the store."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -30,14 +31,18 @@ _NO_FILTERS: Final = Filters()
 
 
 class Pin(Config):
-    """An item at a fixed place of every list it may be in."""
+    """An item at a fixed place of every list of recommendations that it may be in, whoever ranked the list."""
 
     item_id: ItemId
     position: int = Field(ge=1, le=100)
 
 
 class Boost(Config):
-    """Added to the score of an item, or of every item of a category. Scores are logits: 0.7 doubles the odds."""
+    """Added to the log-odds of an item, or of every item of a category: 0.7 doubles the odds, whatever the release.
+
+    It holds where there are odds: in the model's lists and among popular items, whose odds are their numbers of
+    events. Items near the last event, and those popular in a context, are in their own order.
+    """
 
     item_id: ItemId | None = None
     category: ItemId | None = None
@@ -68,6 +73,26 @@ class Rules(Config):
     boosts: list[Boost] = Field(default=[], max_length=1_000)
 
 
+class KeptRules(Rules):
+    """The rule book as it was kept."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pins": [{"item_id": "85123", "position": 1}], "unknown_items": ["85123"]}]}
+    )
+    unknown_items: list[ItemId]
+    """Items of pins and boosts that no loaded release knows: these rules do nothing until one does."""
+
+    @classmethod
+    def of(cls, rules: Rules, vocabularies: Iterable[Vocabulary]) -> "KeptRules":
+        """What is unknown to all of the vocabularies is named."""
+        named = {pin.item_id for pin in rules.pins} | {boost.item_id for boost in rules.boosts if boost.item_id}
+        unknown = sorted(named)
+        for vocabulary in vocabularies:
+            found = zip(unknown, vocabulary.tokens(unknown), strict=True)
+            unknown = [item_id for item_id, token in found if token == PAD]
+        return cls(**rules.model_dump(), unknown_items=unknown)
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledRules:
     """Rules in a release's tokens; arrays over tokens have V + 1 entries, entry PAD = False."""
@@ -81,6 +106,26 @@ class CompiledRules:
     boosted: Tokens
     weights: Floats
     """Of the boosted tokens, never 0."""
+    popular: Tokens
+    """All tokens, most events first, boosts counted."""
+
+
+def with_pins(
+    tokens: Tokens, scores: Floats, k: int, rules: CompiledRules, allowed: Mask, score: Callable[[Tokens], Floats]
+) -> tuple[Tokens, Floats]:
+    """The first k of a list with pinned items that may be shown at their places; `score` says it of those added."""
+    places = {token: position for position, token in reversed(rules.pins) if allowed[token] and position <= k}
+    if not places:
+        return tokens[:k], scores[:k]
+    score_of = dict(zip(tokens.tolist(), scores.tolist(), strict=True))
+    added = np.array(sorted(places.keys() - score_of.keys()), dtype=np.int32)
+    if len(added):
+        score_of.update(zip(added.tolist(), score(added).tolist(), strict=True))
+    listed = [token for token in tokens.tolist() if token not in places]
+    for token, position in sorted(places.items(), key=lambda place: place[1]):
+        listed.insert(position - 1, token)
+    listed = listed[:k]
+    return np.array(listed, dtype=np.int32), np.array([score_of[token] for token in listed], dtype=np.float32)
 
 
 class Catalogue:
@@ -88,6 +133,7 @@ class Catalogue:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._popular = vocabulary.popular()
         names = sorted({item.category for item in vocabulary.items if item.category is not None})
         self._code_of = {name: code for code, name in enumerate(names)}
         codes = [-1, *(-1 if i.category is None else self._code_of[i.category] for i in vocabulary.items)]
@@ -130,7 +176,14 @@ class Catalogue:
         shown = available & allowed
         shown.setflags(write=False)
         known_pins = tuple(sorted(pin for pin in pins if pin[1] != PAD))
-        return CompiledRules(available, allowed, shown, known_pins, boosted, weights[boosted])
+        popular = self._boosted_popular(weights) if len(boosted) else self._popular
+        return CompiledRules(available, allowed, shown, known_pins, boosted, weights[boosted], popular)
+
+    def _boosted_popular(self, weights: Floats) -> Tokens:
+        log_odds = np.log(np.maximum(self._vocabulary.num_events, 0.5)) + weights
+        order = np.argsort(-log_odds[self._popular], kind="stable")  # quick: all but the boosted are sorted already
+        popular: Tokens = self._popular[order]
+        return popular
 
     def _everything(self) -> Mask:
         mask = np.ones(len(self._categories), dtype=np.bool_)

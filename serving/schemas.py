@@ -40,7 +40,14 @@ MAX_REQUEST_EVENTS = 5_000
 MAX_EVENT_BATCH = 1_000
 _ANSWER: JsonDict = {
     "request_id": "5f0c1d3a9b7e4c2f8a6d0e1b2c3d4e5f",
-    "items": [{"item_id": "85123A", "score": 7.25, "title": "White hanging heart", "reason": None}],
+    "items": [
+        {
+            "item_id": "85123A",
+            "score": 7.25,
+            "title": "White hanging heart",
+            "reason": {"kind": "similar", "because_of": "22423", "title": "Cake stand"},
+        }
+    ],
     "release": "2026-11-24",
     "arm": "all",
     "source": "model",
@@ -108,7 +115,8 @@ class RecommendationRequest(Schema):
     diversity: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
     """0: by score alone; towards 1, items unlike those above them."""
     min_confidence: float = Field(default=0, ge=0, le=1, allow_inf_nan=False)
-    """End the list at items less than so many times as likely as the first."""
+    """End the list at items less than so many times as likely as the first; the release's temperature says how likely
+    a score is."""
     context: Context | None = None
     """Where and when: what is popular there answers a user of whom nothing is known."""
     deadline_ms: float | None = Field(default=None, ge=1, le=10_000)
@@ -140,10 +148,14 @@ class RecommendationBatch(Schema):
 
 @dataclass(frozen=True, slots=True)
 class Because:
-    """The item of the user's recent history that is most like the recommended one."""
+    """Why an item was recommended."""
 
-    because_of: str
+    kind: Literal["similar", "again"]
+    """`again`: the user has had this very item."""
+    because_of: str | None
+    """The other item of the user's recent history that is most like it; null only where there is no other."""
     title: str | None
+    """Of `because_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +164,7 @@ class RecommendedItem:
 
     item_id: str
     score: float
+    """Higher is better in one list; of no unit. The model's are log-odds times the release's temperature."""
     title: str | None
     reason: Because | None = None
 
@@ -287,15 +300,29 @@ class UserHistory(Schema):
     """Ask with this as `before` for the events that came before these; null where these are the first."""
 
 
+class Preparing(Schema):
+    """Sessions that this worker encodes before it switches; what answered before goes on meanwhile."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"releases": ["b"], "num_users": 900, "num_done": 120}]})
+    releases: list[str]
+    """Those that are to answer."""
+    num_users: int
+    num_done: int
+
+
 class ReleaseList(Schema):
     """Releases on disk and in memory."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"]}]}
+        json_schema_extra={
+            "examples": [{"current": "b", "loaded": ["a", "b"], "releases": ["a", "b"], "preparing": None}]
+        }
     )
     current: str
     loaded: list[str]
     releases: list[str]
+    preparing: Preparing | None = None
+    """None while no switch is being prepared here."""
 
 
 class Availability(Schema):
@@ -303,6 +330,25 @@ class Availability(Schema):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": {"85123A": False}}]})
     items: dict[Id, bool] = Field(min_length=1, max_length=10_000)
+
+
+class AvailabilityChanged(Schema):
+    """What a change of stock changed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": {"85123A": False}, "num_unavailable": 312}]})
+    items: dict[str, bool]
+    """Those that were not so before."""
+    num_unavailable: int
+    """Items that are out of stock now."""
+
+
+class Unavailable(Schema):
+    """Items that are out of stock, by their id."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": ["22423", "85123A"], "num_unavailable": 312}]})
+    items: list[str]
+    num_unavailable: int
+    """All there are."""
 
 
 class Health(Schema):

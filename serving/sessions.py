@@ -7,9 +7,9 @@ anything else (a late event, a forgotten one, a window that closed) is noticed b
 
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -21,6 +21,7 @@ from recsys.runtime.release import Release
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
 from recsys.windows import digest, num_windows, window_at
 from serving.batching import AppendBatcher
+from serving.forgetting import UsersAtWork, Watch
 from serving.ranking import Ranking
 
 Outcome = Literal["unchanged", "appended", "opened"]
@@ -69,10 +70,12 @@ class SessionCache:
     """States of users by (release, user), bounded by bytes; the least recently used leave first. Thread-safe."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._states: OrderedDict[tuple[str, str], UserState] = OrderedDict()
         self._lock = threading.Lock()
+        self.users = UsersAtWork()
         self.size_bytes = 0
+        self._bytes_of: Counter[str] = Counter()
         self.evictions = 0
 
     def __len__(self) -> int:
@@ -90,30 +93,46 @@ class SessionCache:
         """Keep a state instead of an older one; one that is larger than the whole cache is not kept."""
         with self._lock:
             self._remove((release, user_id))
-            if state.size_bytes > self._limit_bytes:
+            if state.size_bytes > self.limit_bytes:
                 return
             self._states[release, user_id] = state
             self.size_bytes += state.size_bytes
-            while self.size_bytes > self._limit_bytes:
+            self._bytes_of[release] += state.size_bytes
+            while self.size_bytes > self.limit_bytes:
                 self._remove(next(iter(self._states)))
                 self.evictions += 1
 
-    def drop(self, *, release: str | None = None, user_id: str | None = None) -> None:
-        """Forget every state of a release or of a user."""
+    def drop(self, release: str) -> None:
+        """Drop every state of a release."""
         with self._lock:
-            for key in [key for key in self._states if release == key[0] or user_id == key[1]]:
+            for key in [key for key in self._states if key[0] == release]:
                 self._remove(key)
 
-    def hottest(self, release: str, limit: int) -> list[str]:
-        """Users of a release, the last used first."""
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Drop every state of these users, and what is being made of them now."""
+        self.users.forget(user_ids)
         with self._lock:
-            users = [user for name, user in reversed(self._states) if name == release]
-        return users[:limit]
+            for key in [key for key in self._states if key[1] in user_ids]:
+                self._remove(key)
+
+    def holds(self, release: str, user_id: str) -> bool:
+        """Whether there is a state, which is not used by this look."""
+        return (release, user_id) in self._states
+
+    def bytes_of(self, release: str) -> int:
+        """What the states of a release take."""
+        return self._bytes_of[release]
+
+    def latest_users(self, releases: Collection[str]) -> list[str]:
+        """Users of some releases, each once, the last used first."""
+        with self._lock:
+            return list(dict.fromkeys(user for name, user in reversed(self._states) if name in releases))
 
     def _remove(self, key: tuple[str, str]) -> None:
         state = self._states.pop(key, None)
         if state is not None:
             self.size_bytes -= state.size_bytes
+            self._bytes_of[key[0]] -= state.size_bytes
 
 
 class Sessions:
@@ -132,6 +151,11 @@ class Sessions:
         """Measure what batches of appends cost here."""
         self._batcher.measure()
 
+    @property
+    def most_together(self) -> int:
+        """Appends that the engine was measured to do for less each when they come together; 1 before `warm_up`."""
+        return self._batcher.most
+
     def state(
         self,
         user_id: str,
@@ -147,7 +171,7 @@ class Sessions:
         Raises:
             StoreError: the store cannot be read.
         """
-        with self._alone(user_id):
+        with self._alone(user_id), self.at_work(user_id) as watch:
             kept = self._cache.get(self._release.name, user_id)
             if kept is not None and _same_events(kept.glance, glance):
                 note(kept)
@@ -156,7 +180,13 @@ class Sessions:
             note(fresh)
             state, outcome = self._encoded(fresh, kept, until)
             self._cache.put(self._release.name, user_id, state)
+            if watch.is_forgotten:
+                self._cache.forget({user_id})
             return state, outcome
+
+    def at_work(self, user_id: str) -> AbstractContextManager[Watch]:
+        """Told when the user is forgotten meanwhile."""
+        return self._cache.users.at_work(user_id)
 
     def peek(self, user_id: str) -> UserState | None:
         """What is kept, without a look at the store: for answers that cannot wait."""

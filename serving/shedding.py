@@ -1,24 +1,24 @@
 """Answers for requests that come faster than they can be read: a labelled list, for a tenth of the work.
 
 A server that cannot keep up must answer what it cannot serve for much less than it costs to serve, or it is late for
-everybody. So while the event loop is behind, a plain request for recommendations (a user and a number, whole in
-one piece, from a client that may ask) is answered where its bytes arrive: no parser, no task, no framework. All
-other requests go the usual way.
+everybody. So while the event loop is behind, a request for recommendations (well-formed, not large, from a client that
+may ask) is answered where its bytes arrive: no parser, no task, no framework. All other requests go the usual way.
 """
 
 from typing import Any, Final, Protocol
 
-import orjson
+from pydantic import ValidationError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from recsys.contracts.events import MAX_ID_LENGTH
 from serving.guard import SAFE_HEADERS
+from serving.schemas import RecommendationRequest
 
 _REQUEST_LINE: Final = b"POST /v1/recommendations HTTP/1.1"
 _JSON: Final = b"application/json"
 _KEPT: Final = b"keep-alive"
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-_KNOWN: Final = frozenset({"user_id", "k"})
+_MAX_BODY_BYTES: Final = 16_384
+"""Larger ones take too long to be read on the way."""
 _SHEDS: Final = "shedder"
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -39,7 +39,7 @@ class Shedder(Protocol):
         """Whether this client may have recommendations now."""
         ...
 
-    def shed(self, user_id: str, k: int) -> bytes:
+    def shed(self, request: RecommendationRequest) -> bytes:
         """The body of an answer at hand."""
         ...
 
@@ -49,10 +49,13 @@ class SheddingProtocol(HttpToolsProtocol):
 
     _is_inside = False
     """Whether a message has begun and not ended."""
+    _held = b""
+    """The beginning of a message whose rest is still to come: clients may send head and body one after the other."""
 
     def data_received(self, data: bytes) -> None:
-        """Answer at once, or parse."""
+        """Answer at once, hold back, or parse."""
         shedder: Shedder | None = self.app_state.get(_SHEDS)
+        data, self._held = self._held + data, b""
         if shedder is None or not shedder.is_behind(len(self.tasks)) or not self._shed(shedder, data):
             super().data_received(data)
 
@@ -67,14 +70,24 @@ class SheddingProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _shed(self, shedder: Shedder, data: bytes) -> bool:
-        """Whether the data was one plain request, which now is answered."""
+        """Whether the data was one request, which now is answered, or the beginning of one, which now is held."""
         if self._is_inside or not (self.cycle is None or self.cycle.response_complete):
             return False
-        found = plain_request(data)
-        if found is None or not shedder.may_ask(self.client, found[0]):
+        found = usual_head(data)
+        if found is None:
             return False
-        body = shedder.shed(found[1], found[2])
-        self.transport.write(_HEAD % len(body) + body)
+        headers, body, length = found
+        if len(body) < length:
+            self._held = data
+            return True
+        try:
+            request = RecommendationRequest.model_validate_json(body)
+        except ValidationError:
+            return False
+        if not shedder.may_ask(self.client, headers):
+            return False
+        answer = shedder.shed(request)
+        self.transport.write(_HEAD % len(answer) + answer)
         self.on_response_complete()
         return True
 
@@ -84,11 +97,11 @@ def lifespan_state(shedder: Shedder) -> dict[str, Any]:
     return {_SHEDS: shedder}
 
 
-def plain_request(data: bytes) -> tuple[_Headers, str, int] | None:
-    """(headers, user_id, k) of one whole request with nothing unusual in it, or None."""
-    head, _, body = data.partition(b"\r\n\r\n")
+def usual_head(data: bytes) -> tuple[_Headers, bytes, int] | None:
+    """(headers, body so far, its whole length) of a request for recommendations; None if anything is unusual."""
+    head, end, body = data.partition(b"\r\n\r\n")
     request_line, *lines = head.split(b"\r\n")
-    if request_line != _REQUEST_LINE:
+    if not end or request_line != _REQUEST_LINE:
         return None
     headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
     fields = dict(headers)
@@ -96,15 +109,6 @@ def plain_request(data: bytes) -> tuple[_Headers, str, int] | None:
         return None
     if fields.get(b"connection", _KEPT).lower() != _KEPT or fields.get(b"content-type") != _JSON:
         return None
-    if fields.get(b"content-length") != b"%d" % len(body):
-        return None
-    try:
-        wish = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(wish, dict) or not wish.keys() <= _KNOWN:
-        return None
-    user_id, k = wish.get("user_id"), wish.get("k", 10)
-    if type(user_id) is not str or not 1 <= len(user_id) <= MAX_ID_LENGTH or "\x00" in user_id or type(k) is not int:
-        return None
-    return (headers, user_id, k) if 1 <= k <= 100 else None
+    declared = fields.get(b"content-length", b"")
+    length = int(declared) if declared.isdigit() else 0
+    return (headers, body, length) if 0 < length <= _MAX_BODY_BYTES and len(body) <= length else None

@@ -2,8 +2,6 @@
 
 import logging
 
-import numpy as np
-
 from recsys.contracts.ids import Floats, Tokens
 from serving import fallback
 from serving.answers import AnswerService
@@ -11,20 +9,18 @@ from serving.deadline import DeadlineError, OverloadError
 from serving.fallback import Listed
 from serving.handy import items_of
 from serving.live import LiveRelease
-from serving.rules import Rules
 from serving.schemas import Degraded, SimilarItems
 
 logger = logging.getLogger(__name__)
 
 
-async def similar(
-    service: AnswerService, live: LiveRelease, rules: Rules, token: int, k: int, arrived: float
-) -> SimilarItems:
+async def similar(service: AnswerService, live: LiveRelease, token: int, k: int, arrived: float) -> SimilarItems:
     """Up to k items that may be shown; popular ones of the category, labelled, where the index takes too long."""
+    rules = live.rules
     found: tuple[Tokens, Floats] | None = None
     degraded: Degraded | None = None
     try:
-        found = await service.pool.run(lambda: live.neighbours(token), service.left_s(arrived))
+        found = await service.pool.run(lambda: live.neighbours.shown(token, k, rules.shown), service.left_s(arrived))
     except OverloadError:
         degraded = "overload"
     except DeadlineError:
@@ -32,12 +28,10 @@ async def similar(
     except Exception:
         degraded = "engine_error"
         logger.exception("index failed")
-    allowed = live.compiled(rules).shown
     if found is not None:
-        shown = np.flatnonzero(allowed[found[0]])[:k]
-        listed = Listed("nearest", found[0][shown], found[1][shown])
+        listed = Listed("nearest", *found)
     else:
-        allowed = allowed.copy()
+        allowed = rules.shown.copy()
         allowed[token] = False
-        listed = fallback.best_at_hand(live, k, allowed, last_answer=None, nearest=None, last_token=token)
+        listed = fallback.best_at_hand(live, k, allowed, rules, last_answer=None, nearest=None, last_token=token)
     return SimilarItems(items=items_of(live, listed, []), release=live.name, source=listed.source, degraded=degraded)

@@ -31,8 +31,12 @@ def features_build(
     columns: MapOption = None,
     timestamp_format: TimestampFormatOption = None,
     min_count: Annotated[int | None, typer.Option(help="Prune items with fewer events.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Read all files again; items keep their numbers.")] = False,
-    renumber: Annotated[bool, typer.Option("--renumber", help="Read all again and number items anew.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read all again; items and event types keep their numbers.")
+    ] = False,
+    renumber: Annotated[
+        bool, typer.Option("--renumber", help="Read all again and number items and event types anew.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

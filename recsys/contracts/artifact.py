@@ -1,11 +1,12 @@
 """Artifacts: a folder that is there whole or not at all, verified when read.
 
 A folder is written beside its place, its files are hashed and fsynced, then it is renamed into place
-(exchanged atomically with an older one that stands there). `manifest.json` names every file with size
-and sha256, and the digests of the artifacts it was made from.
+(exchanged atomically with an older one that stands there, where the file system can). `manifest.json` names
+every file with size and sha256, and the digests of the artifacts it was made from.
 """
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,6 +34,8 @@ _MOST_NAMES = 100
 _RELEASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS)
+"""What a file system, or a kernel, answers that cannot exchange."""
 
 
 class FileEntry(BaseModel):
@@ -108,11 +111,16 @@ class ArtifactWriter:
             self._linked[name] = entry
 
     def commit(self, *, parents: dict[str, str], config: dict[str, Any], metrics: dict[str, Any]) -> Manifest:
-        """Hash and fsync every file, write the manifest, and put the folder in its place."""
+        """Hash and fsync every file, write the manifest, and put the folder in its place.
+
+        Who may read the folder may read its files, whatever wrote them: safetensors lets only the owner.
+        """
         files = {}
+        mode = self.folder.stat().st_mode & 0o666
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = path.relative_to(self.folder).as_posix()
             if name not in self._linked:
+                path.chmod(mode)
                 fsync(path)
                 self._linked[name] = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
             files[name] = self._linked[name]
@@ -157,16 +165,53 @@ def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
 
 
 def _put_in_place(folder: Path, place: Path) -> None:
-    """Rename `folder` to `place`; an older folder there is exchanged in one step and left at `folder`."""
+    """Rename `folder` to `place`; an older folder there is exchanged in one step and left at `folder`.
+
+    Where the file system cannot exchange, two steps replace the older folder; see `recover` for a run killed between.
+    """
     if not place.exists():
         os.rename(folder, place)
-    else:
-        libc = ctypes.CDLL(None, use_errno=True)
-        paths = os.fsencode(folder), os.fsencode(place)
-        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) != 0:
-            code = ctypes.get_errno()
-            raise ArtifactError(f"{place}: cannot be replaced: {os.strerror(code)}; remove it and run again")
+    elif (code := _exchange(folder, place)) in _NO_EXCHANGE:
+        _replace(folder, place)
+    elif code:
+        raise ArtifactError(f"{place}: cannot be replaced: {os.strerror(code)}; check the folder and run again")
     fsync(place.parent)
+
+
+def _exchange(one: Path, other: Path) -> int:
+    """Exchange two folders in one step; the number of the error, 0 for none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(one), os.fsencode(other)
+    failed = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) != 0
+    return ctypes.get_errno() if failed else 0
+
+
+def _replace(folder: Path, place: Path) -> None:
+    older = older_of(place)
+    shutil.rmtree(older, ignore_errors=True)
+    os.rename(place, older)
+    try:
+        os.rename(folder, place)
+    except BaseException:
+        os.rename(older, place)
+        raise
+    fsync(place.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def older_of(place: Path) -> Path:
+    """Where an artifact is while another takes its place, if the file system cannot exchange the two."""
+    return place.parent / f".{place.name}.older"
+
+
+def recover(place: Path) -> None:
+    """Put right what was left by a run that died while it replaced `place`; nobody else may write there meanwhile."""
+    older = older_of(place)
+    if (place / MANIFEST_NAME).exists():
+        shutil.rmtree(older, ignore_errors=True)
+    elif not place.exists() and (older / MANIFEST_NAME).exists():
+        os.rename(older, place)
+        fsync(place.parent)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,6 +1,7 @@
 """Configuration: frozen classes beside their owners, read from TOML at the edge, unknown keys refused."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +34,10 @@ def first_problem(error: ValidationError, known: list[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "value"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}; known keys: {', '.join(sorted(known))}"
-    return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    if isinstance(problem["input"], Mapping):  # of settings that do not go together; there may be secrets among them
+        return message if not problem["loc"] else f"{key}: {message}"
+    return f"{key} = {problem['input']!r}: {message}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class Call:
     def message(self) -> bytes:
         """As it goes over the wire."""
         body = orjson.dumps(self.body)
-        head = f"POST {self.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        return head.encode() + b"\r\n\r\n" + body
+        head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 @dataclass(slots=True)

@@ -141,7 +141,9 @@ class _Run:
 
     def _overload(self) -> None:
         rate = _OVERLOAD * max(1.0, self.figures["capacity_warm_per_s"])
-        calls = [_call(self._warm_user()) for _ in range(int(rate * _STEP_S))]
+        # Plain requests, and as many that hide what was seen, or some items: those take longer to shed.
+        wishes: list[dict[str, Any]] = [{}, {"exclude_seen": True}, {"exclude": self._items[:5]}]
+        calls = [_call(self._warm_user(), **wishes[n % len(wishes)]) for n in range(int(rate * _STEP_S))]
         done = load.run(self._port, calls, rate, server_pid=self._pid)
         self.figures |= {
             "overload_rate_per_s": rate,
@@ -184,8 +186,8 @@ def _holds(done: Outcomes) -> bool:
     return not done.late and not done.errors and done.degraded_share <= _MAX_DEGRADED
 
 
-def _call(user: str) -> Call:
-    return Call("/v1/recommendations", {"user_id": user, "k": 10})
+def _call(user: str, **wishes: Any) -> Call:
+    return Call("/v1/recommendations", {"user_id": user, "k": 10, **wishes})
 
 
 def _simulate(url: str, vocabulary: Vocabulary, num_users: int, num_events: int) -> None:

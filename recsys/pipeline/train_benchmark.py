@@ -24,6 +24,8 @@ from recsys.training.speed import LENGTH
 
 SHOP: Final = bulk.BulkConfig(num_users=6_000, num_items=3_400, num_events=1_000_000)
 """The log where none is given: about the size of MovieLens-1M."""
+FIRST_MS: Final = 1_600_000_000_000
+"""Of the log that all read: events come a second apart, since only order is used."""
 PEERS: Final = {
     "replay": ("replay", "replay_train.py", "sasrec"),
     "rectools": ("rectools", "rectools_train.py", "sasrec"),
@@ -71,11 +73,10 @@ def _log(settings: FeaturesConfig | None, sources: list[Path], place: Path) -> P
         {
             "user_id": pl.Series(histories.user_ids).gather(np.repeat(np.arange(len(histories)), histories.lengths)),
             "item_id": histories.tokens.astype("int64"),
-            "timestamp": range(1, len(histories.tokens) + 1),
+            "timestamp": FIRST_MS + 1000 * np.arange(len(histories.tokens)),
         }
     )
-    last = events.group_by("user_id", maintain_order=True).tail(LENGTH + 1).with_columns(pl.col("timestamp") * 1000)
-    last.write_parquet(place / "log.parquet")
+    events.group_by("user_id", maintain_order=True).tail(LENGTH + 1).write_parquet(place / "log.parquet")
     return place / "log.parquet"
 
 

@@ -82,7 +82,7 @@ def search(
     if scores_V is not None:
         scores_V[known.tokens - 1] += known.terms(fusion)
         scores_V[without[without != PAD] - 1] = -np.inf
-        return _best_of_all(scores_V, k)
+        return best_of_all(scores_V, k)
     if fusion.is_off:
         tokens_1K, scores_1K = index.search(vector_1D, k, [without])
         found = tokens_1K[0] != PAD
@@ -98,8 +98,8 @@ def search(
     )
 
 
-def _best_of_all(scores_V: Floats, k: int) -> tuple[Tokens, Floats]:
-    """The same as `best` of scores in the order of tokens; −inf marks what is left out."""
+def best_of_all(scores_V: Floats, k: int) -> tuple[Tokens, Floats]:
+    """The same as `best` of the scores of all items, in the order of tokens; −inf marks what is left out."""
     least = np.partition(scores_V, -k)[-k] if k < len(scores_V) else -np.inf
     rows = np.flatnonzero((scores_V >= least) & (scores_V > -np.inf))
     return best((rows + 1).astype(np.int32), scores_V[rows], k)

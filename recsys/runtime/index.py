@@ -64,6 +64,7 @@ class ItemIndex:
         self._index = _on_gpu(index) if self._choice.device == "gpu" else index
         self._items = items
         self._shift_V = shift_V
+        self._norm_V: Floats | None = None
         assert self.is_exact or items is not None, self._choice
 
     @classmethod
@@ -114,11 +115,31 @@ class ItemIndex:
 
     def all_scores(self, vector_D: Floats) -> Floats | None:
         """The scores of all items, shape [V]; None where the index does not look at all of them."""
+        held = self._held()
+        if held is None:
+            return None
+        scores_V: Floats = held @ self._queries(vector_D[None])[0]
+        return scores_V
+
+    def cosines(self, vector_D: Floats) -> Floats | None:
+        """Of every item and the vector, shifts not counted, shape [V]; None where `all_scores` gives none."""
+        held = self._held()
+        if held is None:
+            return None
+        if self._norm_V is None:
+            rows_VD = held[:, : self.width]
+            self._norm_V = np.maximum(np.sqrt(np.einsum("vd,vd->v", rows_VD, rows_VD)), 1e-12)
+        unit_D = vector_D / max(float(np.linalg.norm(vector_D)), 1e-12)
+        without_shift = unit_D if self._shift_V is None else np.append(unit_D, np.float32(0))
+        cosines_V: Floats = held @ without_shift / self._norm_V
+        return cosines_V
+
+    def _held(self) -> Floats | None:
+        """Every vector in the index's own memory, with its shift; None where they are elsewhere or in another form."""
         if not self.is_exact or self._choice.device == "gpu":
             return None
-        held = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self._index.d)  # the index's own memory
-        scores_V: Floats = held.reshape(len(self), -1) @ self._queries(vector_D[None])[0]
-        return scores_V
+        held: Floats = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self._index.d).reshape(len(self), -1)
+        return held
 
     def _rows(self, tokens: Tokens) -> Floats:
         """Vectors with their shifts, if there are any; PAD's mean nothing."""

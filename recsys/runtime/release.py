@@ -34,6 +34,8 @@ class Release:
     transitions: TransitionTable
     engine: Engine
     index: ItemIndex
+    temperature: float = 1.0
+    """Scores over it are log-odds: found on validation, 1 in releases of before."""
 
     @classmethod
     def open(
@@ -75,7 +77,8 @@ class Release:
                 f"engine of width {opened.info.width}; run `recsys optimize` again"
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
-        return cls(folder.name, folder, manifest, vocabulary, window, fusion, transitions, opened, index)
+        temperature = float(manifest.config.get("temperature", 1.0))
+        return cls(folder.name, folder, manifest, vocabulary, window, fusion, transitions, opened, index, temperature)
 
 
 def shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:

@@ -3,17 +3,18 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import contexts, joining, retention, users
+from recsys.store import contexts, joining, removals, retention, stock, users
 from recsys.store.impressions import Impression, record, record_displays, stop_recording
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
+from recsys.store.removals import Removals
 from recsys.store.schema import (
     INSERTS,
     documents,
@@ -35,6 +36,8 @@ ones the nightly job cuts.
 """
 
 
+_IDENTITY: Final = "identity"
+"""Name of the document that a store is known by."""
 _FIELDS: Final = tuple(field.name for field in fields(Event))
 # Built once: to build a statement takes longer than to run it.
 _NEWEST: Final = (
@@ -98,6 +101,8 @@ class EventStore:
         self._clock = clock
         self.attribution = Attribution(engine, clock)
         self.outcomes = Outcomes(engine)
+        self.removals = Removals(engine)
+        self.stock = stock.Stock(engine)
 
     @property
     def engine(self) -> sa.Engine:
@@ -256,6 +261,7 @@ class EventStore:
             users.recount(connection, mine)
             connection.execute(sa.delete(impressions).where(impressions.c.user_id == user_id))
             connection.execute(statement)
+            removals.note(connection, [user_id])
         return deleted
 
     def forgotten(self) -> dict[str, int]:
@@ -281,6 +287,7 @@ class EventStore:
             written = joining.move(connection, session_id, user_id, self._now_ms())
             users.add(self._engine, connection, written)
             users.recount(connection, both)
+            removals.note(connection, [session_id])
         return len(written)
 
     def record_impressions(self, batch: Sequence[Impression]) -> None:
@@ -302,19 +309,49 @@ class EventStore:
             body = connection.scalar(sa.select(documents.c.body).where(documents.c.name == name))
         return None if body is None else json.loads(body)
 
-    def write_document(self, name: str, change: Callable[[Any], Any]) -> Any:
+    def identity(self) -> str:
+        """What tells this store from any other, also from one that takes its place under the same URL.
+
+        Raises:
+            StoreError: it cannot be read, or, the first time, not be written.
+        """
+        mine = sa.select(documents.c.body).where(documents.c.name == _IDENTITY)
+        # Revision 0: no document changes by it (see `Glance`).
+        fresh = {"name": _IDENTITY, "revision": 0, "body": json.dumps(uuid.uuid4().hex)}
+        with trouble("identity not read"), self._engine.begin() as connection:
+            body = connection.scalar(mine)
+            if body is None:
+                connection.execute(insert(self._engine, documents).values(fresh).on_conflict_do_nothing())
+                body = connection.scalars(mine).one()
+        return str(json.loads(body))
+
+    def revision(self, name: str) -> int:
+        """How often a document was written.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        wanted = sa.select(documents.c.revision).where(documents.c.name == name)
+        with trouble(f"{name} not read"), self._engine.connect() as connection:
+            return connection.scalar(wanted) or 0
+
+    def write_document(
+        self, name: str, change: Callable[[Any], Any], unavailable: Collection[str] | None = None
+    ) -> Any:
         """Replace a document by what `change` makes of it, or of None; nobody else changes it meanwhile.
+
+        Where `unavailable` is given, exactly these items are out of stock afterwards, in the same transaction.
 
         Raises:
             StoreError: it is as it was.
         """
         with trouble(f"{name} not written"), self._engine.begin() as connection:
-            first = {"name": name, "revision": 0, "body": "null"}
-            connection.execute(insert(self._engine, documents).values(first).on_conflict_do_nothing())
+            stock.bumped(connection, name)
             mine = documents.c.name == name
-            connection.execute(sa.update(documents).where(mine).values(revision=documents.c.revision + 1))  # locks it
             body = change(json.loads(connection.scalars(sa.select(documents.c.body).where(mine)).one()))
             connection.execute(sa.update(documents).where(mine).values(body=json.dumps(body)))
+            if unavailable is not None:
+                stock.replace(connection, unavailable)
         return body
 
     def prune(self, before_ms: int, *, full_vacuum: bool = False, rest: retention.Rest = time.sleep) -> int:
@@ -331,6 +368,7 @@ class EventStore:
         with trouble("store not pruned"):
             with self._engine.begin() as connection:
                 self.attribution.freeze(connection, before_ms)
+                removals.prune(connection)
             deleted = retention.prune(self._engine, before_ms, rest)
         with trouble("store not vacuumed"):
             if full_vacuum:

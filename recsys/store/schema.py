@@ -114,6 +114,21 @@ users = sa.Table(
     sa.Column("num_events", sa.BigInteger, nullable=False),
     sa.Column("last_seq", sa.BigInteger, nullable=False),
 )
+stock = sa.Table(
+    "stock",
+    _metadata,
+    sa.Column("item_id", sa.String(256), primary_key=True),
+    sa.Column("is_available", sa.Boolean, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Index("stock_by_revision", "revision"),
+)
+removals = sa.Table(
+    "removals",
+    _metadata,
+    sa.Column("seq", _BIG, primary_key=True, autoincrement=True),
+    sa.Column("user_id", sa.String(256), nullable=False),
+    sqlite_autoincrement=True,
+)
 tombstones = sa.Table(
     "tombstones",
     _metadata,

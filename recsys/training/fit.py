@@ -63,6 +63,7 @@ def fit(
         Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
     if config.num_threads is None and not resume:
         trainer.choose_threads(stream)
+    judge = None
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
         first = _first_look(trainer, judge, start)
@@ -71,6 +72,8 @@ def fit(
         fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
         listener.add(fitted.log[0])
     trainer.use(fitted.weights)
+    if judge is not None and processes.is_first:
+        fitted = replace(fitted, temperature=judge.temperature(model, fitted.fusion))
     if validation is not None and processes.is_first:
         chosen = new_items.choose(model, data, validation, recipe, fitted.fusion)
         fitted = replace(fitted, new_items=chosen)

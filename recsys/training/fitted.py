@@ -42,6 +42,8 @@ class Fitted:
     """How often the data had been seen in this run; absorbing not counted."""
     ndcg: float | None = None
     fusion: Fusion = field(default_factory=Fusion)
+    temperature: float = 1.0
+    """Scores over it are log-odds; found once, after the last round, with the weights and fusion of the best."""
     weights: list[torch.Tensor] = field(default_factory=list)
     round: int = 0
     """Number of the best round."""

@@ -1,5 +1,7 @@
 """Finds the weights of late fusion on validation: coordinate search for the best NDCG@10 over the full catalogue.
 
+With these weights, also the temperature that makes log-odds of scores.
+
 NDCG@10 here is the mean of two: against all later events of a user, and against the next one alone. The first by
 itself is decided by repeats where users come back often, and would stop training before the decoder has learned
 what follows what; where one event is held out they are the same.
@@ -31,6 +33,10 @@ _MOST_WEIGHT = 30.0
 """A term so many logits strong decides alone; a search that wants more would make scores that say nothing."""
 _MOST_SCALE = 10_000.0
 _LEAST_GAIN = 1e-5
+_MOST_JUDGED = 1_000
+"""Users by whom the temperature is found: it is one number, and each costs a look at every item."""
+_TEMPERATURES = 2.0 ** np.arange(-6, 9.25, 0.25)
+"""Tried; between the best and those beside it a parabola says where the likelihood is highest."""
 _DISCOUNT = 1 / np.log2(np.arange(2, 2 + DEPTH))
 
 
@@ -72,6 +78,45 @@ def fit(
     found = [_climbed(candidates, each) for each in (_STARTS if start.is_off else (start,))]
     best, best_ndcg = max(found, key=lambda each: each[1])
     return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
+
+
+def temperature(
+    vectors_UD: Floats,
+    index: ItemIndex,
+    known: Sequence[Evidence],
+    targets: Sequence[Tokens],
+    exclude: Sequence[Tokens] | None,
+    fusion: Fusion,
+) -> float:
+    """The τ under which softmax(score / τ) over all items that may be listed finds the next events likeliest.
+
+    So score / τ are log-odds as far as one number can make them so. 1.0 where fewer than 30 users tell of it.
+    Weights of fusion are chosen for the order of items, which no τ changes. `index` looks at every item.
+    Source: Guo et al., ICML 2017 (temperature scaling).
+    """
+    losses_T, num_users = np.zeros(len(_TEMPERATURES)), 0
+    for u in np.unique(np.linspace(0, len(targets) - 1, _MOST_JUDGED).astype(int)) if targets else ():
+        scores_V = index.all_scores(vectors_UD[u])
+        assert scores_V is not None
+        scores_V[known[u].tokens - 1] += known[u].terms(fusion)
+        target = scores_V[targets[u][0] - 1]
+        if exclude is not None:
+            if targets[u][0] in exclude[u]:
+                continue
+            scores_V[exclude[u] - 1] = -np.inf
+        best = scores_V.max()
+        below_V = (scores_V - best).astype(np.float32)
+        totals_T = [np.exp(below_V / np.float32(tried)).sum(dtype=np.float64) for tried in _TEMPERATURES]
+        losses_T += np.log(totals_T) + float(best - target) / _TEMPERATURES
+        num_users += 1
+    if num_users < MIN_USERS:
+        return 1.0
+    place = int(losses_T.argmin())
+    if 0 < place < len(losses_T) - 1:
+        before, here, after = losses_T[place - 1 : place + 2]
+        off = (before - after) / (2 * (before - 2 * here + after))
+        return float(_TEMPERATURES[place] * 2 ** (off / 4))
+    return float(_TEMPERATURES[place])
 
 
 def _climbed(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:

@@ -46,8 +46,8 @@ def run(
 ) -> artifact.Manifest:
     """Train on what the protocol allows and write a checkpoint.
 
-    `refit` names a checkpoint whose number of epochs and fusion weights are taken over; everything is then
-    trained on from the start, and nothing is held out. `resume` goes on with a run that was interrupted.
+    `refit` names a checkpoint whose number of epochs, fusion weights and temperature are taken over; everything is
+    then trained on from the start, and nothing is held out. `resume` goes on with a run that was interrupted.
     `start` is an older checkpoint to go on from, such as last night's, of any features of the same shop.
     `split_ms` cuts the protocol `time` at another moment than the features' own.
     Several `processes` train one model; the first of them writes.
@@ -79,6 +79,7 @@ def run(
             **recipe.model_dump(mode="json"),
             "protocol": protocol.value,
             "fusion": fitted.fusion.model_dump(),
+            "temperature": fitted.temperature,
             "new_items": fitted.new_items.plain(),
             "refit": known is not None,
         }
@@ -114,4 +115,6 @@ def _found_before(refit: Path, data: Dataset) -> Fitted:
     artifact.check_parent(manifest, "features", data.manifest, refit)
     fusion = Fusion.from_mapping(manifest.config["fusion"], f"{refit}: fusion")
     new_items = Choice(**manifest.config.get("new_items", {}))
-    return Fitted(epochs=float(manifest.metrics["epochs"]), fusion=fusion, new_items=new_items)
+    temperature = float(manifest.config.get("temperature", 1.0))  # checkpoints of before have none
+    epochs = float(manifest.metrics["epochs"])
+    return Fitted(epochs=epochs, fusion=fusion, temperature=temperature, new_items=new_items)

@@ -36,3 +36,10 @@ class Judge:
             index = ItemIndex.build(model.items_VD.numpy())
         self.fusion, ndcg = fusion.fit(vectors_UD, index, self._known, self._targets, self._exclude, self.fusion)
         return ndcg
+
+    def temperature(self, model: SequenceModel, weights: Fusion) -> float:
+        """What fused scores are divided by to be log-odds (see `recsys/training/fusion.py`)."""
+        vectors_UD = encode(model.eval(), self._windows)
+        with torch.no_grad():
+            index = ItemIndex.build(model.items_VD.numpy())
+        return fusion.temperature(vectors_UD, index, self._known, self._targets, self._exclude, weights)

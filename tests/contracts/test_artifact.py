@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,19 @@ def test_what_was_written_is_verified_and_names_every_file(tmp_path: Path) -> No
     assert manifest.files["part/a.txt"].sha256.startswith("2cf24dba5fb0a30e26e83b2ac5b9e29e")
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_may_be_read_by_whom_the_folder_may(tmp_path: Path, umask: int, mode: int) -> None:
+    """The endpoint is another user than the nightly job; some libraries write files that their owner alone may read."""
+    before = os.umask(umask)
+    try:
+        with artifact.writing(tmp_path / "out", "features") as writer:
+            (writer.folder / "a.txt").touch(mode=0o600)
+            writer.commit(parents={}, config={}, metrics={})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "a.txt").stat().st_mode & 0o777 == mode
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="boom"), artifact.writing(tmp_path / "out", "features") as writer:
         (writer.folder / "a.txt").write_text("half")
@@ -44,6 +59,57 @@ def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
     new = write(tmp_path / "out", "other")
     assert artifact.verify(tmp_path / "out", "features") == new
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("answer", [errno.EINVAL, errno.ENOSYS])
+def test_where_folders_cannot_be_exchanged_two_steps_replace_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: answer)
+    write(tmp_path / "out")
+    new = write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == new
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_step_that_fails_leaves_the_older_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write(tmp_path / "out")
+    rename = os.rename
+
+    def full(source: Path, target: Path) -> None:
+        if ".writing-" in source.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: errno.EINVAL)
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_trouble_in_the_exchange_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write(tmp_path / "out")
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: errno.EACCES)
+    with pytest.raises(ArtifactError, match="out: cannot be replaced: Permission denied; check the folder"):
+        write(tmp_path / "out", "other")
+    assert artifact.verify(tmp_path / "out", "features") == old
+
+
+def test_what_a_run_left_that_died_between_the_steps_is_put_right(tmp_path: Path) -> None:
+    place, older = tmp_path / "out", tmp_path / ".out.older"
+    old = write(place)
+    artifact.recover(place)  # nothing to do
+    place.rename(older)
+    artifact.recover(place)
+    assert artifact.verify(place, "features") == old
+    shutil.copytree(place, older)
+    artifact.recover(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / ".notes.older").write_text("mine")
+    artifact.recover(tmp_path / "notes")
+    assert (tmp_path / ".notes.older").read_text() == "mine"
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,13 @@ CASES = {
         {},
         "3 of 3 rows cannot be read, at most 5% .*does not parse: 'u,i,13/09/2020'; give --timestamp-format",
     ),
+    "dates in digits": (
+        HEADER + "u,i,20101201\n" * 3,
+        {},
+        "3 of 3 rows .*no epoch number .*: 'u,i,20101201'; for dates in digits give .*, such as '%Y%m%d' for 20101201",
+    ),
+    "minutes in digits": (HEADER + "u,i,201012010830\n" * 3, {}, "3 of 3 rows .*is no epoch number"),
+    "seconds in digits": (HEADER + "u,i,20101201083000\n" * 3, {}, "3 of 3 rows .*future.*; give --timestamp-format"),
     "date pattern": (HEADER + "u,i,13.09.2020\n" * 3, {"timestamp_format": "%d/%m/%Y"}, "not of the form '%d/%m/%Y'"),
     "half of it ragged": (HEADER + f"u,i,{S}\nu,i\nu\n", {}, "2 of 3 .*2 fields, expected 3"),
     "event types": (
@@ -153,6 +161,26 @@ def test_half_a_character_in_json_costs_its_line_only(tmp_path: Path, half: str)
     rows.insert(1, f'{{"user_id": "u", "item_id": "i", "timestamp": {S}, {half}}}')
     assert build(tmp_path, "\n".join(rows), "log.jsonl") == {"not UTF-8": 1}
     assert "log.jsonl,2,not UTF-8," in (tmp_path / "out" / "quarantine.csv").read_text()
+
+
+@pytest.mark.parametrize(("number", "is_epoch"), [(0, False), (631_151_999, False), (631_152_000, True)])
+@pytest.mark.parametrize("scale", [1, 1_000, 1_000_000])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_numbers_are_epochs_from_1990_on(tmp_path: Path, number: int, is_epoch: bool, scale: int, ending: str) -> None:
+    frame = pl.DataFrame({"user_id": "u", "item_id": "i", "timestamp": [number * scale, S]})
+    path = tmp_path / f"log.{ending}"
+    frame.write_csv(path) if ending == "csv" else frame.write_parquet(path)
+    result = clean(path, 0, resolve(FeaturesConfig()), FeaturesConfig(), NOW_MS)
+    assert result.events["timestamp_ms"].to_list() == ([number * 1000] if is_epoch else []) + [S * 1000]
+    assert result.quarantine["reason"].to_list() == (
+        [] if is_epoch else ["timestamp is no epoch number (it would be before 1990)"]
+    )
+
+
+def test_dates_that_are_written_as_dates_and_numbers_under_a_pattern_may_be_before_1990(tmp_path: Path) -> None:
+    assert build(tmp_path, HEADER + f"u,i,1985-05-05\nu,i,{S}\n", min_count=1) == {}
+    assert build(tmp_path, HEADER + "u,i,19850505\n", min_count=1, timestamp_format="%Y%m%d") == {}
+    assert build(tmp_path, HEADER + "u,i,12\nu,i,15\n", min_count=1, timestamp_format="%s") == {}
 
 
 def test_one_bad_row_of_a_tiny_file_is_tolerated_and_two_are_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from features import build
+from features import build, forget
 from features.build import FeaturesConfig, run
 from features.lock import locked
 from recsys import dataset
@@ -92,6 +93,45 @@ def test_a_first_build_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) 
     manifest = run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert manifest.metrics["died_before"].startswith("process 99999999 since 2026-01-01T03:00:00+00:00 ended without")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out"]
+
+
+def test_a_run_killed_between_two_steps_of_replacing_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: errno.EINVAL)
+    log, out = tmp_path / "log", tmp_path / "out"
+    for day in (1, 2, 3):
+        add_day(log, day)
+        manifest = run(CONFIG, [log], out, now_ms=NOW_MS)
+        assert manifest.metrics["why_full"] == ("first build" if day == 1 else None)
+        out.rename(tmp_path / ".out.older")  # the night after finds this
+    forget.run([out], _who(tmp_path, "u3"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out", "who.txt"]
+    shutil.copytree(out, tmp_path / ".out.older")  # died before it was removed
+    forget.run([tmp_path], _who(tmp_path, "u4"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out", "who.txt"]
+    assert artifact.verify(out, "features").metrics["num_forgotten"] == 2
+    assert digest_from_the_files(out) == digest_of(artifact.read_manifest(out))
+
+
+def _who(place: Path, user: str) -> Path:
+    (place / "who.txt").write_text(f"{user}\n")
+    return place / "who.txt"
+
+
+def test_a_link_stays_and_what_it_leads_to_is_exchanged(tmp_path: Path) -> None:
+    log, link, real = tmp_path / "log", tmp_path / "out", tmp_path / "disk" / "features"
+    link.symlink_to(real)  # nothing there yet
+    for day in (1, 2):
+        add_day(log, day)
+        run(CONFIG, [log], link, now_ms=NOW_MS)
+    removed = forget.run([tmp_path], _who(tmp_path, "u3"))
+    assert list(removed) == [str(real)]
+    assert forget.from_artifact(link, ["u4"]) > 0
+    assert artifact.verify(real, "features").metrics["num_forgotten"] == 2
+    assert link.readlink() == real
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "log", "out", "who.txt"]
+    assert [p.name for p in real.parent.iterdir()] == ["features"]
 
 
 def test_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:

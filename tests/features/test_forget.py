@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from features import forget
+from features import forget, tombstones
 from features.build import FeaturesConfig, run
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
@@ -82,6 +83,22 @@ def test_later_nights_and_full_rebuilds_leave_forgotten_users_out(shop: Path) ->
         assert rebuilt.metrics[key] == nightly.metrics[key]
 
 
+@pytest.mark.parametrize(
+    "row", [f"stays,i,{S + 9},view,late,\n", f"stays,i,{S + 99},view,,\n", f"stays,i,{S + 99},view,new,\n"]
+)
+def test_what_a_forgotten_user_s_row_said_about_an_item_is_the_same_at_night_and_in_a_rebuild(
+    tmp_path: Path, row: str
+) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    log.mkdir()
+    (log / "1.csv").write_text(HEADER + f"stays,i,{S},view,old,\n{GONE[0]},i,{S + 50},view,last,\n")
+    run(CONFIG, [log], out, now_ms=NOW_MS)
+    forget_users(tmp_path, out)
+    (log / "2.csv").write_text(HEADER + row)
+    nightly = run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert digest_of(run(CONFIG, [log], out, full=True, now_ms=NOW_MS)) == digest_of(nightly)
+
+
 def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
     (shop / "who.txt").write_text("never-seen\n")
     assert list(forget.run([shop / "state" / "features"], shop / "who.txt").values()) == [0]
@@ -92,6 +109,35 @@ def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
     assert run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS).metrics["excluded"] == {
         "forgotten": 1
     }
+
+
+def test_who_is_forgotten_stays_out_of_what_is_built_in_the_place_of_an_artifact_that_was_moved_away(
+    shop: Path,
+) -> None:
+    features = shop / "state" / "features"
+    forget_users(shop, features)
+    command = tombstones.moving_away(features).strip("`")
+    subprocess.run(command, shell=True, check=True)
+    assert not features.exists()
+    manifest = run(CONFIG, [shop / "log"], features, now_ms=NOW_MS)
+    assert (manifest.metrics["num_forgotten"], manifest.metrics["num_users"]) == (2, 3)
+    assert not any(user in everything_in(features) for user in GONE)
+
+
+def test_who_was_forgotten_under_the_text_of_a_float_stays_forgotten(tmp_path: Path) -> None:
+    log, out = tmp_path / "log.parquet", tmp_path / "out"
+    pl.DataFrame({"user_id": [17.0, 18.0, None], "item_id": "i", "timestamp": S}).write_parquet(log)
+    run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert forget.from_artifact(out, ["17.0"]) == 1  # as the log was read once
+    run(CONFIG, [log], out, full=True, now_ms=NOW_MS)
+    assert pl.read_parquet(out / "users.parquet")["user_id"].to_list() == ["18"]
+
+
+def test_a_damaged_list_of_the_forgotten_is_said(shop: Path) -> None:
+    (shop / "state" / "features" / "forgotten.json").write_text('{"key": "no"}')
+    write_day(shop / "log", 3)
+    with pytest.raises(DataError, match=r"forgotten.json: damaged list of forgotten users; put it back from a copy"):
+        run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS)
 
 
 def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from features.build import FeaturesConfig, read_events, run
+from features.clean import clean
+from features.formats import resolve
 
 S = 1_600_000_000
 MS = S * 1000
+CONFIG = FeaturesConfig()
 Events = list[tuple[str, str, int, str]]
 
 
@@ -65,6 +69,44 @@ def test_generic_reads_parquet_with_real_datetimes_and_ignores_nested_and_binary
     assert read_events(FeaturesConfig(), [path]).rows() == [
         ("7", "i", MS, "interaction", None, None, None, 0, 1),
     ]
+
+
+@pytest.mark.parametrize("kind", [pl.Float64, pl.Float32])
+def test_whole_numbers_of_typed_files_are_read_as_a_csv_has_them(tmp_path: Path, kind: type[pl.DataType]) -> None:
+    names = ("user_id", "item_id", "event_type", "title", "category", "event_id")
+    whole = {name: pl.Series([17850.0, None if name in names[2:] else 3.0, 2.5], dtype=kind) for name in names}
+    frame = pl.DataFrame({**whole, "timestamp": [float(S), S + 1.0, S + 2.0], "price": [2.0, 1.5, None]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    frame.write_ndjson(tmp_path / "log.jsonl")
+    (tmp_path / "log.csv").write_text(
+        "user_id,item_id,event_type,title,category,event_id,timestamp,price\n"
+        f"17850,17850,17850,17850,17850,17850,{S},2\n3,3,,,,,{S + 1},1.5\n2.5,2.5,2.5,2.5,2.5,2.5,{S + 2},\n"
+    )
+    paths = [tmp_path / f"log.{ending}" for ending in ("parquet", "jsonl", "csv")]
+    parquet, lines, text = (clean(path, 0, resolve(CONFIG), CONFIG, MS * 2).events.drop("row") for path in paths)
+    assert text["user_id"].to_list() == ["17850", "3", "2.5"]
+    assert_frame_equal(parquet, text)
+    assert_frame_equal(lines, text)
+
+
+def test_what_is_not_a_number_is_no_id_and_large_numbers_have_all_their_digits(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user_id": [float("nan"), 2.0**60, -0.0], "item_id": ["i", "i", "i"], "timestamp": [S] * 3})
+    frame.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "log.jsonl").write_text(
+        "".join(
+            f'{{"user_id": {u}, "item_id": "i", "timestamp": {S}}}\n' for u in ("NaN", "1152921504606846976.0", "0")
+        )
+    )
+    for name in ("log.parquet", "log.jsonl"):
+        result = clean(tmp_path / name, 0, resolve(CONFIG), CONFIG, MS * 2)
+        assert result.events["user_id"].to_list() == ["1152921504606846976", "0"]
+        assert result.quarantine["reason"].to_list() == ["user is empty"]
+
+
+def test_a_pattern_reads_dates_in_digits_that_a_typed_file_has_as_floats(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": "u", "item_id": "i", "timestamp": [20200913.0]}).write_parquet(tmp_path / "log.parquet")
+    events = read_events(FeaturesConfig(timestamp_format="%Y%m%d"), [tmp_path / "log.parquet"])
+    assert events["timestamp_ms"].to_list() == [1_599_955_200_000]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import digest
+from features import digest, forget
 from features.build import FeaturesConfig, run
 from features.totals import Totals
 from recsys import dataset
@@ -236,8 +236,12 @@ def test_a_file_that_changed_leads_to_a_full_rebuild_that_says_so(tmp_path: Path
 def test_a_full_rebuild_that_would_lose_events_is_refused(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
     (tmp_path / "log" / "day-000.csv").unlink()
-    with pytest.raises(DataError, match=r"full rebuild is needed \(asked for\) but 1 files read before are missing"):
+    with pytest.raises(
+        DataError, match=r"full rebuild is needed \(asked for\) but 1 files read before are missing"
+    ) as refused:
         run(config, [tmp_path / "log"], tmp_path / "out", full=True, now_ms=NOW_MS)
+    out = tmp_path / "out"
+    assert f"do without: `cp {out}/forgotten.json {out}.forgotten.json && mv {out} {out}.old`" in str(refused.value)
 
 
 def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(tmp_path: Path) -> None:
@@ -246,6 +250,55 @@ def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(
     assert (again.metrics["why_full"], again.config["min_count"]) == (None, 9)
     again = run(config.model_copy(update={"drop_copies": True}), [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert again.metrics["why_full"] == "drop_copies changed"
+
+
+def read_by_older_rules(place: Path) -> None:
+    """Make an artifact as a program wrote it that read values of typed files otherwise."""
+    manifest = artifact.read_manifest(place)
+    metrics = manifest.metrics | {"fingerprint": manifest.metrics["fingerprint"] | {"reading_rules": 1}}
+    with artifact.writing(place, "features") as writer:
+        for name, entry in manifest.files.items():
+            writer.link(place, name, entry)
+        writer.commit(parents={}, config=manifest.config, metrics=metrics)
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id", "event_type", "title", "category", "event_id"])
+def test_other_rules_for_typed_files_lead_to_one_rebuild(tmp_path: Path, column: str) -> None:
+    (tmp_path / "log").mkdir()
+    rows = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [S]}).with_columns(
+        pl.lit("1.0").alias(column)
+    )
+    rows.write_parquet(tmp_path / "log" / "a.parquet")
+    config, out = FeaturesConfig(min_count=1), tmp_path / "out"
+    run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
+    read_by_older_rules(out)
+    forget.from_artifact(out, ["somebody"])  # reads nothing: what is there is as it was read
+    assert run(config, [tmp_path / "log"], out, now_ms=NOW_MS).metrics["why_full"] == "reading_rules changed"
+    rows.with_columns(timestamp=S + 1).write_parquet(tmp_path / "log" / "b.parquet")
+    assert run(config, [tmp_path / "log"], out, now_ms=NOW_MS).metrics["why_full"] is None
+
+
+def test_other_rules_for_typed_files_rebuild_nothing_where_no_id_is_a_float(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    rows = pl.DataFrame({"user_id": ["1.0.0"], "item_id": [10], "title": ["Type 1.0"], "timestamp": [S]})
+    rows.write_parquet(tmp_path / "log" / "a.parquet")
+    config, out = FeaturesConfig(min_count=1), tmp_path / "out"
+    run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
+    read_by_older_rules(out)
+    (tmp_path / "log" / "a.parquet").unlink()  # rotated away: a rebuild would be refused
+    rows.with_columns(timestamp=S + 1).write_parquet(tmp_path / "log" / "b.parquet")
+    manifest = run(config, [tmp_path / "log"], out, now_ms=NOW_MS)
+    assert (manifest.metrics["why_full"], manifest.metrics["num_events"]) == (None, 2)
+    assert manifest.metrics["fingerprint"]["reading_rules"] == 2
+
+
+def test_other_rules_for_typed_files_leave_a_log_of_texts_alone(tmp_path: Path) -> None:
+    config = a_shop(tmp_path)
+    write_day(tmp_path / "log", 3, [(0, 0, 0, "1.0", "", 0)])
+    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    read_by_older_rules(tmp_path / "out")
+    write_day(tmp_path / "log", 4, [(0, 0, 0, "view", "", 0)])
+    assert run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS).metrics["why_full"] is None
 
 
 def test_an_item_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: Path) -> None:
@@ -267,6 +320,23 @@ def test_an_item_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: P
     renumbered = run(config, [tmp_path / "log"], tmp_path / "out", renumber=True, now_ms=NOW_MS)
     assert numbers("out") == numbers("fresh") != first | {"i5": 5, "i4": 6}
     assert digest_of(renumbered) == digest_of(fresh)
+
+
+def test_an_event_type_keeps_its_number_through_rebuilds_unless_renumbered(tmp_path: Path) -> None:
+    config, log, out = FeaturesConfig(min_count=1), tmp_path / "log", tmp_path / "out"
+    write_day(log, 1, [(0, 0, 0, "view", "", 0), (0, 1, 0, "cart", "", 0)])
+    run(config, [log], out, now_ms=NOW_MS)
+    write_day(log, 0, [(0, 2, 0, "cart", "", 0), (0, 3, 0, "purchase", "", 0)])  # sorts before the other
+    nightly = run(config, [log], out, now_ms=NOW_MS)
+    full = run(config, [log], out, full=True, now_ms=NOW_MS)
+    assert full.metrics["event_types"] == nightly.metrics["event_types"] == ["view", "cart", "purchase"]
+    assert digest_of(full) == digest_of(nightly) == digest_from_the_files(out)
+    write_day(log, 1, [(0, 1, 0, "cart", "", 0)])  # no view is left
+    kept = run(config, [log], out, now_ms=NOW_MS)
+    assert kept.metrics["event_types"] == ["view", "cart", "purchase"]
+    renumbered = run(config, [log], out, renumber=True, now_ms=NOW_MS)
+    assert renumbered.metrics["event_types"] == ["cart", "purchase"]
+    assert digest_of(renumbered) == digest_of(kept) == digest_from_the_files(out)
 
 
 def test_yesterdays_vocabulary_reads_todays_histories(tmp_path: Path) -> None:

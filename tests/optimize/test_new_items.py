@@ -25,6 +25,7 @@ from recsys.whole_histories import WholeHistories
 SHELVES = ("red lamp", "blue mug", "green rug", "gold pen")
 NUM_USERS, NUM_DAYS = 60, 60
 LAUNCH_DAYS = (48, 55)
+START = 1_600_000_000
 """The first launch is new at the moment of validation, day 48, the second at the cut, day 54."""
 
 
@@ -38,7 +39,7 @@ def write_log(place: Path, seed: int = 0) -> None:
             item = (
                 f"new-{shelf}-{young[0]}" if young and generator.random() < 0.5 else f"{shelf}-{generator.integers(6)}"
             )
-            rows.append((f"u{user}", item, 86_400 * day + int(user), f"{SHELVES[shelf]} {item[-1]}"))
+            rows.append((f"u{user}", item, START + 86_400 * day + int(user), f"{SHELVES[shelf]} {item[-1]}"))
     schema = ["user_id", "item_id", "timestamp", "title"]
     pl.DataFrame(rows, schema=schema, orient="row").sort("timestamp").write_csv(place)
 

@@ -128,3 +128,16 @@ def test_the_manifest_of_a_release_names_what_it_was_made_from(ring_releases: Pa
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["parents"]["checkpoint"] == artifact.read_manifest(ring_checkpoint).digest
     assert manifest["metrics"]["fitted_on"] == "events before the time cut"
+
+
+def test_a_release_has_the_temperature_of_its_checkpoint_and_one_of_before_has_1(
+    ring_releases: Path, ring_checkpoint: Path, tmp_path: Path
+) -> None:
+    found = Recommender.load(ring_releases).release
+    assert found.temperature == artifact.read_manifest(ring_checkpoint).config["temperature"] != 1
+    config = {name: value for name, value in found.manifest.config.items() if name != "temperature"}
+    with artifact.writing(tmp_path / "r", "release") as writer:
+        for name in found.manifest.files:
+            shutil.copy(found.folder / name, writer.folder / name)
+        writer.commit(parents=found.manifest.parents, config=config, metrics=found.manifest.metrics)
+    assert Recommender.load(tmp_path / "r").release.temperature == 1

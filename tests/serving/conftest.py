@@ -130,9 +130,11 @@ def running(app) -> Iterator[str]:
     with _listen(ServeConfig(port=0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": _handles(listening)})
         thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 @pytest.fixture

@@ -36,8 +36,13 @@ def test_a_batch_answers_each_request_in_order(shop) -> None:
 
 def test_items_carry_the_reason(shop) -> None:
     shop.tell("sku-5", "sku-3")
-    answer = shop.ask(user_id="ann", k=1)
-    assert answer["items"][0]["reason"] == {"because_of": "sku-3", "title": "Title of sku-3"}
+    again, similar = [shop.ask(user_id="ann", k=20)["items"][place] for place in (0, -1)]
+    other = {"because_of": "sku-5", "title": "Title of sku-5"}
+    assert (again["item_id"], again["reason"]) == ("sku-3", {"kind": "again", **other})
+    assert similar["reason"]["kind"] == "similar"
+    shop.tell("sku-4", user="bob")
+    alone = shop.ask(user_id="bob", k=1)["items"][0]
+    assert (alone["item_id"], alone["reason"]) == ("sku-4", {"kind": "again", "because_of": None, "title": None})
     assert shop.ask(user_id="nobody", k=1)["items"][0]["reason"] is None
 
 
@@ -297,11 +302,11 @@ def test_the_short_way_answers_as_the_documented_route_does(shop, monkeypatch) -
     for answer in (short, documented):
         answer.pop("request_id"), answer.pop("timings_ms")
     assert short == documented
-    assert short["items"][0]["reason"] == {"because_of": "sku-4", "title": "Title of sku-4"}
+    assert short["items"][0]["reason"] == {"kind": "again", "because_of": "sku-3", "title": "Title of sku-3"}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"user_id": 7}', b'{"user_id": "a", "k": 0}', b'{"user_id": "\xff"}'])
-def test_what_is_not_well_formed_is_refused_by_the_documented_route(shop, monkeypatch, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b'{"user_id": 7}', b'{"user_id": "a", "k": 0}', b'{"events": [{}, {"item_id": ""}]}'])
+def test_what_breaks_a_rule_is_refused_as_by_the_documented_route(shop, monkeypatch, body: bytes) -> None:
     def refusal() -> tuple[int, str]:
         response = shop.client.post("/v1/recommendations", content=body, headers={"content-type": "application/json"})
         return response.status_code, response.text

@@ -12,6 +12,7 @@ from recsys.contracts.ids import Tokens
 from recsys.contracts.precision import CacheFormat
 from recsys.runtime.engine import EngineInfo, Session
 from serving.batching import AppendBatcher, CostCurve
+from serving.sessions import Sessions
 
 FIXED_S, EACH_S = 0.010, 0.001
 EVENT = np.ones(1, dtype=np.int32)
@@ -49,7 +50,7 @@ def session(length: int = 1) -> Session:
 
 
 def gathered(
-    engine: SlowEngine, sessions: list[Session], until: float = math.inf
+    engine: SlowEngine, sessions: list[Session], until: float | list[float] = math.inf
 ) -> tuple[AppendBatcher, list[Future[Session]]]:
     """All sessions wait behind one call that is under way, and then go on."""
     batcher = AppendBatcher(engine, clock=lambda: 0.0)  # type: ignore[arg-type]
@@ -63,7 +64,8 @@ def gathered(
     assert engine.called.acquire(timeout=30)
     futures = []
     for place, each in enumerate(sessions):
-        futures.append(pool.submit(batcher.append, each, EVENT, until))
+        mine = until[place] if isinstance(until, list) else until
+        futures.append(pool.submit(batcher.append, each, EVENT, mine))
         while len(batcher._waiting) <= place:
             pass
     engine.go_on.set()
@@ -88,11 +90,34 @@ def test_those_who_come_during_a_call_are_done_together_in_the_next() -> None:
     assert engine.calls == [1, 3]
 
 
-@pytest.mark.parametrize(("left_s", "calls"), [(0.0145, [1, 4, 2]), (0.0125, [1, 2, 2, 2]), (0.0, [1] * 7)])
+@pytest.mark.parametrize(("left_s", "calls"), [(0.0145, [1, 4, 2]), (0.0125, [1, 2, 2, 2]), (0.001, [1] * 7)])
 def test_a_call_takes_no_longer_than_the_most_urgent_can_wait(left_s: float, calls: list[int]) -> None:
     engine = SlowEngine()
     gathered(engine, [session() for _ in range(6)], until=left_s)
     assert engine.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("until", "calls"),
+    [
+        ([-1.0, -1.0, 1.0, 1.0, 1.0, 1.0], [1, 6]),
+        ([-1.0, 0.0145, 0.0145, 0.0145, 0.0145, 1.0], [1, 4, 2]),
+        ([-1.0, 0.0], [1, 2]),
+    ],
+)
+def test_those_whose_time_is_over_hurry_nobody_and_are_done_too(until: list[float], calls: list[int]) -> None:
+    engine = SlowEngine()
+    _, futures = gathered(engine, [session(n) for n in range(len(until))], until)
+    assert [future.result().length for future in futures] == [n + 1 for n in range(len(until))]
+    assert engine.calls == calls
+
+
+@pytest.mark.parametrize(("told", "most", "num_workers"), [(None, 1, 2), (None, 16, 32), (3, 16, 3)])
+def test_there_are_as_many_workers_as_make_the_batches_that_pay(
+    open_shop, monkeypatch, told: int | None, most: int, num_workers: int
+) -> None:
+    monkeypatch.setattr(Sessions, "most_together", most)
+    assert len(open_shop(num_workers=told).endpoint.service.pool._threads) == num_workers
 
 
 def test_what_fails_together_is_done_one_by_one() -> None:

@@ -3,6 +3,8 @@
 import json
 import re
 import subprocess
+import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,29 @@ def test_the_settings_are_those_of_the_endpoint_and_let_nobody_in() -> None:
     assert all(set(token.sha256[:-1]) == {"0"} for token in settings.tokens)
 
 
+def test_the_proxy_waits_a_little_longer_than_the_deadline() -> None:
+    deadline_ms = read_toml(DEPLOY / "serve.toml")["serve"]["deadline_ms"]
+    (waits_ms,) = map(int, re.findall(r"proxy_read_timeout (\d+)ms;", (DEPLOY / "nginx.conf.template").read_text()))
+    assert 2 * deadline_ms <= waits_ms <= 10 * deadline_ms
+
+
+def test_the_proxy_knows_the_workers_and_they_believe_it() -> None:
+    composed = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    (config,) = composed["networks"]["default"]["ipam"]["config"]
+    fixed = {
+        name: service["networks"]["default"]["ipv4_address"]
+        for name, service in composed["services"].items()
+        if "networks" in service
+    }
+    assert all(ip_address(each) in ip_network(config["subnet"]) for each in fixed.values())
+    assert not any(ip_address(each) in ip_network(config["ip_range"]) for each in fixed.values())  # others' addresses
+    proxy = fixed.pop("proxy")
+    known = composed["services"]["proxy"]["environment"]["RECSYS_WORKERS"]
+    assert re.findall(r"server (\S+):8000 ", known) == list(fixed.values())
+    settings = ServeConfig.from_mapping(read_toml(DEPLOY / "serve.toml")["serve"], "serve.toml")
+    assert ip_network(proxy) in settings.proxies
+
+
 @pytest.mark.parametrize("name", ["Dockerfile", "recsys@.service", "compose.yaml"])
 def test_every_option_that_is_used_exists(name: str) -> None:
     from typer.main import get_command
@@ -91,3 +116,13 @@ def test_every_option_that_is_used_exists(name: str) -> None:
     lines = [line for line in text.splitlines() if re.match(r"\s*(ENTRYPOINT|ExecStart|command:)", line)]
     assert lines
     assert set(re.findall(r"--[a-z-]+", " ".join(lines))) <= known
+
+
+@pytest.mark.service
+def test_systemd_has_nothing_to_say_about_the_unit(tmp_path: Path) -> None:
+    verify = [service_program("systemd-analyze", "systemd"), "verify"]
+    text = (DEPLOY / "recsys@.service").read_text()
+    unit = tmp_path / "recsys@.service"
+    unit.write_text(text.replace("/opt/recsys/bin/recsys", sys.executable))  # it must be there
+    done = subprocess.run([*verify, unit], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

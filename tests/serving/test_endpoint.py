@@ -5,6 +5,7 @@ import httpx
 import pytest
 
 from recsys.contracts.errors import StoreError
+from recsys.contracts.events import Event
 from recsys.contracts.ids import Vocabulary
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
@@ -94,7 +95,7 @@ def test_who_is_not_known_gets_popular_items_with_the_reason(shop, body: dict, r
         ({"user_id": "a", "K": 5}, "K"),
         ({"user_id": "a", "deadline_ms": -1}, "deadline_ms"),
         ({"events": [{"item": "x"}]}, "item_id"),
-        ({"events": [{"item_id": "x"}] * 100_000}, "events"),
+        ({"events": [{"item_id": "x"}] * 10_000}, "events"),
     ],
 )
 def test_a_bad_request_names_the_field(shop, body: dict, field: str) -> None:
@@ -128,8 +129,6 @@ def test_one_bad_event_stores_none_of_its_batch(shop, event: dict) -> None:
 
 
 def test_a_history_of_100000_events_is_answered(shop) -> None:
-    from recsys.contracts.events import Event
-
     for start in range(0, 100_000, 10_000):
         rows = [Event(user_id="big", item_id=f"sku-{n % 20}", timestamp_ms=n) for n in range(start, start + 10_000)]
         shop.store.append(rows)
@@ -141,11 +140,21 @@ def test_a_stalled_engine_never_makes_an_answer_late(open_shop) -> None:
     shop.tell("sku-3")
     shop.engine.go_on.clear()
     answers = [shop.ask(user_id="ann", k=1) for _ in range(4)]  # the engine is still blocked here
-    assert [a["degraded"] for a in answers[:1]] == ["deadline"]
     assert {a["degraded"] for a in answers} <= {"deadline", "overload"}
     assert all(items(a) for a in answers)
     shop.engine.go_on.set()
     assert "recsys_degraded_total{reason=" in shop.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("whose", ["cold users", "warm users", "nobody"])
+def test_a_batch_as_large_as_may_be_finds_its_places(shop, whose: str) -> None:
+    users = [f"u{n}" for n in range(100)]
+    for user in users:
+        shop.store.append([Event(user_id=user, item_id="sku-3", timestamp_ms=1)])
+    requests = [{"events": [{"item_id": "sku-3"}]} if whose == "nobody" else {"user_id": user} for user in users]
+    for _ in range(2 if whose == "warm users" else 1):
+        answers = shop.client.post("/v1/recommendations:batch", json={"requests": requests}).json()["answers"]
+    assert [(each["degraded"], each["source"]) for each in answers] == [(None, "model")] * 100
 
 
 def test_overload_is_answered_at_once_and_labelled(open_shop) -> None:

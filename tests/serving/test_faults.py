@@ -7,12 +7,14 @@ import httpx
 import pytest
 
 from recsys.contracts.errors import StoreError
+from serving.endpoint import Endpoint
 from tests.serving.test_shedding import in_one_piece, message
 
 
 @pytest.fixture
-def hurried(open_shop):
-    """Few workers and little time, so that a stall shows at once."""
+def hurried(open_shop, monkeypatch):
+    """Few workers and little time, so that a stall shows at once; however busy this machine is, it is not behind."""
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: False)
     return open_shop(deadline_ms=200, reserve_ms=50, num_workers=1, max_waiting=1)
 
 
@@ -56,7 +58,7 @@ def test_a_stalled_engine_for_a_new_user_gives_items_near_the_last_event(hurried
 def test_a_stalled_index_gives_popular_items_of_the_last_category(hurried, monkeypatch) -> None:
     hurried.tell("sku-3")  # a lamp: sku-0, 3, 6 … 18
     index = hurried.endpoint.releases.current.recommender.release.index
-    go_on = stall(monkeypatch, index, "search")
+    go_on = stall(monkeypatch, index, "cosines")
     answer = hurried.ask(user_id="ann", k=2)
     assert (answer["source"], answer["degraded"], items(answer)) == (
         "popular_in_category",
@@ -110,14 +112,14 @@ def test_a_loop_that_is_late_is_given_an_answer_without_the_model(hurried, monke
     hurried.tell("sku-3", "sku-4")
     monkeypatch.setattr(type(hurried.endpoint.service.lag), "seconds", 0.2)
     answer = hurried.ask(user_id="ann", k=1)
-    assert answer["degraded"] in {"deadline", "overload"}  # the usual way, or where its bytes arrived
+    assert answer["degraded"] == "deadline"
     assert answer["source"] == "popular"
     assert 2 not in hurried.engine.encoded
 
 
 def test_similar_items_do_not_wait_for_a_stalled_index(hurried, monkeypatch) -> None:
     index = hurried.endpoint.releases.current.recommender.release.index
-    go_on = stall(monkeypatch, index, "search")
+    go_on = stall(monkeypatch, index, "cosines")
     answers = [hurried.client.get("/v1/items/sku-4/similar", params={"k": 2}).json() for _ in range(3)]
     assert [answer["degraded"] for answer in answers] == ["deadline", "deadline", "overload"]  # one works, one waits
     for answer in answers:

@@ -1,12 +1,13 @@
 """Tokens, scopes, rates and headers."""
 
 import hashlib
+from ipaddress import ip_network
 
 import pytest
 
 from recsys.contracts.errors import ConfigError
 from serving.config import ServeConfig
-from serving.guard import Rates
+from serving.guard import Rates, client_address
 
 
 def token(name: str, *scopes: str) -> dict:
@@ -97,9 +98,79 @@ def test_too_many_requests_are_refused_with_a_hint(open_shop) -> None:
     assert shop.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.9", ["203.0.113.7"], "203.0.113.7"),
+        ("10.0.0.9", ["198.51.100.1, 203.0.113.7"], "203.0.113.7"),  # the first is the client's own word
+        ("10.0.0.9", ["198.51.100.1", "203.0.113.7 , 10.0.0.8"], "203.0.113.7"),  # two proxies
+        ("10.0.0.9", ["10.0.0.7, 10.0.0.8"], "10.0.0.7"),  # the client stands among the proxies
+        ("10.0.0.9", ["unknown"], "unknown"),
+        ("10.0.0.9", ["203.0.113.7, "], "203.0.113.7"),
+        ("10.0.0.9", [""], "10.0.0.9"),
+        ("10.0.0.9", [], "10.0.0.9"),
+        ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # no proxy of ours
+        ("unknown", ["198.51.100.1"], "unknown"),
+    ],
+)
+def test_a_client_is_who_the_nearest_proxies_say(peer: str, forwarded: list[str], client: str) -> None:
+    headers = [(b"host", b"shop"), *((b"x-forwarded-for", each.encode()) for each in forwarded)]
+    assert client_address(peer, headers, [ip_network("10.0.0.0/28"), ip_network("::1")]) == client
+    assert client_address(peer, headers, []) == peer
+
+
+@pytest.mark.parametrize(("proxies", "statuses"), [(["127.0.0.1"], [200, 200, 429]), ([], [200, 429, 429])])
+def test_a_trusted_proxy_alone_says_who_asks(open_shop, proxies: list[str], statuses: list[int]) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=1, proxies=proxies)
+    asking = [{"X-Forwarded-For": client} for client in ("203.0.113.7", "203.0.113.8", "203.0.113.7")]
+    assert [shop.client.get("/metrics", headers=headers).status_code for headers in asking] == statuses
+
+
+def test_a_proxy_is_an_address_or_a_network() -> None:
+    with pytest.raises(
+        ConfigError, match=r"serve.toml: proxies.0 = 'nginx': value is not a valid IPv4 or IPv6 network"
+    ):
+        ServeConfig.from_mapping({"proxies": ["nginx"]}, "serve.toml")
+
+
 def test_every_answer_carries_safe_headers(shop) -> None:
     for path in ("/healthz", "/nowhere", "/console", "/v1/admin/rules"):
         headers = shop.client.get(path).headers
         assert headers.get_list("x-content-type-options") == ["nosniff"]
         assert headers.get_list("cache-control") == ["no-store"]
     assert "default-src 'none'" in shop.client.get("/console").headers["content-security-policy"]
+
+
+def test_a_batch_counts_by_its_requests(open_shop) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=6)
+    batch = {"requests": [{"user_id": "ann"}] * 3}
+    assert [shop.client.post("/v1/recommendations:batch", json=batch).status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_stranger_may_not_guess_tokens_for_ever(open_shop) -> None:
+    shop = open_shop(requests_per_s=0.001, burst=3, tokens=(token("shop", "read"),))
+    asked = [shop.client.get("/v1/users/ann/history", headers={"Authorization": f"Bearer {n}"}) for n in range(5)]
+    assert [response.status_code for response in asked] == [401, 401, 401, 429, 429]
+    allowed = shop.client.get("/v1/users/ann/history", headers={"Authorization": "Bearer secret of shop"})
+    assert allowed.status_code == 200  # strangers use up nobody's limit but their own
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("rebind.example", 403),
+        ("127.0.0.1.nip.io", 403),
+    ],
+)
+def test_without_tokens_only_names_of_this_machine_are_answered(shop, host: str, status: int) -> None:
+    for method, path in (("GET", "/v1/users/ann/history"), ("GET", "/metrics")):
+        assert shop.client.request(method, path, headers={"Host": host}).status_code == status
+    assert shop.client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_with_tokens_any_name_is_answered(guarded) -> None:
+    headers = {"Host": "shop.example", "Authorization": "Bearer secret of eye"}
+    assert guarded.client.get("/metrics", headers=headers).status_code == 200

@@ -39,9 +39,9 @@ class Site:
             raise ArtifactError(f"{path}: truncated or altered")
         return Recommender(fake_release(self.engines[path.name], path.name))
 
-    def releases(self) -> Releases:
-        cache = SessionCache(10**8)
-        return Releases(self.load(self.folder / "a"), self.store, cache, self.folder, self.load)
+    def releases(self, limit_bytes: int = 10**8, **settings) -> Releases:
+        cache = SessionCache(limit_bytes)
+        return Releases(self.load(self.folder / "a"), self.store, cache, self.folder, self.load, **settings)
 
 
 @pytest.fixture
@@ -88,6 +88,7 @@ def test_a_broken_release_is_refused_and_the_old_one_goes_on(client: httpx.Clien
         "current": "a",
         "loaded": ["a"],
         "releases": ["a", "b", "broken", "c"],
+        "preparing": None,
     }
     assert ask(client, events=[{"item_id": "sku-1"}])["release"] == "a"
 

@@ -10,7 +10,6 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError, StoreError
 from recsys.contracts.events import Event
 from recsys.runtime.recommender import Recommender
-from serving import live
 from serving.arms import ARMS_DOCUMENT, Arm, Arms
 from serving.live import Releases
 from tests.serving.test_live import Site, site  # noqa: F401  # a fixture
@@ -154,9 +153,8 @@ def test_an_experiment_does_not_begin_cold(site: Site, who: str) -> None:  # noq
         assert (arm, by.name, by.sessions.state(user, site.store.glance(user))[1]) == ("new", "c", "unchanged")
 
 
-def test_sessions_are_encoded_for_a_bounded_time_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(live, "_PREPARE_S", -1)
-    releases = site.releases()
+def test_sessions_are_encoded_for_a_bounded_time_only(site: Site) -> None:  # noqa: F811
+    releases = site.releases(prepare_s=0)
     make_hot(releases, site)
     releases.set_arms(NEW)
     releases.activate("b")

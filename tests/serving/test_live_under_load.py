@@ -1,54 +1,53 @@
-"""Real engines, the default deadline, several clients, and polls all the while: releases switched by everybody."""
+"""Releases switched by everybody under load, with engines that do nothing: who is late waited for a switch."""
 
-import hashlib
+import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, takewhile
 from pathlib import Path
+from typing import Final
 
 import httpx
 import pytest
 
 from recsys.contracts import artifact
 from recsys.contracts.events import Event
-from serving.app import load_app
+from recsys.pipeline.pauses import Pauses
+from recsys.runtime.recommender import Recommender
+from serving.app import create_app
 from serving.config import ServeConfig
 from tests.serving.conftest import running
-from tests.serving.test_answers_as_built import put
+from tests.serving.test_live import ADMIN, SECRET, Site, site  # noqa: F401  # a fixture
 
-NUM_CLIENTS = 4
-USERS = [f"u{n}" for n in range(12)]
-ADMIN = {"name": "ops", "sha256": hashlib.sha256(b"x").hexdigest(), "scopes": ["read", "write", "admin"]}
-HEADERS = {"Authorization": "Bearer x"}
-
-
-@pytest.fixture
-def folder(ring_releases: Path, tmp_path: Path) -> Path:
-    """Releases a, b and c; a is current."""
-    for name in "abc":
-        put(artifact.resolve_release(ring_releases), tmp_path / "releases" / name, turned=False)
-    artifact.set_current(tmp_path / "releases", "a")
-    return tmp_path / "releases"
+NUM_CLIENTS: Final = 4
+USERS: Final = [f"u{n}" for n in range(12)]
+HEADERS: Final = {"Authorization": f"Bearer {SECRET}"}
+PACE_S: Final = 0.005
+DEADLINE_MS: Final = 500
+LOAD_S: Final = 1.0
+"""What a release takes to be loaded, and a user to be encoded before a switch: who waits for it is late."""
+MOST_DEGRADED: Final = 0.01
 
 
-def ask(client: httpx.Client, n: int) -> dict:
-    """Users of the store and requests of nobody's by turns."""
+def ask(client: httpx.Client, n: int) -> tuple[float, dict]:
+    """The moment of an answer, and the answer: users of the store and requests of nobody's by turns."""
     body = {"user_id": USERS[n]} if n % 3 else {"events": [{"item_id": "sku-1"}]}
     response = client.post("/v1/recommendations", json={**body, "k": 3})
     assert response.status_code == 200, response.text
-    return response.json()
+    return time.monotonic(), response.json()
 
 
 @contextmanager
-def load(address: str) -> Iterator[list[dict]]:
-    """Clients that ask as fast as they can; afterwards the list holds their answers."""
+def load(address: str) -> Iterator[list[tuple[float, dict]]]:
+    """Clients that ask one thing after another; afterwards the list holds their answers."""
     stop, answers = threading.Event(), []
 
-    def work() -> list[dict]:
+    def work() -> list[tuple[float, dict]]:
         with httpx.Client(base_url=address, headers=HEADERS, timeout=30) as client:
-            return [ask(client, n) for n in takewhile(lambda _: not stop.is_set(), cycle(range(len(USERS))))]
+            return [ask(client, n) for n in takewhile(lambda _: not stop.wait(PACE_S), cycle(range(len(USERS))))]
 
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         clients = [pool.submit(work) for _ in range(NUM_CLIENTS)]
@@ -59,11 +58,33 @@ def load(address: str) -> Iterator[list[dict]]:
         answers += [answer for client in clients for answer in client.result()]
 
 
-def test_switches_roll_backs_and_polls_under_load_fail_nobody_and_mix_no_labels(folder: Path) -> None:
-    config = ServeConfig(tokens=(ADMIN,), poll_s=0.005, recall_s=3_600)
-    app, releases = load_app(config, folder, f"sqlite:///{folder.parent / 'store.db'}")
-    events = [Event(user_id=user, item_id=f"sku-{n}", timestamp_ms=n) for user in USERS for n in range(5)]
-    app.state.endpoint.store.append(events)
+def slow(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Loading takes longer than a deadline."""
+    true = site.load
+
+    def loading(path: Path) -> Recommender:
+        threading.Event().wait(LOAD_S)
+        return true(path)
+
+    monkeypatch.setattr(site, "load", loading)
+
+
+def test_switches_roll_backs_and_polls_under_load_make_nobody_late_and_mix_no_labels(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow(site, monkeypatch)
+    config = ServeConfig(tokens=(ADMIN,), deadline_ms=DEADLINE_MS, poll_s=0.005, recall_s=3_600)
+    releases = site.releases()
+    rested: list[float] = []
+
+    def rest(_: float) -> None:
+        rested.append(LOAD_S)
+        threading.Event().wait(LOAD_S if len(rested) == 1 else 0)
+
+    releases.preparer._rest = rest
+    app = create_app(config, releases, site.store, releases._cache)
+    site.store.append([Event(user_id=user, item_id=f"sku-{n}", timestamp_ms=n) for user in USERS for n in range(5)])
 
     with running(app) as address, httpx.Client(base_url=address, headers=HEADERS, timeout=30) as admin:
 
@@ -72,25 +93,30 @@ def test_switches_roll_backs_and_polls_under_load_fail_nobody_and_mix_no_labels(
             assert admin.put("/v1/admin/arms", json={"arms": arms}).status_code == 200
 
         def current_answers() -> set[str]:
-            answers = [ask(admin, n) for n in range(len(USERS))]
+            answers = [ask(admin, n)[1] for n in range(len(USERS))]
             return {answer["release"] for answer in answers if answer["arm"] == "old"}
 
-        deal(weight=1)
-        with load(address) as answers:
+        with Pauses([os.getpid()]) as pauses, load(address) as answers:
+            deal(weight=1)
             for weight in (1, 2):
                 assert admin.post("/v1/admin/releases/b/activate").json()["current"] == "b"
                 assert current_answers() == {"b"}
                 deal(weight)
                 assert admin.post("/v1/admin/rollback").json()["current"] == "a"
                 assert current_answers() == {"a"}
-                artifact.set_current(folder, "b")  # as `recsys nightly --activate` does
+                artifact.set_current(site.folder, "b")  # as `recsys nightly --activate` does
                 assert any(admin.get("/v1/admin/releases").json()["current"] == "b" for _ in range(10_000))
                 assert current_answers() == {"b"}
                 assert admin.post("/v1/admin/rollback").json()["current"] == "a"
                 assert current_answers() == {"a"}
         assert releases.loaded == ["a", "b", "c"]
-    assert {(answer["arm"], answer["release"]) for answer in answers} == {("old", "a"), ("old", "b"), ("new", "c")}
-    assert {len(answer["items"]) for answer in answers} == {3}
-    troubles = {answer["degraded"] for answer in answers}
-    assert troubles <= {None, "deadline", "overload"}  # of a busy machine; nothing failed
-    assert None in troubles
+    assert rested  # sessions were prepared
+    labels = {(answer["arm"], answer["release"]) for _, answer in answers}
+    assert labels == {("all", "a"), ("old", "a"), ("old", "b"), ("new", "c")}
+    assert {len(answer["items"]) for _, answer in answers} == {3}
+    taken = [(moment, answer["timings_ms"]["total"], answer["degraded"]) for moment, answer in answers]
+    paused_ms = [pauses.overlap_ms(moment - total / 1000, moment) for moment, total, _ in taken]
+    late = [total for (_, total, _), paused in zip(taken, paused_ms, strict=True) if total > DEADLINE_MS + paused]
+    degraded = [label for (_, _, label), paused in zip(taken, paused_ms, strict=True) if label and not paused]
+    assert late == []
+    assert len(degraded) <= MOST_DEGRADED * len(answers), degraded

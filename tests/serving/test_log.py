@@ -5,10 +5,12 @@ import json
 import logging
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from serving import handy, log
+from serving.schemas import RecommendationRequest
 
 
 def record(text: str, *arguments: object, **of_record: object) -> logging.LogRecord:
@@ -147,13 +149,13 @@ def test_answers_that_are_shed_are_one_line_for_each_second(shop, monkeypatch, c
         def call_later(self, delay_s: float, work) -> None:
             timers.append((delay_s, work))
 
-    monkeypatch.setattr(handy.asyncio, "get_running_loop", Loop)
+    monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server has its own timers
     with caplog.at_level(logging.INFO, logger="serving.handy"):
         for _ in range(3):
-            shop.endpoint.shed("very-private", 2)
+            shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2))
         ((delay_s, say),) = timers
         say()
-        shop.endpoint.shed("very-private", 2)
+        shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2))
         timers[1][1]()
     assert delay_s == 1
     said = [(record.getMessage(), record.fields) for record in caplog.records]

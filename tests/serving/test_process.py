@@ -29,12 +29,14 @@ import threading
 from pathlib import Path
 from serving import app
 from serving.config import ServeConfig
+from serving.endpoint import Endpoint
 from recsys.runtime.recommender import Recommender
 from tests.serving.conftest import FakeEngine, fake_release
 engine = FakeEngine()
 answers = ("answer", "cold")  # the engine stalls for ever in the threads that answer requests
 stalls = lambda: threading.current_thread().name.startswith(answers)
 engine.go_on.wait = lambda _: stalls() and threading.Event().wait()
+Endpoint.is_behind = lambda *_: False  # however busy this machine is
 app.Recommender.load = lambda *_args, **_settings: Recommender(fake_release(engine))
 app.run(ServeConfig(port=0, deadline_ms=50), Path("releases"), sys.argv[1])
 """

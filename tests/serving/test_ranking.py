@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.contracts.ids import Item, Vocabulary
+from recsys.contracts.ids import PAD, Item, Vocabulary
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import ItemIndex
 from serving import ranking
@@ -31,7 +31,7 @@ CATALOGUE = Catalogue(VOCABULARY)
 HISTORY = np.array([5, 9, 9, 30], dtype=np.int32)
 
 
-def query(**fusion: float):
+def query(temperature: float = 1.0, **fusion: float):
     from dataclasses import replace
 
     from recsys.transitions import TransitionTable
@@ -42,6 +42,7 @@ def query(**fusion: float):
         vocabulary=VOCABULARY,
         index=ItemIndex.build(ITEMS_VD),
         fusion=Fusion(**fusion),
+        temperature=temperature,
         transitions=TransitionTable(nothing, np.empty(0, np.int32), np.empty(0, np.float16)),
     )
     return Ranking(release, np.random.default_rng(1).normal(size=8).astype(np.float32), HISTORY)
@@ -55,7 +56,7 @@ def wish(k: int = 10, filters: Filters | None = None, rules: Rules | None = None
 def by_hand(asked, wanted: Wish) -> list[int]:
     tokens = np.arange(1, V + 1, dtype=np.int32)
     scores = asked.scores(tokens)
-    scores[wanted.rules.boosted - 1] += wanted.rules.weights
+    scores[wanted.rules.boosted - 1] += asked.release.temperature * wanted.rules.weights
     order = [int(t) for t in tokens[np.argsort(-scores, kind="stable")] if wanted.allowed[t]]
     return order[: wanted.k]
 
@@ -70,7 +71,7 @@ def by_hand(asked, wanted: Wish) -> list[int]:
     base=st.sampled_from([0.0, 2.0]),
 )
 def test_filters_and_boosts_are_exact(k, category, min_price, weight, denied, base) -> None:
-    asked = query(base=base)
+    asked = query(temperature=3.0, base=base)
     rules = Rules(denied=[f"i{n}" for n in denied], boosts=[{"category": "c5", "weight": weight}])
     wanted = wish(k, Filters(category=category, min_price=min_price), rules)
     assert rank(asked, wanted).tokens_K.tolist() == by_hand(asked, wanted)
@@ -107,12 +108,72 @@ def test_pins_stand_at_their_place_unless_they_may_not_be_shown() -> None:
     assert rank(asked, wish(5, rules=rules)).tokens_K.tolist() == [*free[:2], 8, *free[2:4]]
 
 
-def test_a_list_ends_where_items_are_too_unlikely() -> None:
-    asked = query()
-    whole, short = rank(asked, wish(50)), rank(asked, wish(50, min_confidence=0.2))
-    odds = np.exp(whole.scores_K - whole.scores_K[0])
-    assert short.tokens_K.tolist() == whole.tokens_K[odds >= 0.2].tolist()
+def test_an_item_that_is_pinned_twice_is_shown_once() -> None:
+    rules = Rules(pins=[{"item_id": "i7", "position": 4}, {"item_id": "i7", "position": 2}])
+    found = rank(query(), wish(5, rules=rules)).tokens_K.tolist()
+    assert (found[1], len(set(found))) == (8, 5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_a_list_ends_where_items_are_too_unlikely(temperature: float) -> None:
+    asked = query(temperature)
+    whole, short = rank(asked, wish(50)), rank(asked, wish(50, min_confidence=0.5))
+    odds = np.exp((whole.scores_K - whole.scores_K[0]) / temperature)
+    assert short.tokens_K.tolist() == whole.tokens_K[odds >= 0.5].tolist()
     assert 0 < len(short.tokens_K) < 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    first=st.sampled_from([0, 1, 10]),
+    k=st.integers(1, 100),
+    min_confidence=st.floats(1e-4, 1),
+    category=st.none() | st.just(["c1"]),
+    weight=st.floats(-3, 3),
+    diversity=st.sampled_from([0.0, 0.4]),
+)
+def test_a_list_that_ends_early_is_the_whole_list_cut(first, k, min_confidence, category, weight, diversity) -> None:
+    """Whatever is at hand already."""
+    asked, rules = query(4.0), Rules(boosts=[{"category": "c5", "weight": weight}])
+    if first:
+        rank(asked, wish(first))
+    wanted = {"filters": Filters(category=category), "rules": rules}
+    whole = rank(asked, wish(V, **wanted))
+    confident = whole.tokens_K[np.exp((whole.scores_K - whole.scores_K[0]) / 4) >= min_confidence]
+    found = rank(asked, wish(k, min_confidence=min_confidence, diversity=diversity, **wanted)).tokens_K
+    if diversity:
+        assert set(found) <= set(confident[: 5 * k])
+        assert len(found) == min(k, len(confident))
+    else:
+        assert found.tolist() == confident[:k].tolist()
+
+
+def test_a_list_that_ends_within_the_places_at_hand_is_not_searched_for(monkeypatch) -> None:
+    asked, looks = query(), []
+    true = ranking.Query.best
+    monkeypatch.setattr(ranking.Query, "best", lambda self, look: (looks.append(look), true(self, look))[1])
+    rank(asked, wish(10))
+    assert looks == [40]
+    assert 0 < len(rank(asked, wish(100, min_confidence=0.5)).tokens_K) < 40
+    assert looks == [40]
+    rank(asked, wish(60, min_confidence=1e-9))  # further down than that: searched, once and no further than is kept
+    assert looks == [40, 256]
+    fresh = query()
+    rank(fresh, wish(100, min_confidence=0.5))
+    assert looks == [40, 256, 256]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 5.0])
+def test_a_boost_of_log_2_doubles_the_odds(temperature: float) -> None:
+    def odds(asked: Ranking, rules: Rules) -> float:
+        ranked = rank(asked, wish(V, rules=rules))
+        likely = np.exp(ranked.scores_K.astype(np.float64) / temperature)
+        here = likely[ranked.tokens_K == 8].sum()
+        return float(here / (likely.sum() - here))
+
+    asked = query(temperature)
+    boosted = Rules(boosts=[{"item_id": "i7", "weight": np.log(2)}])
+    assert odds(asked, boosted) == pytest.approx(2 * odds(asked, Rules()), rel=1e-4)
 
 
 def test_diversity_keeps_the_best_item_and_lowers_likeness() -> None:
@@ -127,13 +188,28 @@ def test_diversity_keeps_the_best_item_and_lowers_likeness() -> None:
     assert len(set(diverse.tokens_K.tolist())) == 10
 
 
-def test_the_reason_is_the_item_of_the_history_that_is_most_alike() -> None:
+def test_the_reason_is_the_other_item_of_the_history_that_is_most_alike_and_a_repeat_says_so() -> None:
     unit = ITEMS_VD / np.linalg.norm(ITEMS_VD, axis=1, keepdims=True)
     wanted = np.array([1, 2, 30], dtype=np.int32)
-    seen = [5, 9, 30]
-    expected = [max(seen, key=lambda s, t=t: unit[t - 1] @ unit[s - 1]) for t in wanted]
-    assert query().reasons(wanted) == expected
-    assert expected[2] == 30
+    expected = [max({5, 9, 30} - {t}, key=lambda s, t=t: unit[t - 1] @ unit[s - 1]) for t in wanted.tolist()]
+    found = query().reasons(wanted)
+    assert [reason.token for reason in found] == expected
+    assert [reason.is_again for reason in found] == [False, False, True]
+
+
+def test_the_reason_is_among_the_last_fifty_distinct_items() -> None:
+    """Item 200 was seen once, then items 1 … 49 again and again: it is the fiftieth; item 201 the fifty-first."""
+    history = np.concatenate([[201, 200], np.tile(np.arange(1, 50), 3)]).astype(np.int32)
+    like_old = np.vstack([ITEMS_VD[:299], [ITEMS_VD[199], ITEMS_VD[200]], ITEMS_VD[301:]])  # tokens 300 and 301
+    index = ItemIndex.build(like_old)
+    first, second = ranking._reasons(index, np.array([300, 301], dtype=np.int32), history)
+    assert first.token == 200
+    assert second.token != 201
+
+
+def test_an_item_that_is_the_whole_history_has_no_other_reason() -> None:
+    (only,) = ranking._reasons(ItemIndex.build(ITEMS_VD), np.array([7], np.int32), np.array([7, 7], np.int32))
+    assert (only.token, only.is_again) == (PAD, True)
 
 
 def test_a_state_is_searched_once_however_often_it_is_asked_and_filtered(monkeypatch) -> None:

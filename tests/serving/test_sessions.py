@@ -202,7 +202,7 @@ def test_releases_keep_their_own_sessions(store: EventStore) -> None:
     tell(store, 1)
     assert [each.outcome() for each in workers] == ["opened", "opened"]
     assert [each.outcome() for each in workers] == ["unchanged", "unchanged"]
-    assert cache.hottest("r1", 5) == ["ann"]
+    assert cache.latest_users({"r1"}) == ["ann"]
     cache.drop(release="r1")
     assert [each.outcome() for each in workers] == ["opened", "unchanged"]
 
@@ -216,7 +216,7 @@ def test_the_least_recently_used_leave_when_bytes_run_out(store: EventStore) -> 
     for user in users:
         worker.state(user)
     assert (len(worker.cache), worker.cache.size_bytes, worker.cache.evictions) == (2, 2 * size, 1)
-    assert worker.cache.hottest("r1", 5) == ["c", "b"]
+    assert worker.cache.latest_users({"r1"}) == ["c", "b"]
     assert worker.outcome("a") == "opened"
     tiny = Worker(store, limit_bytes=size - 1)
     assert [tiny.outcome("a"), tiny.outcome("a"), tiny.cache.size_bytes] == ["opened", "opened", 0]

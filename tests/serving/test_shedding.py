@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 
 import pytest
 
@@ -9,9 +10,9 @@ from recsys.contracts.ids import Vocabulary
 from serving.endpoint import Endpoint
 from serving.lag import LoopLag
 from serving.rules import Rules
-from serving.shedding import plain_request
+from serving.shedding import usual_head
 
-HEAD = "POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = "POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def message(body: str, head: str = HEAD, length: int | None = None) -> bytes:
@@ -40,37 +41,34 @@ def behind(shop, monkeypatch):
     return shop
 
 
-def test_a_plain_request_is_read_from_its_bytes() -> None:
-    headers, user_id, k = plain_request(message('{"user_id": "ann", "k": 3}'))
-    assert (user_id, k) == ("ann", 3)
-    assert (b"host", b"x") in headers
-    assert plain_request(message('{"user_id": "ann"}'))[2] == 10
+def test_a_request_is_read_from_its_bytes() -> None:
+    body = '{"user_id": "ann", "k": 3}'
+    headers, found, length = usual_head(message(body))
+    assert (found, length) == (body.encode(), len(body))
+    assert (b"host", b"localhost") in headers
+    assert usual_head(message(body)[:-5])[1:] == (body.encode()[:-5], len(body))
 
 
 @pytest.mark.parametrize(
     "unusual",
     [
-        message('{"user_id": "ann", "filters": {"category": ["cups"]}}'),
-        message('{"user_id": "ann", "k": 0}'),
-        message('{"user_id": "ann", "k": true}'),
-        message('{"user_id": 7}'),
-        message('{"user_id": ""}'),
-        message('{"user_id": "a\\u0000"}'),
-        message("[]"),
-        message("{"),
-        message('{"user_id": "ann"}', length=17),  # the rest is still to come, or another message begins
         message('{"user_id": "ann"}') * 2,
+        message('{"user_id": "ann"}', length=17),  # another message begins
         message('{"user_id": "ann"}', HEAD + "Content-Length: 3\r\n"),
         message('{"user_id": "ann"}', HEAD + "Transfer-Encoding: chunked\r\n"),
         message('{"user_id": "ann"}', HEAD + "Connection: close\r\n"),
         message('{"user_id": "ann"}', HEAD.replace("recommendations", "events")),
         message('{"user_id": "ann"}', HEAD.replace("POST", "GET")),
         message('{"user_id": "ann"}', "POST /v1/recommendations HTTP/1.1\r\n"),
+        message("{}" + " " * 20_000),
+        message('{"user_id": "ann"}', length=-1),
+        message(""),
+        HEAD.encode(),
         b"",
     ],
 )
 def test_anything_unusual_goes_the_usual_way(unusual: bytes) -> None:
-    assert plain_request(unusual) is None
+    assert usual_head(unusual) is None
 
 
 def test_while_the_loop_is_behind_the_last_answer_comes_back_labelled(behind) -> None:
@@ -92,24 +90,93 @@ def test_while_the_loop_is_behind_todays_rules_hold(behind) -> None:
     assert (shed["source"], [item["item_id"] for item in shed["items"]][:2]) == ("popular", ["sku-18", "sku-17"])
 
 
-def test_while_the_loop_is_behind_what_is_not_plain_is_answered_the_usual_way(behind) -> None:
-    assert behind.ask(user_id="ann", k=2, exclude=["sku-5"])["degraded"] is None
+@pytest.mark.parametrize(("k", "source"), [(1, "last_answer"), (3, "last_answer"), (5, "popular")])
+def test_of_a_last_answer_that_is_longer_the_first_are_given(behind, k: int, source: str) -> None:
+    (shed,) = in_one_piece(behind, message(json.dumps({"user_id": "ann", "k": k})))
+    assert (shed["source"], len(shed["items"])) == (source, k)
+    if source == "last_answer":
+        assert shed["items"] == behind.known["items"][:k]
+
+
+def test_while_the_loop_is_behind_pins_hold(behind) -> None:
+    last = [item["item_id"] for item in behind.known["items"]]
+    for pinned, source in ((last[1], "last_answer"), ("sku-9", "popular")):
+        behind.endpoint.releases.set_rules(Rules(pins=[{"item_id": pinned, "position": 2}]))
+        (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+        assert (shed["source"], shed["items"][1]["item_id"], len(shed["items"])) == (source, pinned, 4)
+
+
+def test_while_the_loop_is_behind_an_answer_to_a_filter_is_not_given(behind, monkeypatch) -> None:
+    with monkeypatch.context() as calm:
+        calm.setattr(Endpoint, "is_behind", lambda *_: False)
+        filtered = behind.ask(user_id="ann", k=4, filters={"category": ["cups"]})
+    assert filtered["source"] == "model"
+    (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+    assert shed["items"] == behind.known["items"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "source", "items"),
+    [
+        ({"user_id": "ann", "exclude": ["sku-19"]}, "last_answer", None),
+        ({"user_id": "nobody", "exclude": ["sku-19"]}, "popular", ["sku-18", "sku-17"]),
+        ({"user_id": "nobody", "filters": {"category": ["cups"]}}, "popular", ["sku-19", "sku-16"]),
+        ({"events": [{"item_id": "sku-3"}], "exclude_seen": True}, "popular_in_category", None),
+    ],
+)
+def test_while_the_loop_is_behind_wishes_are_honoured(behind, wishes, source, items) -> None:
+    (shed,) = in_one_piece(behind, message(json.dumps({"k": 2, **wishes})))
+    found = [item["item_id"] for item in shed["items"]]
+    assert (shed["source"], shed["degraded"], len(found)) == (source, "overload", 2)
+    assert items is None or found == items
+    assert not set(wishes.get("exclude", ["sku-3"])) & set(found)
+
+
+def test_while_the_loop_is_behind_a_filter_that_nothing_matches_says_so(behind) -> None:
+    (shed,) = in_one_piece(behind, message(json.dumps({"user_id": "ann", "filters": {"category": ["none such"]}})))
+    assert (shed["items"], shed["reason"], shed["degraded"]) == ([], "no_items_match", "overload")
+
+
+def test_while_the_loop_is_behind_all_but_recommendations_goes_the_usual_way(behind) -> None:
     assert behind.tell("sku-1")["stored"] == 1
     assert behind.client.post("/v1/recommendations", json={"user_id": 7}).status_code == 422
+    assert behind.client.post("/v1/recommendations", json={"user_id": "ann", "k": 0}).status_code == 422
 
 
-def test_a_connection_goes_on_after_a_shed_answer(behind) -> None:
-    plain, other = message('{"user_id": "ann", "k": 4}'), message('{"user_id": "ann", "k": 4, "exclude": ["sku-5"]}')
-    answers = in_one_piece(behind, plain, other, plain, other)
+def test_a_connection_goes_on_after_a_shed_answer(behind, monkeypatch) -> None:
+    shed, model = message('{"user_id": "ann", "k": 4}'), message('{"user_id": "ann", "k": 3, "exclude": ["sku-9"]}')
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: next(turns))
+    turns = iter([True, False, True, False])
+    answers = in_one_piece(behind, shed, model, shed, model)
     assert [a["degraded"] for a in answers] == ["overload", None] * 2
 
 
-def test_a_message_that_comes_in_pieces_goes_the_usual_way(behind) -> None:
-    address, whole = behind.client.base_url, message('{"user_id": "ann"}')
+def test_while_the_loop_is_behind_each_client_of_a_proxy_has_its_own_rate(open_shop, monkeypatch) -> None:
+    shop = open_shop(deadline_ms=10_000, requests_per_s=0.001, burst=1, proxies=["127.0.0.1"])
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
+    asking = [message('{"user_id": "ann"}', f"{HEAD}X-Forwarded-For: 203.0.113.{n}\r\n") for n in (7, 8, 7)]
+    shed, other, refused = in_one_piece(shop, *asking)
+    assert (shed["degraded"], other["degraded"]) == ("overload", "overload")
+    assert refused["detail"][0]["msg"] == "too many requests; wait a little"
+
+
+@pytest.mark.parametrize("still_behind", [True, False])
+def test_a_message_may_come_in_pieces(behind, monkeypatch, still_behind: bool) -> None:
+    turns = iter([True, still_behind])
+    asked = threading.Event()
+
+    def is_behind(*_) -> bool:
+        asked.set()
+        return next(turns)
+
+    monkeypatch.setattr(Endpoint, "is_behind", is_behind)
+    address, whole = behind.client.base_url, message('{"user_id": "ann", "k": 4}')
     with socket.create_connection((address.host, address.port), timeout=30) as connection:
         connection.sendall(whole[:-5])
+        assert asked.wait(30)
         connection.sendall(whole[-5:])
-        assert b"HTTP/1.1 200" in connection.recv(65_536)
+        answer = json.loads(connection.recv(65_536).partition(b"\r\n\r\n")[2])
+    assert answer["degraded"] == ("overload" if still_behind else None)
 
 
 def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open_shop, monkeypatch) -> None:

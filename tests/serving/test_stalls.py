@@ -18,6 +18,7 @@ from serving.answers import AnswerService
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.metrics import Metrics
+from serving.rules import Rules
 from serving.schemas import RecommendationAnswer, RecommendationRequest
 from serving.sessions import SessionCache
 from tests.serving.conftest import FakeEngine, fake_release
@@ -101,7 +102,7 @@ def stage(counter: Counter, name: str) -> tuple[object, str]:
         "store: documents": (counter.store, "document"),
         "store: purchases": (counter.store, "items_of_type"),
         "store: events": (counter.store, "events_after"),
-        "index: neighbours": (release.index, "search"),
+        "index: neighbours": (release.index, "cosines"),
         "engine: open": (counter.engine, "open"),
         "engine: append": (counter.engine, "append"),
         "index: ranking": (release.index, "all_scores"),
@@ -181,3 +182,103 @@ def test_a_request_with_its_own_events_is_answered_at_its_own_deadline(counter: 
     answer = counter.loop.run_until_complete(counter.service.answer(request, counter.clock.now))
     assert (answer.degraded, answer.source) == ("deadline", "nearest")
     assert answer.timings_ms["total"] == pytest.approx(40 - RESERVE_MS)
+
+
+def shown(answer: RecommendationAnswer) -> list[str]:
+    return [item.item_id for item in answer.items]
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"filters": {"category": ["cups"]}},
+        {"exclude": ["sku-3"]},
+        {"exclude_seen": True},
+        {"min_confidence": 1.0},
+    ],
+    ids=str,
+)
+def test_an_answer_to_a_wish_does_not_stand_in_for_another(counter: Counter, wishes: dict) -> None:
+    plain = shown(counter.ask())
+    assert shown(counter.ask(**wishes)) != plain
+    counter.stall(counter.store, "glance")
+    answer = counter.ask()
+    assert (answer.source, shown(answer)) == ("last_answer", plain)
+
+
+@pytest.mark.parametrize("wishes", [{"exclude_purchased": True}, {"exclude_seen": True}], ids=str)
+def test_while_nobody_knows_what_was_had_the_last_answer_is_not_given(counter: Counter, wishes: dict) -> None:
+    """It begins with sku-3, which may have been purchased: nobody can look, and the session is gone."""
+    assert shown(counter.ask())[0] == "sku-3"
+    counter.releases._cache.forget({"ann"})
+    counter.stall(counter.store, "glance")
+    answer = counter.ask(**wishes)
+    assert (answer.source, shown(answer)) == ("popular", ["sku-19", "sku-18"])
+
+
+def test_neighbours_that_are_kept_are_given_where_there_is_no_time_to_look(counter: Counter) -> None:
+    near = counter.releases.current.neighbours
+    assert near.kept(4) is None
+    counter.ask(exclude=["sku-3"])
+    counter.stall(counter.store, "glance")
+    answer = counter.ask()
+    assert (answer.source, answer.items[0].item_id) == ("nearest", f"sku-{near.kept(4)[0][0] - 1}")
+
+
+def test_pins_hold_in_every_list_and_boosts_among_popular_items(counter: Counter) -> None:
+    """sku-n has n + 1 events: twice the odds take sku-10 (22) before sku-19 (20)."""
+    pins = [{"item_id": "sku-0", "position": 2}]
+    counter.releases.set_rules(Rules(pins=pins, boosts=[{"item_id": "sku-10", "weight": 0.7}]))
+    nobody = counter.ask("nobody")
+    assert (nobody.source, shown(nobody)) == ("popular", ["sku-10", "sku-0"])
+    assert shown(counter.ask("nobody", exclude=["sku-0"])) == ["sku-10", "sku-19"]
+    assert shown(counter.ask())[1] == "sku-0"
+    counter.releases.set_rules(Rules(pins=[{"item_id": "sku-6", "position": 1}]))
+    counter.stall(counter.engine, "append")
+    counter.tell("sku-5")
+    stalled = counter.ask()
+    assert (stalled.source, stalled.degraded, shown(stalled)[0]) == ("last_answer", "deadline", "sku-6")
+
+
+def test_members_of_a_batch_that_wait_for_their_turn_are_each_in_time(counter: Counter) -> None:
+    users = [f"u{n}" for n in range(6)]
+    for user in users:
+        counter.tell("sku-3", user)
+    counter.stall(counter.engine, "open")
+    requests = [
+        RecommendationRequest(user_id=user, k=2, deadline_ms=100 if n < 3 else 50) for n, user in enumerate(users)
+    ]
+    began = counter.clock.now
+    answers = counter.loop.run_until_complete(counter.service.answer_all(requests, began))
+    assert [answer.timings_ms["total"] for answer in answers] == [100 - RESERVE_MS] * 3 + [50 - RESERVE_MS] * 3
+    assert {answer.degraded for answer in answers} == {"deadline"}
+    assert {turns._value for turns in counter.service._turns.values()} == {2}
+
+
+def finish(counter: Counter) -> None:
+    """What was begun goes on to its end."""
+    counter.go_on.set()
+    is_done = threading.Event()
+    assert counter.service.cold_pool.offer(is_done.set)
+    assert is_done.wait(30)
+
+
+def test_what_is_late_ends_after_the_stage_that_is_kept_for_the_next_request(counter: Counter) -> None:
+    counter.stall(counter.engine, "open")
+    assert counter.ask().degraded == "deadline"
+    live = counter.releases.current
+    finish(counter)
+    assert live.sessions.peek("ann").tokens_L.tolist() == [4]
+    assert counter.service.last_answers.get(live.name, "ann") is None  # nobody would have seen a list
+    assert counter.service.cold_pool._typical_s > 0  # what a request is expected to take is learned from such work, too
+
+
+def test_what_is_late_and_would_be_kept_by_nobody_ends_at_once(counter: Counter) -> None:
+    sessions = counter.releases.current.sessions
+    counter.stall(sessions, "known")
+    request = RecommendationRequest(events=[{"item_id": "sku-1"}], k=2)
+    asking = counter.loop.create_task(counter.service.answer(request, counter.clock.now))
+    counter.loop.call_later(0.05, delattr, sessions, "known")  # the fallback needs it
+    assert counter.loop.run_until_complete(asking).degraded == "deadline"
+    finish(counter)
+    assert counter.engine.encoded == []

@@ -1,6 +1,9 @@
 """The event store as the nightly job's log: nothing twice, nothing missing, the forgotten stay out."""
 
+import re
 import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +101,7 @@ def test_each_night_reads_what_is_new_and_nothing_twice(url: str, source: EventS
         assert manifest.metrics["why_full"] == ("first build" if day == 0 else None)
     nightly_features.run(CONFIG, [url], out)  # nothing is new
     assert digest(out) == digest(from_files(tmp_path, *(events(day) for day in range(3))))
-    assert len(list((tmp_path / "features-events").iterdir())) == 3
+    assert len(event_files.files(tmp_path / "features-events")) == 3
 
 
 def test_events_of_the_last_minute_wait_for_the_next_night(source: EventStore, clock: Clock, tmp_path) -> None:
@@ -106,17 +109,19 @@ def test_events_of_the_last_minute_wait_for_the_next_night(source: EventStore, c
     clock.seconds += 100
     source.append(events(1))
     now_ms = int(clock.seconds * 1000) + 30_000
-    (first,) = store_log.write_new_events(CONFIG, source, tmp_path, now_ms)
+    out = tmp_path / "features"
+    event_files.folder_of(out).mkdir()
+    (first,) = store_log.write_new_events(CONFIG, source, out, now_ms)
     assert len(pl.read_parquet(first)) == 24
-    assert store_log.write_new_events(CONFIG, source, tmp_path, now_ms) == []
-    (second,) = store_log.write_new_events(CONFIG, source, tmp_path, now_ms + 60_000)
+    assert store_log.write_new_events(CONFIG, source, out, now_ms) == []
+    (second,) = store_log.write_new_events(CONFIG, source, out, now_ms + 60_000)
     assert len(pl.read_parquet(second)) == 24
 
 
 def test_a_night_that_died_after_writing_files_is_taken_up(url: str, source: EventStore, tmp_path) -> None:
     source.append(events(0))
     (tmp_path / "features-events").mkdir()
-    store_log.write_new_events(CONFIG, source, tmp_path / "features-events")
+    store_log.write_new_events(CONFIG, source, tmp_path / "features")
     nightly_features.run(CONFIG, [url], tmp_path / "features")
     assert digest(tmp_path / "features") == digest(from_files(tmp_path, events(0)))
 
@@ -209,6 +214,11 @@ def test_files_that_hold_the_same_events_are_refused(url: str, source: EventStor
     ) as caught:
         nightly_features.run(CONFIG, [url], tmp_path / "features")
     assert "\n" not in str(caught.value)
+    whole.unlink()
+    for command in re.findall("`(.*?)`", str(caught.value)):
+        subprocess.run(command, shell=True, check=True)
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert (tmp_path / "features.old").exists()
 
 
 def test_a_session_joined_after_a_first_night_that_failed_counts_once(url: str, source: EventStore, tmp_path) -> None:
@@ -255,9 +265,101 @@ def test_a_forgotten_user_who_is_in_a_file_again_is_removed_at_night(url: str, s
     assert users_in_the_files(out) == [{"ann", "cleo"}]
 
 
+def test_who_is_forgotten_while_events_are_read_is_in_no_file(
+    url: str, source: EventStore, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.append(events(0))
+    read = store_log.event_rows
+
+    def forgotten_at_this_moment(*arguments: Any) -> Iterator[list[Any]]:
+        for rows in read(*arguments):
+            source.forget("bob")
+            yield rows
+
+    monkeypatch.setattr(store_log, "event_rows", forgotten_at_this_moment)
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    assert users_in_the_files(tmp_path / "features") == [{"ann", "cleo"}]
+    assert set(histories(tmp_path / "features")) == {"ann", "cleo"}
+
+
+def test_who_was_forgotten_by_command_and_comes_back_is_in_no_file(url: str, source: EventStore, tmp_path) -> None:
+    out = tmp_path / "features"
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], out)
+    (tmp_path / "who.txt").write_text("bob\n")
+    forget.run([out], tmp_path / "who.txt")
+    for day in (1, 2):
+        source.append(events(day, users=("bob",)))
+        nightly_features.run(CONFIG, [url], out)
+    assert users_in_the_files(out) == [{"ann", "cleo"}, set(), set()]
+    assert event_files.last_number(event_files.folder_of(out)) == 72
+    source.append(events(3, users=("ann",)))
+    assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None
+    before = histories(out)
+    nightly_features.run(CONFIG, [url], out, full=True)  # empty files are no trouble
+    assert histories(out) == before
+
+
+def test_files_of_a_store_lie_beside_what_a_link_leads_to(url: str, source: EventStore, tmp_path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "features")
+    for day in range(2):
+        source.append(events(day))
+        nightly_features.run(CONFIG, [url], tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["features", "features-events"]
+    assert digest(tmp_path / "out") == digest(from_files(tmp_path, events(0), events(1)))
+
+
+def test_what_a_dead_run_has_put_aside_is_there_before_the_store_is_read(
+    url: str, source: EventStore, tmp_path
+) -> None:
+    out = tmp_path / "features"
+    source.append(events(0, users=("session", "ann")))
+    nightly_features.run(CONFIG, [url], out)
+    forget.from_artifact(out, ["ann"])
+    out.rename(tmp_path / ".features.older")
+    source.join("session", "cleo")
+    source.append(events(1, users=("ann",)))
+    assert nightly_features.run(CONFIG, [url], out).metrics["why_full"] is None
+    assert set(histories(out)) == {"cleo"}
+    assert users_in_the_files(out)[-1] == {"cleo"}
+
+
 def test_what_a_killed_run_left_half_written_is_removed(url: str, source: EventStore, tmp_path) -> None:
     source.append(events(0))
     (tmp_path / "features-events").mkdir()
     (tmp_path / "features-events" / ".events-half-written.parquet").write_bytes(b"PAR1")
     nightly_features.run(CONFIG, [url], tmp_path / "features")
-    assert [path.name[0] for path in (tmp_path / "features-events").iterdir()] == ["e"]
+    assert not list((tmp_path / "features-events").glob(".*"))
+
+
+def test_a_store_in_the_place_of_another_is_noticed_before_its_events_are_read(tmp_path: Path, clock: Clock) -> None:
+    database, out = tmp_path / "shop.db", tmp_path / "features"
+    url = f"sqlite:///{database}"
+    store = EventStore.open(url, clock)
+    store.append(events(0))
+    nightly_features.run(CONFIG, [url], out)
+    store.close()
+    database.rename(tmp_path / "older.db")
+    replaced = EventStore.open(url, clock)
+    for day in range(1, 3):  # the numbers of the first day's are those of the other store's
+        replaced.append(events(day))
+    before = digest(out)
+    with pytest.raises(DataError, match=r"holds events of store \w{12}, but the store given is \w{12}") as caught:
+        nightly_features.run(CONFIG, [url], out)
+    assert "\n" not in str(caught.value)
+    assert (digest(out), len(event_files.files(event_files.folder_of(out)))) == (before, 1)
+    nightly_features.run(CONFIG, [f"sqlite:///{tmp_path / 'older.db'}"], out)  # the one it was is still welcome
+    for command in re.findall("`(.*?)`", str(caught.value)):
+        subprocess.run(command, shell=True, check=True)
+    assert nightly_features.run(CONFIG, [url], out).metrics["num_events"] == 48
+    replaced.close()
+
+
+def test_files_from_before_stores_had_an_id_are_taken_over(url: str, source: EventStore, tmp_path) -> None:
+    source.append(events(0))
+    nightly_features.run(CONFIG, [url], tmp_path / "features")
+    (tmp_path / "features-events" / "events-store-id").unlink()
+    source.append(events(1))
+    assert nightly_features.run(CONFIG, [url], tmp_path / "features").metrics["tonight"]["num_events"] == 24
+    assert (tmp_path / "features-events" / "events-store-id").read_text() == f"{source.identity()}\n"

@@ -7,7 +7,7 @@ import pytest
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
-from recsys.store import EventStore, retention
+from recsys.store import EventStore, removals, retention
 from recsys.store.rows import copy_histories
 
 
@@ -144,6 +144,16 @@ def assert_glances_count_events(store: EventStore, *user_ids: str) -> None:
         assert (seen.num_events, seen.last_seq) == (len(found.item_ids), found.last_seq)
 
 
+def test_a_store_is_known_by_one_id_and_no_document_changes_by_it(store: EventStore, url: str) -> None:
+    before = store.glance("ann")
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: store.identity(), range(20)))
+    again = EventStore.open(url)
+    assert found == {again.identity()}
+    again.close()
+    assert store.glance("ann") == before
+
+
 def test_a_glance_counts_exactly_whatever_was_done_to_the_events(store: EventStore) -> None:
     store.append([event("a", 10, event_id="1"), event("b", 20), event("c", 5, user="v"), event("d", 6, user="s")])
     store.append([event("a", 10, event_id="1"), event("e", 30)])  # one is there already
@@ -250,3 +260,17 @@ def test_pruning_deletes_old_displays_of_every_request(store: EventStore, monkey
     with store.engine.connect() as connection:
         left = connection.exec_driver_sql("select request_id, count(*) from displays group by 1 order by 1").all()
     assert [tuple(row) for row in left] == [("q7", 3), ("q8", 3)]
+
+
+def test_users_who_are_gone_are_told_in_order_and_once(store: EventStore, monkeypatch) -> None:
+    store.append([event("a", 1, user=user) for user in ("u", "v", "w")])
+    start = store.removals.last()
+    store.forget("u")
+    store.join("v", "w")
+    store.forget("u")
+    last, gone = store.removals.after(start)
+    assert gone == ["u", "v", "u"]
+    assert store.removals.after(last) == (last, [])
+    monkeypatch.setattr(removals, "_KEPT", 1)
+    store.prune(before_ms=0)
+    assert store.removals.after(start) == (last, ["u"])

@@ -54,3 +54,35 @@ def test_terms_that_say_nothing_are_off() -> None:
     found, ndcg = fusion.fit(VECTORS, INDEX, nothing, targets, seen, Fusion())
     assert found == Fusion()
     assert ndcg == pytest.approx(1)
+
+
+@pytest.mark.parametrize("odds_scale", [0.5, 1.0, 12.0])
+def test_the_temperature_makes_log_odds_of_scores(odds_scale: float) -> None:
+    """Next events are drawn by odds that are known; scores are their logarithms times a number, which is found."""
+    generator = np.random.default_rng(5)
+    users = generator.normal(size=(1_000, 4)).astype(np.float32)
+    odds = np.exp(users @ INDEX.vectors(np.arange(1, NUM_ITEMS + 1)).T)
+    drawn = [generator.choice(NUM_ITEMS, p=row / row.sum()) + 1 for row in odds.astype(np.float64)]
+    targets = [np.array([token], dtype=np.int32) for token in drawn]
+    nothing = [Evidence(np.empty(0, dtype=np.int32), *(np.empty(0, dtype=np.float32),) * 3)] * len(users)
+    found = fusion.temperature(odds_scale * users, INDEX, nothing, targets, None, Fusion())
+    assert found == pytest.approx(odds_scale, rel=0.05)
+
+
+def test_the_temperature_counts_fusions_terms_and_leaves_out_what_may_not_be_listed() -> None:
+    """All vectors are zero: one item in the history has the score `base`, all others 0. Half take it, half another.
+
+    Odds of 1 to 57 for each of the others are ln 57 = 4.04, so τ = 8.09 / 4.04 = 2.
+    """
+    item, hidden = np.array([7], dtype=np.int32), [np.array([1, 2], dtype=np.int32)] * 80
+    one = np.ones(1, dtype=np.float32)
+    known = [Evidence(item, 0 * one, one, 0 * one)] * 80
+    targets = [np.array([7 if user % 2 else 3 + user % 4], dtype=np.int32) for user in range(80)]
+    weights = Fusion(base=2 * np.log(57))
+    zeros = np.zeros((80, 4), dtype=np.float32)
+    assert fusion.temperature(zeros, INDEX, known, targets, hidden, weights) == pytest.approx(2, rel=0.02)
+
+
+def test_too_few_users_tell_nothing_of_the_temperature() -> None:
+    targets = [np.array([1], dtype=np.int32)] * 29
+    assert fusion.temperature(VECTORS[:29], INDEX, known()[:29], targets, None, Fusion()) == 1.0

@@ -109,6 +109,7 @@ def test_a_refit_takes_over_epochs_and_fusion(ring_features: Path, ring_checkpoi
         refit=ring_checkpoint,
     )
     assert manifest.config["fusion"] == recipe.config["fusion"]
+    assert manifest.config["temperature"] == recipe.config["temperature"] != 1
     assert manifest.metrics["epochs"] == recipe.metrics["epochs"]
     assert manifest.metrics["validation_ndcg@10"] is None
     assert manifest.config["refit"]
