@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ def show_and_act(store: EventStore, request_id: str) -> None:
     store.record_impressions(
         [Impression(request_id=request_id, user_id="ann", release="r1", arm="a", source="model", items=["x", "y"])]
     )
-    store.append([Event(user_id="ann", item_id="x", timestamp_ms=2, request_id=request_id)])
+    store.append([Event(user_id="ann", item_id="x", timestamp_ms=int(time.time() * 1000) + 1, request_id=request_id)])
 
 
 def hits(store: EventStore) -> int:
