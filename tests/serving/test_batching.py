@@ -112,7 +112,7 @@ def test_those_whose_time_is_over_hurry_nobody_and_are_done_too(until: list[floa
     assert engine.calls == calls
 
 
-@pytest.mark.parametrize(("told", "most", "num_workers"), [(None, 1, 2), (None, 16, 32), (3, 16, 3)])
+@pytest.mark.parametrize(("told", "most", "num_workers"), [(None, 1, 2), (None, 16, 16), (3, 16, 3)])
 def test_there_are_as_many_workers_as_make_the_batches_that_pay(
     open_shop, monkeypatch, told: int | None, most: int, num_workers: int
 ) -> None:

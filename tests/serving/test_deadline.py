@@ -112,4 +112,4 @@ def test_a_request_may_have_waited_since_the_beat_before_the_last() -> None:
     lag.beat()
     assert lag.seconds == 0  # who comes now has not waited
     now[0] = 0.150
-    assert lag.recent_s == pytest.approx(0.080 * 0.5 ** (55 / 50), rel=0.01)
+    assert lag.recent_s == pytest.approx(0.080 * 0.5 ** (55 / 200), rel=0.01)
