@@ -38,7 +38,9 @@ _PLAIN = frozenset({"user_id", "k"})
 """What most requests consist of: their answers are kept encoded."""
 _CHECKED_K = 10
 _MOST_LAG_SHARE = 0.5
-"""Of the deadline that is kept back for an event loop that was late a moment ago."""
+"""Of the deadline that is kept back for an event loop that was late a moment ago, or is about to be: it sheds."""
+_SHEDDING_S = 0.25
+"""So long after a request was shed, more are likely to be."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ class AnswerService:
         self.last_answers = LastAnswers()
         self.contexts = ContextLists()
         self.lag = LoopLag()
+        self._shed_at = -math.inf
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
     @property
@@ -170,6 +173,7 @@ class AnswerService:
 
     def shed(self, request: RecommendationRequest) -> bytes:
         """The labelled answer, as JSON, of a request that comes while too much is waited for; it waits for nothing."""
+        self._shed_at = self._clock()
         if request.user_id is not None and request.model_fields_set <= _PLAIN:
             return self.handy.answer(request.user_id, request.k)
         request_id, work = self._begin(request)
@@ -196,8 +200,15 @@ class AnswerService:
     def left_s(self, arrived: float, deadline_ms: float | None = None) -> float:
         """How long work may take for its answer to be out in time."""
         deadline_ms = deadline_ms or self._config.deadline_ms
-        reserve_s = (self._config.reserve_ms + min(self.lag.recent_s * 1000, _MOST_LAG_SHARE * deadline_ms)) / 1000
+        most_ms = _MOST_LAG_SHARE * deadline_ms
+        late_ms = most_ms if self.is_shedding else min(self.lag.recent_s * 1000, most_ms)
+        reserve_s = (self._config.reserve_ms + late_ms) / 1000
         return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+
+    @property
+    def is_shedding(self) -> bool:
+        """Whether requests were shed a moment ago."""
+        return self._clock() - self._shed_at < _SHEDDING_S
 
     def _begin(self, request: RecommendationRequest) -> tuple[str, _Work]:
         """(id of the answer, what is to be done)."""

@@ -1,7 +1,6 @@
 """The parts of one running endpoint, and what it does beside answering."""
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -33,9 +32,8 @@ _WRITE_S = 10.0
 """Longest that a batch of events waits to be acknowledged."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before new ones
-are answered where they arrive. With more, those who waited longest are late whenever the event loop is, too."""
-_SHEDDING_S = 1.0
-"""So long after a request was shed, half of that wait is enough: it is a burst, and the loop will be late again."""
+are answered where they arrive; half of it while some are. With more, those who waited longest are late whenever the
+event loop is, too."""
 
 
 class Endpoint:
@@ -54,7 +52,6 @@ class Endpoint:
         self.warmed = threading.Event()
         """It has warmed up, or tried to, and has read once what is shared: rules, arms, the `current` pointer."""
         self._is_warm = False
-        self._shed_at = -math.inf
         self.changes = Changes(releases, metrics.release_failures.inc)
         releases.preparer.is_busy = lambda: self.service.num_under_way > 0
         self._last_removal: int | None = None
@@ -82,7 +79,7 @@ class Endpoint:
             return True
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
-        share = _BEHIND_SHARE / 2 if time.monotonic() - self._shed_at < _SHEDDING_S else _BEHIND_SHARE
+        share = _BEHIND_SHARE / 2 if self.service.is_shedding else _BEHIND_SHARE
         return wait_s > share * self.config.deadline_ms / 1000
 
     @property
@@ -111,7 +108,6 @@ class Endpoint:
 
     def shed(self, request: RecommendationRequest) -> bytes:
         """See `Shedder`."""
-        self._shed_at = time.monotonic()
         self.metrics.count_request("POST", PATH, 200)
         return self.service.shed(request)
 

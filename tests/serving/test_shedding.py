@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 
 import pytest
 
@@ -11,6 +10,7 @@ from recsys.contracts.ids import Vocabulary
 from serving.endpoint import Endpoint
 from serving.lag import LoopLag
 from serving.rules import Rules
+from serving.schemas import RecommendationRequest
 from serving.shedding import usual_head
 
 HEAD = "POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -187,14 +187,18 @@ def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open
         assert endpoint.is_behind(0) == is_behind
 
 
-def test_for_a_second_after_it_has_shed_half_of_that_is_enough(open_shop, monkeypatch) -> None:
-    endpoint = open_shop(deadline_ms=100).endpoint
+def test_while_it_sheds_half_of_that_is_enough_and_work_gets_less_time(open_shop, monkeypatch) -> None:
+    endpoint = open_shop(deadline_ms=100, reserve_ms=10).endpoint
+    service = endpoint.service
     monkeypatch.setattr(LoopLag, "seconds", 0.015)
-    assert not endpoint.is_behind(0)
-    monkeypatch.setattr(endpoint, "_shed_at", time.monotonic())
-    assert endpoint.is_behind(0)
-    monkeypatch.setattr(endpoint, "_shed_at", time.monotonic() - 1)
-    assert not endpoint.is_behind(0)
+    monkeypatch.setattr(LoopLag, "recent_s", 0.0)
+    monkeypatch.setattr(service, "_clock", lambda: 7.0)
+    assert (endpoint.is_behind(0), service.left_s(7.0)) == (False, pytest.approx(0.09))
+    service.handy.told = lambda *_: b"{}"
+    service.shed(RecommendationRequest(user_id="ann", exclude=["sku-1"]))
+    assert (endpoint.is_behind(0), service.left_s(7.0)) == (True, pytest.approx(0.04))
+    monkeypatch.setattr(service, "_clock", lambda: 7.3)
+    assert (endpoint.is_behind(0), service.left_s(7.3)) == (False, pytest.approx(0.09))
 
 
 def test_it_is_behind_when_half_of_the_places_are_waited_for(open_shop) -> None:
