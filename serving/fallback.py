@@ -111,7 +111,7 @@ def _rungs(
     if nearest is not None:
         yield "nearest", *nearest
     if last_token != PAD:
-        yield "popular_in_category", rules.popular[live.catalogue.same_category(last_token)[rules.popular]], None
+        yield "popular_in_category", live.catalogue.popular_like(last_token, rules), None
     if in_context is not None:
         yield in_context.source, in_context.tokens, in_context.scores
     yield "popular", rules.popular, None

@@ -1,7 +1,7 @@
 """What the shop says about items: which may be shown, which come first. Shared by all workers through the store."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import numpy as np
@@ -28,6 +28,7 @@ class Filters(Config):
 
 
 _NO_FILTERS: Final = Filters()
+_NOTHING: Final = np.empty(0, dtype=np.int32)
 
 
 class Pin(Config):
@@ -108,6 +109,8 @@ class CompiledRules:
     """Of the boosted tokens, never 0."""
     popular: Tokens
     """All tokens, most events first, boosts counted."""
+    popular_in: dict[int, Tokens] = field(default_factory=dict, compare=False)
+    """The same by category, as far as somebody has asked; see `Catalogue.popular_like`."""
 
 
 def with_pins(
@@ -153,11 +156,15 @@ class Catalogue:
             mask &= self._prices <= filters.max_price
         return mask
 
-    def same_category(self, token: int) -> Mask:
-        """Tokens of the token's category; nothing where it has none."""
-        code = self._categories[token]
-        mask: Mask = (self._categories == code) & (code >= 0)
-        return mask
+    def popular_like(self, token: int, rules: CompiledRules) -> Tokens:
+        """Items of the token's category, the most popular first; nothing where it has none. Kept with the rules."""
+        code = int(self._categories[token])
+        if code < 0:
+            return _NOTHING
+        known = rules.popular_in.get(code)
+        if known is None:
+            known = rules.popular_in[code] = rules.popular[self._categories[rules.popular] == code]
+        return known
 
     def compile(self, rules: Rules) -> CompiledRules:
         """The rules in tokens; items outside the vocabulary are passed over."""
