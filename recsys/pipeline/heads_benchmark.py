@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from optimize.config import OptimizeConfig
 from optimize.export import build_engine
 from recsys.contracts.errors import ConfigError, DataError
-from recsys.contracts.precision import CacheFormat, ItemFormat
+from recsys.contracts.precision import ItemFormat
 from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.engine import Engine
@@ -98,14 +99,15 @@ def _trained(
     if metrics["validation_ndcg@10"] is None:
         raise DataError(f"{features}: the validation has no users, so shapes cannot be compared; get more events")
     checkpoint = Checkpoint.open(folder / "checkpoint")
-    build_engine(checkpoint.model, folder, ours.window.size, CacheFormat.FLOAT16)
+    cache = OptimizeConfig().cache
+    build_engine(checkpoint.model, folder, ours.window.size, cache)
     engine = OpenVinoEngine(
         folder,
         ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32),
         num_threads=num_threads,
         precision="float32",
         window_size=ours.window.size,
-        cache=CacheFormat.FLOAT16,
+        cache=cache,
     )
     return _Candidate(num_heads, head_dim, metrics["validation_ndcg@10"], metrics["epochs"], engine)
 

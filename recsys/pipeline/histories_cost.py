@@ -20,7 +20,7 @@ EVENTS = 2048
 NUM_ITEMS = 10_000
 _ROUNDS = 7
 _CACHE_BYTES = 2
-"""Of a number that a session keeps: float16, the default."""
+"""Of a number that a session keeps as float16. As int8, the default, it is about half of that, of every way alike."""
 
 
 def run(summary_tokens: int = 4) -> dict[str, Any]:

@@ -31,7 +31,9 @@ _MAX_DEGRADED = 0.01
 _OVERLOAD = 5
 _CONFIDENCE = 0.5
 """Lists end at items less than half as likely as the first, where that is measured."""
-_COLD_FOR_CAPACITY = 800
+_COLD_FOR_CAPACITY = 1_000
+_LEAST_REQUESTS = 100
+"""Of a step of that search, so that one degraded answer is not too many."""
 _NUM_DRAWN = 50
 """Histories that are drawn; more are copies."""
 
@@ -161,7 +163,7 @@ class _Run:
         held = 0.0
         while True:
             try:
-                calls = [_call(user()) for _ in range(max(8, int(rate * _STEP_S)))]
+                calls = [_call(user()) for _ in range(max(_LEAST_REQUESTS, int(rate * _STEP_S)))]
             except StopIteration:  # no user is left that was never asked for
                 return held
             done = load.run(self._port, calls, rate, server_pid=self._pid)
