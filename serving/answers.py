@@ -23,7 +23,7 @@ from serving.fallback import LastAnswers, Listed
 from serving.forgetting import Watch
 from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
-from serving.lag import LoopLag
+from serving.lag import LoopLag, RecentCount
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
@@ -39,8 +39,10 @@ _PLAIN = frozenset({"user_id", "k"})
 _CHECKED_K = 10
 _MOST_LAG_SHARE = 0.5
 """Of the deadline that is kept back for an event loop that was late a moment ago, or is about to be: it sheds."""
-_SHEDDING_S = 0.25
-"""So long after a request was shed, more are likely to be."""
+_MANY_SHED = 8.0
+"""So many requests shed of late, each counted half after `_SHED_HALVED_AFTER_S`, are an overload: more are to come.
+Fewer are what a pause of the machine leaves behind."""
+_SHED_HALVED_AFTER_S = 0.1
 
 
 @dataclass(slots=True)
@@ -132,7 +134,7 @@ class AnswerService:
         self.last_answers = LastAnswers()
         self.contexts = ContextLists()
         self.lag = LoopLag()
-        self._shed_at = -math.inf
+        self._shed = RecentCount(_SHED_HALVED_AFTER_S, clock)
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
     @property
@@ -173,7 +175,7 @@ class AnswerService:
 
     def shed(self, request: RecommendationRequest) -> bytes:
         """The labelled answer, as JSON, of a request that comes while too much is waited for; it waits for nothing."""
-        self._shed_at = self._clock()
+        self._shed.add()
         if request.user_id is not None and request.model_fields_set <= _PLAIN:
             return self.handy.answer(request.user_id, request.k)
         request_id, work = self._begin(request)
@@ -207,8 +209,8 @@ class AnswerService:
 
     @property
     def is_shedding(self) -> bool:
-        """Whether requests were shed a moment ago."""
-        return self._clock() - self._shed_at < _SHEDDING_S
+        """Whether many requests were shed a moment ago."""
+        return self._shed.value >= _MANY_SHED
 
     def _begin(self, request: RecommendationRequest) -> tuple[str, _Work]:
         """(id of the answer, what is to be done)."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError
@@ -45,6 +46,7 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         endpoint.start()  # beside the event loop: /healthz answers while the engine warms up
+        await run_in_threadpool(int)  # what the first call loads would hold the event loop up
         endpoint.service.lag.start()
         yield lifespan_state(endpoint)
         endpoint.service.lag.stop()

@@ -19,7 +19,7 @@ from recsys.contracts.ids import Tokens
 from recsys.runtime.engine import Engine, Session
 
 _SIZES: Final = (1, 2, 4, 8, 16, 32)
-_PAYS: Final = 0.9
+_PAYS: Final = 0.75
 """Share of what half as many cost each, up to which a larger batch is worth it."""
 _NUM_ROUNDS: Final = 5
 

@@ -1,4 +1,4 @@
-"""How long a request may have waited before the event loop saw it: what a deadline has to allow for."""
+"""What a deadline has to allow for: how long a request may have waited unseen, and how many were shed of late."""
 
 import asyncio
 import time
@@ -49,3 +49,23 @@ class LoopLag:
         """Say nothing more."""
         self._next.cancel()
         self._beats = None
+
+
+class RecentCount:
+    """How often something happened of late: what happened counts half as much after every `half_life_s`."""
+
+    def __init__(self, half_life_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._half_life_s = half_life_s
+        self._clock = clock
+        self._count = 0.0
+        self._counted_at = clock()
+
+    @property
+    def value(self) -> float:
+        """At the moment."""
+        return self._count * float(0.5 ** ((self._clock() - self._counted_at) / self._half_life_s))
+
+    def add(self) -> None:
+        """It happened once more."""
+        self._count = self.value + 1
+        self._counted_at = self._clock()

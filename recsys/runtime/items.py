@@ -41,6 +41,11 @@ class ItemTable:
         """D."""
         return int(self._rows_VD.shape[1])
 
+    @property
+    def codes(self) -> tuple[np.ndarray, Floats] | None:
+        """Codes [V, D] and scales [V] of tokens 1 … V; None for a format without."""
+        return None if self._scales_V is None else (self._rows_VD[PAD + 1 :], self._scales_V[PAD + 1 :])
+
     def embed(self, tokens: Tokens) -> Floats:
         """Vectors of tokens in 0 … V, shape [*tokens.shape, D]; PAD is zero."""
         vectors: Floats = self._rows_VD[tokens].astype(np.float32)

@@ -44,6 +44,8 @@ class OpenVinoEngine(CachedEngine):
             # Both would otherwise be chosen by the processor's model, and change the answers with it.
             "INFERENCE_PRECISION_HINT": "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            # Each graph would stay on the first cores: two at once would share one while others are idle.
+            "ENABLE_CPU_PINNING": False,
         }
         self._tensor = openvino.Tensor
         core = openvino.Core()
@@ -77,8 +79,7 @@ class OpenVinoEngine(CachedEngine):
         request = self._local.requests[graph]
         for place, part in enumerate(inputs):  # one by one: its own way from a list takes as long as two layers
             request.set_input_tensor(place, self._tensor(part, shared_memory=True))
-        request.start_async()
-        request.wait()
+        request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
         return [request.get_output_tensor(place).data for place in range(len(self._graphs[graph].outputs))]
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:

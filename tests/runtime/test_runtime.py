@@ -13,7 +13,10 @@ from recsys.contracts.ids import PAD, Vocabulary
 from recsys.contracts.precision import ItemFormat
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.runtime.openvino import OpenVinoEngine
 from recsys.runtime.recommender import Recommender
+from recsys.runtime.release import Release
+from recsys.runtime.scoring import CodeScorer
 from recsys.windows import padded_batches
 
 
@@ -141,3 +144,12 @@ def test_a_release_has_the_temperature_of_its_checkpoint_and_one_of_before_has_1
             shutil.copy(found.folder / name, writer.folder / name)
         writer.commit(parents=found.manifest.parents, config=config, metrics=found.manifest.metrics)
     assert Recommender.load(tmp_path / "r").release.temperature == 1
+
+
+def test_no_graph_is_bound_to_a_core(ring_releases: Path) -> None:
+    """Bound, all graphs share the first cores, however many are idle."""
+    release = Release.open(ring_releases, num_threads=1)
+    assert isinstance(release.engine, OpenVinoEngine)
+    scorer = CodeScorer(np.ones((4, 2), dtype=np.int8), np.ones(4, dtype=np.float32))
+    for compiled in (*release.engine._graphs, scorer._compiled):
+        assert compiled.get_property("ENABLE_CPU_PINNING") is False

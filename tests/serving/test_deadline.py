@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
-from serving.lag import LoopLag
+from serving.lag import LoopLag, RecentCount
+from serving.schemas import RecommendationRequest
 
 LONG_S = 30.0
 
@@ -113,3 +114,39 @@ def test_a_request_may_have_waited_since_the_beat_before_the_last() -> None:
     assert lag.seconds == 0  # who comes now has not waited
     now[0] = 0.150
     assert lag.recent_s == pytest.approx(0.080 * 0.5 ** (55 / 200), rel=0.01)
+
+
+def test_what_happened_of_late_fades() -> None:
+    now = [100.0]
+    count = RecentCount(0.1, lambda: now[0])
+    assert count.value == 0
+    count.add()
+    count.add()
+    assert count.value == 2
+    now[0] += 0.1
+    assert count.value == pytest.approx(1)
+    count.add()
+    now[0] += 0.2
+    assert count.value == pytest.approx(0.5)
+
+
+def test_only_many_shed_requests_are_an_overload(shop, monkeypatch) -> None:
+    service, now = shop.endpoint.service, [100.0]
+    monkeypatch.setattr(service, "_clock", lambda: now[0])
+    monkeypatch.setattr(service, "_shed", RecentCount(0.1, lambda: now[0]))
+    monkeypatch.setattr(type(service.lag), "recent_s", 0.0)
+
+    async def shed(num: int) -> None:
+        for _ in range(num):
+            service.shed(RecommendationRequest(user_id="ann", k=2))
+
+    def left_s() -> float:
+        return service.left_s(now[0], 100)
+
+    whole_s = left_s()
+    asyncio.run(shed(5))
+    assert (service.is_shedding, left_s()) == (False, whole_s)  # as after a pause of the machine
+    asyncio.run(shed(5))
+    assert (service.is_shedding, left_s()) == (True, pytest.approx(whole_s - 0.05))
+    now[0] += 1
+    assert (service.is_shedding, left_s()) == (False, whole_s)
