@@ -7,7 +7,6 @@ import pytest
 
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.lag import LoopLag, RecentCount
-from serving.schemas import RecommendationRequest
 
 LONG_S = 30.0
 
@@ -128,25 +127,3 @@ def test_what_happened_of_late_fades() -> None:
     count.add()
     now[0] += 0.2
     assert count.value == pytest.approx(0.5)
-
-
-def test_only_many_shed_requests_are_an_overload(shop, monkeypatch) -> None:
-    service, now = shop.endpoint.service, [100.0]
-    monkeypatch.setattr(service, "_clock", lambda: now[0])
-    monkeypatch.setattr(service, "_shed", RecentCount(0.1, lambda: now[0]))
-    monkeypatch.setattr(type(service.lag), "recent_s", 0.0)
-
-    async def shed(num: int) -> None:
-        for _ in range(num):
-            service.shed(RecommendationRequest(user_id="ann", k=2))
-
-    def left_s() -> float:
-        return service.left_s(now[0], 100)
-
-    whole_s = left_s()
-    asyncio.run(shed(5))
-    assert (service.is_shedding, left_s()) == (False, whole_s)  # as after a pause of the machine
-    asyncio.run(shed(5))
-    assert (service.is_shedding, left_s()) == (True, pytest.approx(whole_s - 0.05))
-    now[0] += 1
-    assert (service.is_shedding, left_s()) == (False, whole_s)
