@@ -26,7 +26,7 @@ from recsys.store.rows import copy_histories
 NUM_WARM = 200
 RATE_PER_S = 50.0
 _STEP_S = 4.0
-"""How long each rate is held when capacity is searched."""
+"""How long each rate is held when capacity is searched, at most as long as the mixed load lasts."""
 _MAX_DEGRADED = 0.01
 _OVERLOAD = 5
 _CONFIDENCE = 0.5
@@ -51,7 +51,7 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
         StoreError: the server did not start.
     """
     vocabulary = Vocabulary.load(artifact.resolve_release(releases))
-    num_cold = num_requests // 10 + _COLD_FOR_CAPACITY
+    num_cold = num_requests // 10 + min(_COLD_FOR_CAPACITY, 10 * num_requests)
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
         url = f"sqlite:///{folder}/store.db"
         _simulate(url, vocabulary, NUM_WARM + num_cold, num_events)
@@ -83,6 +83,7 @@ class _Run:
         self._items = [item.item_id for item in vocabulary.items]
         self._cold = iter(cold_users)
         self._num_requests = num_requests
+        self._step_s = min(_STEP_S, num_requests / RATE_PER_S)
         self._random = np.random.default_rng(1)
         self.figures: dict[str, Any] = {}
 
@@ -148,7 +149,7 @@ class _Run:
         rate = _OVERLOAD * max(1.0, self.figures["capacity_warm_per_s"])
         # Plain requests, and as many that hide what was seen, or some items: those take longer to shed.
         wishes: list[dict[str, Any]] = [{}, {"exclude_seen": True}, {"exclude": self._items[:5]}]
-        calls = [_call(self._warm_user(), **wishes[n % len(wishes)]) for n in range(int(rate * _STEP_S))]
+        calls = [_call(self._warm_user(), **wishes[n % len(wishes)]) for n in range(int(rate * self._step_s))]
         done = load.run(self._port, calls, rate, server_pid=self._pid)
         self.figures |= {
             "overload_rate_per_s": rate,
@@ -173,7 +174,8 @@ class _Run:
 
     def _has_held(self, user: Any, rate: float) -> bool:
         try:
-            calls = [_call(user()) for _ in range(max(_LEAST_REQUESTS, int(rate * _STEP_S)))]
+            least = min(_LEAST_REQUESTS, self._num_requests)
+            calls = [_call(user()) for _ in range(max(least, int(rate * self._step_s)))]
         except StopIteration:  # no user is left that was never asked for
             return False
         done = load.run(self._port, calls, rate, server_pid=self._pid)
