@@ -20,6 +20,7 @@ from serving.live import Releases
 from serving.metrics import Metrics
 from serving.schemas import PATH, Preparing, RecommendationRequest
 from serving.sessions import SessionCache
+from serving.shedding import Turns
 from serving.tracing import otlp_tracer
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Endpoint:
         self.metrics = metrics = Metrics(config.deadline_ms)
         self._writers = BoundedPool(_NUM_WRITERS, _MAX_WRITES, "events")
         self.service = AnswerService(config, releases, store, metrics)
+        self.turns = Turns(self.service.lag)
         self.access = Access(config)
         self.tracer = otlp_tracer() if config.traces else None
         self.warmed = threading.Event()

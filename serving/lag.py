@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _EVERY_S: Final = 0.005
@@ -20,12 +21,28 @@ class LoopLag:
         self._clock = clock
         self._beats: tuple[float, float] | None = None
         self._worst_s = 0.0
+        self._since: float | None = None
 
     @property
     def seconds(self) -> float:
         """The longest that a request which is seen now can have waited, less the usual distance of beats."""
-        beats = self._beats
-        return 0.0 if beats is None else max(0.0, self._clock() - beats[0] - 2 * _EVERY_S)
+        return 0.0 if self._beats is None else max(0.0, self._clock() - self.seen_since - 2 * _EVERY_S)
+
+    @property
+    def seen_since(self) -> float:
+        """The moment after which a request that is seen now has come."""
+        if self._since is not None:
+            return self._since
+        return self._clock() if self._beats is None else self._beats[0]
+
+    @contextmanager
+    def waited_since(self, moment: float) -> Iterator[None]:
+        """What is seen in here came after `moment`: it has waited since."""
+        self._since = moment
+        try:
+            yield
+        finally:
+            self._since = None
 
     @property
     def recent_s(self) -> float:

@@ -5,12 +5,16 @@ everybody. So while the event loop is behind, a request for recommendations (wel
 may ask) is answered where its bytes arrive: no parser, no task, no framework. All other requests go the usual way.
 """
 
+import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from pydantic import ValidationError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.guard import SAFE_HEADERS
+from serving.lag import LoopLag
 from serving.schemas import RecommendationRequest
 
 _REQUEST_LINE: Final = b"POST /v1/recommendations HTTP/1.1"
@@ -20,6 +24,8 @@ _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 _MAX_BODY_BYTES: Final = 16_384
 """Larger ones take too long to be read on the way."""
 _SHEDS: Final = "shedder"
+_PER_TURN: Final = 16
+"""Messages that are shed in one turn of the event loop: a few milliseconds."""
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     + b"".join(b"%s: %s\r\n" % header for header in SAFE_HEADERS)
@@ -28,8 +34,48 @@ _HEAD: Final = (
 _Headers = list[tuple[bytes, bytes]]
 
 
+class Turns:
+    """Messages that wait to be shed, a few in each turn of the event loop.
+
+    In a turn the loop does all that is ready. If it shed all messages that have come, the model's answers, which are
+    ready as well, would wait for the end of it, and many came late.
+    """
+
+    def __init__(self, lag: LoopLag) -> None:
+        """`lag` is told how long a message has waited while it has its turn."""
+        self._lag = lag
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
+        self._is_coming = False
+        """Whether the loop is to come back here."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def wait(self, work: Callable[[], None]) -> None:
+        """Do it when those who came before have had their turn."""
+        self._waiting.append((self._lag.seen_since, work))
+        self._come_back()
+
+    def _come_back(self) -> None:
+        if self._waiting and not self._is_coming:
+            self._is_coming = True
+            asyncio.get_running_loop().call_soon(self._take)
+
+    def _take(self) -> None:
+        self._is_coming = False
+        try:
+            for _ in range(min(_PER_TURN, len(self._waiting))):
+                since, work = self._waiting.popleft()
+                with self._lag.waited_since(since):
+                    work()
+        finally:
+            self._come_back()
+
+
 class Shedder(Protocol):
     """Who says whether to shed, and what the answer is."""
+
+    turns: Turns
 
     def is_behind(self, num_under_way: int) -> bool:
         """Whether requests come faster than they are read or answered; so many are under way."""
@@ -51,13 +97,30 @@ class SheddingProtocol(HttpToolsProtocol):
     """Whether a message has begun and not ended."""
     _held = b""
     """The beginning of a message whose rest is still to come: clients may send head and body one after the other."""
+    _is_waiting = False
+    """Whether what is held waits for its turn."""
 
     def data_received(self, data: bytes) -> None:
-        """Answer at once, hold back, or parse."""
+        """Parse, or wait for a turn to be answered."""
         shedder: Shedder | None = self.app_state.get(_SHEDS)
-        data, self._held = self._held + data, b""
-        if shedder is None or not shedder.is_behind(len(self.tasks)) or not self._shed(shedder, data):
-            super().data_received(data)
+        self._held += data
+        if self._is_waiting:
+            return
+        if shedder is not None and (len(shedder.turns) or shedder.is_behind(len(self.tasks))):
+            self._is_waiting = True
+            shedder.turns.wait(lambda: self._take_turn(shedder))
+        else:
+            self._go_on()
+
+    def _take_turn(self, shedder: Shedder) -> None:
+        """Answer, hold back, or parse."""
+        self._is_waiting = False
+        if not self.transport.is_closing() and not self._shed(shedder, self._held):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        data, self._held = self._held, b""
+        super().data_received(data)
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
@@ -70,7 +133,7 @@ class SheddingProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _shed(self, shedder: Shedder, data: bytes) -> bool:
-        """Whether the data was one request, which now is answered, or the beginning of one, which now is held."""
+        """Whether the data was one request, which now is answered, or the beginning of one, which stays held."""
         if self._is_inside or not (self.cycle is None or self.cycle.response_complete):
             return False
         found = usual_head(data)
@@ -78,7 +141,6 @@ class SheddingProtocol(HttpToolsProtocol):
             return False
         headers, body, length = found
         if len(body) < length:
-            self._held = data
             return True
         try:
             request = RecommendationRequest.model_validate_json(body)
@@ -86,7 +148,7 @@ class SheddingProtocol(HttpToolsProtocol):
             return False
         if not shedder.may_ask(self.client, headers):
             return False
-        answer = shedder.shed(request)
+        answer, self._held = shedder.shed(request), b""
         self.transport.write(_HEAD % len(answer) + answer)
         self.on_response_complete()
         return True

@@ -1,5 +1,6 @@
 """What is answered where its bytes arrive, and what never is."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -11,7 +12,7 @@ from serving.endpoint import Endpoint
 from serving.lag import LoopLag, RecentCount
 from serving.rules import Rules
 from serving.schemas import RecommendationRequest
-from serving.shedding import usual_head
+from serving.shedding import Turns, usual_head
 
 HEAD = "POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -241,3 +242,78 @@ def test_the_vocabulary_is_not_needed_for_a_shed_answer(behind, monkeypatch) -> 
 
     monkeypatch.setattr(Vocabulary, "item", fail)
     assert in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))[0]["source"] == "last_answer"
+
+
+def test_messages_that_wait_have_their_turns_and_what_else_is_ready_goes_on_between() -> None:
+    done: list[int | str] = []
+
+    async def main() -> None:
+        turns, loop = Turns(LoopLag()), asyncio.get_running_loop()
+
+        def look() -> None:
+            done.append("between")
+            if len(turns):
+                loop.call_soon(look)
+
+        for n in range(40):
+            turns.wait(lambda n=n: done.append(n))
+        assert (len(turns), done) == (40, [])
+        loop.call_soon(look)
+        while len(turns):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert [each for each in done if each != "between"] == list(range(40))
+    assert done.index("between") == 16
+    assert done.count("between") >= 2
+
+
+def test_one_that_fails_does_not_keep_the_others_from_their_turns() -> None:
+    done, failures = [], []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        turns = Turns(LoopLag())
+        for work in (lambda: done.append(1), lambda: 1 / 0, lambda: done.append(2)):
+            turns.wait(work)
+        while len(turns):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert (done, len(failures)) == ([1, 2], 1)
+
+
+def test_what_waited_for_its_turn_has_waited() -> None:
+    now, seen = [100.0], []
+
+    async def main() -> None:
+        lag = LoopLag(lambda: now[0])
+        lag.beat()
+        lag.beat()
+        turns = Turns(lag)
+        turns.wait(lambda: seen.append(lag.seconds))
+        now[0] += 0.05
+        lag.beat()
+        lag.beat()  # the loop itself is on time again
+        await asyncio.sleep(0)
+        seen.append(lag.seconds)
+
+    asyncio.run(main())
+    assert seen == [pytest.approx(0.04), 0]
+
+
+def test_a_client_that_left_while_its_message_waited_gets_nothing_and_the_next_gets_its_answer(
+    behind, monkeypatch
+) -> None:
+    taken, wait = [], Turns.wait
+
+    def later(self: Turns, work) -> None:
+        asyncio.get_running_loop().call_later(0.2, lambda: (taken.append(1), wait(self, work)))
+
+    monkeypatch.setattr(Turns, "wait", later)
+    address = behind.client.base_url
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall(message('{"user_id": "ann", "k": 4}'))
+    (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+    assert (shed["degraded"], len(taken)) == ("overload", 2)
+    assert 'recsys_degraded_total{reason="overload"} 1.0' in behind.client.get("/metrics").text
