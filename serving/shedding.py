@@ -112,13 +112,22 @@ class SheddingProtocol(HttpToolsProtocol):
         else:
             self._go_on()
 
+    def shutdown(self) -> None:
+        """Called when the server is to end: what has come is answered first."""
+        if self._held:
+            self._go_on()
+        super().shutdown()
+
     def _take_turn(self, shedder: Shedder) -> None:
         """Answer, hold back, or parse."""
+        if not self._is_waiting or self.transport.is_closing():
+            return
         self._is_waiting = False
-        if not self.transport.is_closing() and not self._shed(shedder, self._held):
+        if not self._shed(shedder, self._held):
             self._go_on()
 
     def _go_on(self) -> None:
+        self._is_waiting = False
         data, self._held = self._held, b""
         super().data_received(data)
 

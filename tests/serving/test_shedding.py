@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from serving.endpoint import Endpoint
 from serving.lag import LoopLag, RecentCount
 from serving.rules import Rules
 from serving.schemas import RecommendationRequest
-from serving.shedding import Turns, usual_head
+from serving.shedding import SheddingProtocol, Turns, usual_head
 
 HEAD = "POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -317,3 +318,25 @@ def test_a_client_that_left_while_its_message_waited_gets_nothing_and_the_next_g
     (shed,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
     assert (shed["degraded"], len(taken)) == ("overload", 2)
     assert 'recsys_degraded_total{reason="overload"} 1.0' in behind.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("rest", [b"", b"}"], ids=["whole", "in pieces"])
+def test_what_is_held_when_the_server_ends_is_answered(behind, monkeypatch, rest: bytes) -> None:
+    protocols, connected = [], SheddingProtocol.connection_made
+    monkeypatch.setattr(
+        SheddingProtocol, "connection_made", lambda *call: (protocols.append(call[0]), connected(*call))
+    )
+    monkeypatch.setattr(Turns, "wait", lambda *_: None)  # its turn never comes
+    whole = message('{"user_id": "ann", "k": 4}')
+    address = behind.client.base_url
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall(whole.removesuffix(rest))
+        while not any(protocol._is_waiting for protocol in protocols):
+            time.sleep(0.001)
+        (held,) = [protocol for protocol in protocols if protocol._is_waiting]
+        held.loop.call_soon_threadsafe(held.shutdown)
+        connection.sendall(rest)
+        head, _, body = connection.recv(65_536).partition(b"\r\n\r\n")
+        assert b"connection: close" in head.lower()
+        assert len(json.loads(body)["items"]) == 4
+        assert connection.recv(1) == b""
