@@ -242,9 +242,9 @@ def _last_rotation(part_BL1K: Tensor, last_B: Tensor) -> Tensor:
 
 
 def _pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
-    """Keys and values as they are kept: int8 with one scale a head, event and layer, or floats."""
+    """Keys and values as they are kept: int8 with one float32 scale a head, event and layer, or floats."""
     if cache is not CacheFormat.INT8:
         return tuple(part.to(torch.float16 if cache is CacheFormat.FLOAT16 else torch.float32) for part in kept)
-    scales = [part.abs().amax(dim=-1).clamp_min(1e-12) / INT8_MAX for part in kept]
-    codes = [(part / scale[..., None]).round().to(torch.int8) for part, scale in zip(kept, scales, strict=True)]
+    scales = [part.abs().amax(dim=-1).float().clamp_min(1e-12) / INT8_MAX for part in kept]
+    codes = [(part.float() / scale[..., None]).round().to(torch.int8) for part, scale in zip(kept, scales, strict=True)]
     return *codes, *scales

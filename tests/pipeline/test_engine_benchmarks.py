@@ -27,9 +27,9 @@ def test_the_engine_benchmark_measures_every_call(ring_releases) -> None:
         ("open", 1), ("open", 8), ("append 1", 1), ("append 1", 8)
     }  # fmt: skip
     assert all(np.isfinite(row["p50_ms"]) and row["p50_ms"] > 0 for row in values["rows"])
-    # 64 rows of 1 layer x keys and values x width 32 in fp16
-    assert values["session_bytes"] == 64 * 2 * 32 * 2
-    assert "a session of a full window keeps 8,192 bytes" in tables.engine_table(values)
+    # 64 rows of 1 layer x keys and values x width 32 in int8, and a float32 scale for each of 2 heads
+    assert values["session_bytes"] == 64 * 2 * (32 + 2 * 4)
+    assert "a session of a full window keeps 5,120 bytes" in tables.engine_table(values)
 
 
 @pytest.mark.slow
