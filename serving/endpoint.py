@@ -33,7 +33,7 @@ _WRITE_S = 10.0
 """Longest that a batch of events waits to be acknowledged."""
 _BEHIND_SHARE = 0.2
 """Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before new ones
-are answered where they arrive; half of it while some are. With more, those who waited longest are late whenever the
+are answered where they arrive; half of it while many are. With more, those who waited longest are late whenever the
 event loop is, too."""
 
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,6 +22,17 @@ APPEND_GRAPH = "append.xml"
 WEIGHTS = "engine.bin"
 """Constants of both graphs, equal ones stored once."""
 
+SETTINGS: Final = {
+    "NUM_STREAMS": 1,
+    "PERFORMANCE_HINT": "LATENCY",
+    # Both would otherwise be chosen by the processor's model, and change the answers with it.
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    # Each graph would stay on the first cores: two at once would share one while others are idle.
+    "ENABLE_CPU_PINNING": False,
+}
+"""Of every graph."""
+
 
 class OpenVinoEngine(CachedEngine):
     """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe."""
@@ -38,15 +49,6 @@ class OpenVinoEngine(CachedEngine):
     ) -> None:
         import openvino
 
-        settings = {
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            # Both would otherwise be chosen by the processor's model, and change the answers with it.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            # Each graph would stay on the first cores: two at once would share one while others are idle.
-            "ENABLE_CPU_PINNING": False,
-        }
         self._tensor = openvino.Tensor
         core = openvino.Core()
         weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
@@ -54,7 +56,7 @@ class OpenVinoEngine(CachedEngine):
             core.compile_model(
                 core.read_model(packing.read(folder / name).decode(), weights),
                 "CPU",
-                {**settings, "INFERENCE_NUM_THREADS": threads},
+                {**SETTINGS, "INFERENCE_NUM_THREADS": threads},
             )
             # A few events are too little work to share: with a busy core, two threads took ten times as long.
             for name, threads in ((OPEN_GRAPH, num_threads), (APPEND_GRAPH, 1))

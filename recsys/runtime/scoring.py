@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 
 from recsys.contracts.ids import Floats
+from recsys.runtime.openvino import SETTINGS
 
 # V items, D width
 
@@ -30,13 +31,7 @@ class CodeScorer:
             ops.constant(scales_V[:, None]),
         )
         scores_1V = ops.matmul(vector_1D, items_VD, transpose_a=False, transpose_b=True)
-        settings = {
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            "ENABLE_CPU_PINNING": False,  # see `OpenVinoEngine`
-        }
+        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": 1}
         self._compiled = openvino.Core().compile_model(openvino.Model([scores_1V], [vector_1D]), "CPU", settings)
         self._tensor = openvino.Tensor
         self._local = threading.local()
