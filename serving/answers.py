@@ -153,18 +153,23 @@ class AnswerService:
         request_id, work = self._begin(request)
         left_s = self.left_s(arrived, request.deadline_ms)
         work.until = self._clock() + left_s
+
+        def still_s() -> float:
+            """An overload that begins leaves less time to those who wait already, too."""
+            return self.left_s(arrived, request.deadline_ms) if self.is_shedding else math.inf
+
         degraded: Degraded | None = None
         try:
             lane = self._lane(work)
             if in_batch:
                 async with self._turn(lane, left_s):
-                    await lane.run(lambda: self._rank(work), work.until - self._clock())
+                    await lane.run(lambda: self._rank(work), work.until - self._clock(), still_s)
             else:
-                await lane.run(lambda: self._rank(work), left_s)
+                await lane.run(lambda: self._rank(work), left_s, still_s)
         except OverloadError:
             degraded = "overload"
         except DeadlineError:
-            degraded = "deadline"
+            degraded, work.until = "deadline", -math.inf
         except StoreError as error:
             degraded = "store_error"
             logger.warning("history not read: %s", error)

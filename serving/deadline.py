@@ -1,6 +1,7 @@
 """Work that is waited for only until its deadline."""
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ T = TypeVar("T")
 _Job = Callable[[], None]
 _WEIGHT_OF_NEWEST: Final = 0.1
 """In the moving average of how long work takes."""
+_LOOK_AGAIN_S: Final = 0.02
+"""How often whoever waits asks whether there still is time."""
 
 
 class OverloadError(Exception):
@@ -62,8 +65,10 @@ class BoundedPool:
         ahead = (self.taken if num_before is None else num_before) - self._num_workers + 1
         return 0.0 if ahead <= 0 else (ahead / self._num_workers + 1) * self._typical_s
 
-    async def run(self, work: Callable[[], T], timeout_s: float) -> T:
+    async def run(self, work: Callable[[], T], timeout_s: float, still_s: Callable[[], float] = lambda: math.inf) -> T:
         """The result of `work` in a worker thread, or what it raised.
+
+        `still_s` may say later that there is less time from then on than was thought.
 
         Raises:
             OverloadError: no place is left, or too many are ahead for the time that is.
@@ -75,10 +80,14 @@ class BoundedPool:
         if future is None:
             raise OverloadError
         wrapped = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait({wrapped}, timeout=timeout_s)
-        if not done:
-            wrapped.cancel()
-            raise DeadlineError
+        clock = asyncio.get_running_loop().time
+        until = clock() + timeout_s
+        while not wrapped.done():
+            left_s = min(until - clock(), still_s())
+            if left_s <= 0:
+                wrapped.cancel()
+                raise DeadlineError
+            await asyncio.wait({wrapped}, timeout=min(left_s, _LOOK_AGAIN_S))
         return wrapped.result()
 
     def offer(self, work: Callable[[], object]) -> bool:

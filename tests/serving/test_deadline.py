@@ -55,6 +55,24 @@ def test_a_stall_fills_the_places_once_and_waiting_work_is_dropped() -> None:
     assert done == []  # nobody waited for them, so they were skipped
 
 
+def test_whoever_waits_is_told_when_there_is_less_time_than_was_thought() -> None:
+    pool, stalled, go_on = BoundedPool(1, 1), threading.Event(), threading.Event()
+    left_s = iter([LONG_S, LONG_S, 0.0])
+
+    async def scenario() -> None:
+        waits = asyncio.ensure_future(
+            pool.run(lambda: (stalled.set(), go_on.wait(LONG_S)), LONG_S, lambda: next(left_s))
+        )
+        with pytest.raises(DeadlineError):
+            await waits
+        assert stalled.is_set()
+        go_on.set()
+
+    asyncio.run(scenario())
+    assert list(left_s) == []
+    pool.close(wait_s=LONG_S)
+
+
 def test_places_come_back_after_a_stall() -> None:
     pool = BoundedPool(1, 0)
     for n in range(50):

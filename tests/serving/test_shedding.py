@@ -210,6 +210,25 @@ def test_while_it_sheds_many_half_of_that_is_enough_and_work_gets_less_time(open
     assert shed(0) == (False, 0.09)
 
 
+def test_an_overload_that_begins_hurries_those_who_wait(open_shop, monkeypatch) -> None:
+    shop = open_shop(deadline_ms=10_000)
+    shop.tell("sku-3")
+    service = shop.endpoint.service
+    shop.engine.go_on.clear()
+    answers: list[dict] = []
+    asks = threading.Thread(target=lambda: answers.append(shop.ask(user_id="ann", k=1)))
+    asks.start()
+    while not service.num_under_way:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    monkeypatch.setattr(service, "_clock", lambda: time.monotonic() + 6)
+    asks.join(0.2)
+    assert asks.is_alive()  # four of its seconds are left
+    monkeypatch.setattr(type(service), "is_shedding", True)
+    asks.join(30)
+    assert [answer["degraded"] for answer in answers] == ["deadline"]
+
+
 def test_it_is_behind_when_half_of_the_places_are_waited_for(open_shop) -> None:
     endpoint = open_shop(num_workers=2, max_waiting=64, deadline_ms=10_000).endpoint
     assert [endpoint.is_behind(num) for num in (34, 35)] == [False, True]
