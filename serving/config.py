@@ -25,8 +25,8 @@ class ServeConfig(Config):
     port: int = Field(default=8000, ge=0, le=65_535)
     deadline_ms: float = Field(default=100, gt=0, le=10_000)
     """From the arrival of a request to its answer."""
-    reserve_ms: float = Field(default=20, ge=0)
-    """Kept back from the deadline for writing the answer."""
+    reserve_ms: float = Field(default=25, ge=0)
+    """Kept back from the deadline for writing the answer, on processors that others keep busy too."""
     num_threads: int = Field(default=1, ge=1)
     """Threads of the engine for one encoding. More make a cold user quicker where cores are idle; where they are not,
     threads that wait for one another made cold users late (docs/benchmarks.md)."""

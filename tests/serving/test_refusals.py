@@ -200,7 +200,7 @@ def test_one_log_line_per_answer_without_the_user(shop, caplog: pytest.LogCaptur
 
 
 def test_a_reserve_that_leaves_no_time_is_refused() -> None:
-    with pytest.raises(ConfigError, match="reserve_ms 20 leaves nothing of deadline_ms 10"):
+    with pytest.raises(ConfigError, match="reserve_ms 25 leaves nothing of deadline_ms 10"):
         ServeConfig.from_mapping({"deadline_ms": 10}, "recsys serve")
 
 
