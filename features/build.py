@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -126,16 +126,10 @@ def _publish(
     died: str | None,
 ) -> Manifest:
     base = state if todo.why_full is None else state.for_rebuild(renumber=renumber)
-    scratch = scratch_of(out)
-    scratch.mkdir()
-    try:
-        with artifact.writing(out, "features") as writer:
-            night = Night(config, layout, base, todo, writer, scratch, now_ms)
-            night.read()
-            night.store()
-            return night.finish(died)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with artifact.writing(out, "features") as writer, Night(config, layout, base, todo, writer, now_ms) as night:
+        night.read()
+        night.store()
+        return night.finish(died)
 
 
 def _ahead(files: Iterable[Iterator[CleanBatch]]) -> Iterator[Iterator[CleanBatch]]:
@@ -167,7 +161,6 @@ class Night:
         state: State,
         todo: Plan,
         writer: ArtifactWriter,
-        scratch: Path,
         now_ms: int,
     ) -> None:
         self.config, self.layout, self.state, self.todo = config, layout, state, todo
@@ -186,9 +179,18 @@ class Night:
         self.rank = ranks([entry["name"] for entry in todo.sources])
         looks_back = config.drop_copies or "event_id" in self._before("fields", [])
         most = max((g.num_partitions for g in state.generations), default=0)
-        self.spill = Spill(scratch, config.events_per_partition, most if looks_back and most else None)
+        self.scratch = scratch_of(writer.place)
+        self.spill = Spill(self.scratch, config.events_per_partition, most if looks_back and most else None)
         self.generations = list(state.generations)
         self.sizes = dict(self._before("generations", {}))
+
+    def __enter__(self) -> Self:
+        self.scratch.mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spill.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _before(self, name: str, default: Any) -> Any:
         """A figure of the state; the default in a full run."""

@@ -38,6 +38,8 @@ _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
 _OPTIONAL = ("event_type", "title", "category", "price", "event_id")
 _NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
+_SPACE, _NOT_ASCII = 0x20, 0x80
+"""White space is among the bytes up to the one and from the other on."""
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
 KEY_SEED: Final = 20_260_101
@@ -219,11 +221,19 @@ def _canonical(
 
 def _stripped(rows: pl.DataFrame) -> pl.DataFrame:
     """Texts without white space around them; empty ones are null."""
-    texts = cs.string()
-    stripped = rows.with_columns(texts.str.strip_chars())
-    has_empty = stripped.select((texts.str.len_bytes() == 0).any())
-    empty = [name for name in has_empty.columns if has_empty[name][0]]
-    return stripped.with_columns(pl.when(pl.col(name) != "").then(name) for name in empty)
+    loose = [pl.col(name).str.strip_chars() for name in rows.select(cs.string()).columns if _may_be_loose(rows[name])]
+    return rows.with_columns(pl.when(text != "").then(text) for text in loose) if loose else rows
+
+
+def _may_be_loose(texts: pl.Series) -> bool:
+    """Whether any text may be empty, or begin or end with white space: asked in half the time of taking it off."""
+    content = texts.cast(pl.Binary).bin
+    for place in (0, -1):
+        found = content.get(place, null_on_oob=True)
+        lowest, highest = found.min(), found.max()
+        if found.null_count() > texts.null_count() or lowest is None or lowest <= _SPACE or highest >= _NOT_ASCII:  # type: ignore[operator]
+            return True
+    return False
 
 
 def _event_key(event_id: pl.Expr) -> pl.Expr:
@@ -272,6 +282,9 @@ def _is_no_epoch(column: pl.Series, milliseconds: pl.Series, pattern: str | None
 
 
 def _epoch(number: pl.Series) -> pl.Series:
+    lowest, highest = number.min(), number.max()
+    if lowest is not None and lowest >= 1e11 and highest < 1e14:  # type: ignore[operator]
+        return number.round().cast(pl.Int64)
     frame = pl.DataFrame({"n": number})
     n, size = pl.col("n"), pl.col("n").abs()
     scale = pl.when(size < 1e11).then(1e3).when(size < 1e14).then(1.0).when(size < 1e17).then(1e-3).otherwise(1e-6)

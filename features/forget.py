@@ -1,6 +1,5 @@
 """Forgetting users: out of every features artifact below some folders, at once and for every later night."""
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
 from features.formats import resolve
 from features.ledger import Plan, renewed
-from features.lock import locked, scratch_of
+from features.lock import locked
 from features.state import State
 from features.totals import Totals
 from recsys.contracts import artifact
@@ -88,7 +87,6 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
     content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
     """
     place = place.resolve()
-    scratch = scratch_of(place)
     with locked(place):
         state = State.load(place)
         manifest = state.manifest
@@ -101,27 +99,16 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         config = FeaturesConfig(**manifest.config)
         sources = renewed(manifest.metrics["source_files"], rewritten)
         todo = Plan([], sources, None, place, manifest.metrics["fingerprint"])
-        scratch.mkdir()
-        try:
-            with artifact.writing(place, "features") as writer:
-                users = state.users.filter(pl.col("user_id").is_in(_names(user_ids) if for_good else user_ids))
-                removed = _rewrite(writer, state, users)
-                night = Night(
-                    config,
-                    resolve(config),
-                    _without(state, users, removed, user_ids if for_good else [], writer),
-                    todo,
-                    writer,
-                    scratch,
-                    int(time.time() * 1000),
-                )
+        with artifact.writing(place, "features") as writer:
+            users = state.users.filter(pl.col("user_id").is_in(_names(user_ids) if for_good else user_ids))
+            removed = _rewrite(writer, state, users)
+            left = _without(state, users, removed, user_ids if for_good else [], writer)
+            with Night(config, resolve(config), left, todo, writer, int(time.time() * 1000)) as night:
                 if for_good:
                     night.quarantine.forget(user_ids)
                 night.may_be_empty = True
                 night.store()
                 night.finish(None)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return len(removed)
 
 

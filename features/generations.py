@@ -10,6 +10,8 @@ from features.spill import partitions_for
 from recsys.histories import HISTORIES_FOLDER, Generation, Integers, read_partition
 
 COMPRESSION_LEVEL = 1
+ROWS_PER_GROUP = 49_152
+"""Of a Parquet file: with so few the writer makes no dictionary of row numbers, and takes a third less time."""
 
 
 def create(folder: Path, number: int, num_partitions: int) -> Generation:
@@ -22,7 +24,13 @@ def create(folder: Path, number: int, num_partitions: int) -> Generation:
 def write(folder: Path, generation: Generation, partition: int, events: pl.DataFrame) -> None:
     """One partition file, of events that are in order."""
     path = folder / generation.file_name(partition)
-    events.write_parquet(path, compression="zstd", compression_level=COMPRESSION_LEVEL, statistics=False)
+    events.write_parquet(
+        path,
+        compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
+        row_group_size=ROWS_PER_GROUP,
+        statistics=False,
+    )
 
 
 def num_to_merge(sizes: list[int]) -> int:

@@ -8,7 +8,6 @@ import polars as pl
 
 from features import digest
 from recsys.contracts.pruning import DAY_MS
-from recsys.histories import Integers
 
 NEVER = np.iinfo(np.int64).max
 
@@ -55,12 +54,13 @@ class Totals:
         touched = users.join(per_user, on="user_index", how="semi")
         user_hash = np.zeros(int(touched["user_index"].max()) + 1, dtype=np.uint64)  # type: ignore[arg-type]
         user_hash[touched["user_index"].to_numpy()] = digest.string_hashes(touched["user_id"], "user")
-        self._hash_items(np.unique(item))
+        self._hash_items()
         self.content_sum += digest.events_sum(events, user_hash, self._item_hash, self._type_hash, self._source_hash)
         self.content_sum %= 2**64
 
-    def _hash_items(self, present: Integers) -> None:
-        new = present[self._item_hash[present] == 0]
+    def _hash_items(self) -> None:
+        """Of the items seen so far."""
+        new = np.flatnonzero((self.last_ms >= 0) & (self._item_hash == 0))
         if len(new):
             self._item_hash[new] = digest.string_hashes(self._item_ids.gather(new - 1), "item")
 
