@@ -40,9 +40,9 @@ from recsys.histories import SCHEMA as HISTORY_SCHEMA
 
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
-NUM_READERS = 3
+NUM_READERS = 4
 """Files read and checked at a time, one batch of each."""
-NUM_WRITERS = 2
+NUM_WRITERS = 3
 """Partitions sorted and written at a time."""
 MAX_EVENT_TYPES = 256
 """Event types are stored in one byte."""

@@ -38,8 +38,8 @@ _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
 _OPTIONAL = ("event_type", "title", "category", "price", "event_id")
 _NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
-_SPACE, _NOT_ASCII = 0x20, 0x80
-"""White space is among the bytes up to the one and from the other on."""
+_TIGHT: Final = range(0x21, 0x80)
+"""Bytes that are no white space, nor part of it."""
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
 KEY_SEED: Final = 20_260_101
@@ -221,19 +221,19 @@ def _canonical(
 
 def _stripped(rows: pl.DataFrame) -> pl.DataFrame:
     """Texts without white space around them; empty ones are null."""
-    loose = [pl.col(name).str.strip_chars() for name in rows.select(cs.string()).columns if _may_be_loose(rows[name])]
+    texts = rows.select(cs.string())
+    if texts.is_empty():
+        return rows
+    may_be_loose = texts.select(_may_be_loose(pl.col(name)) for name in texts.columns).row(0, named=True)
+    loose = [pl.col(name).str.strip_chars() for name, answer in may_be_loose.items() if answer]
     return rows.with_columns(pl.when(text != "").then(text) for text in loose) if loose else rows
 
 
-def _may_be_loose(texts: pl.Series) -> bool:
-    """Whether any text may be empty, or begin or end with white space: asked in half the time of taking it off."""
-    content = texts.cast(pl.Binary).bin
-    for place in (0, -1):
-        found = content.get(place, null_on_oob=True)
-        lowest, highest = found.min(), found.max()
-        if found.null_count() > texts.null_count() or lowest is None or lowest <= _SPACE or highest >= _NOT_ASCII:  # type: ignore[operator]
-            return True
-    return False
+def _may_be_loose(text: pl.Expr) -> pl.Expr:
+    """Whether any may be empty, or begin or end with white space: asked in half the time of taking it off."""
+    ends = [text.cast(pl.Binary).bin.get(place, null_on_oob=True) for place in (0, -1)]
+    most = [(end - pl.lit(_TIGHT.start, pl.UInt8)).max() for end in ends]  # those below come round to the greatest
+    return pl.any_horizontal(text.str.len_bytes().min() == 0, *(each >= len(_TIGHT) for each in most))
 
 
 def _event_key(event_id: pl.Expr) -> pl.Expr:

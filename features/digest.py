@@ -19,9 +19,14 @@ _MOMENT, _ROW = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 def string_hashes(strings: Iterable[str], kind: str) -> Integers:
     """A stable 64-bit hash per string, other for each kind."""
-    person = kind.encode()
-    digests = b"".join(hashlib.blake2b(s.encode(), digest_size=8, person=person).digest() for s in strings)
-    return np.frombuffer(digests, dtype="<u8")
+    start = hashlib.blake2b(digest_size=8, person=kind.encode())  # a copy takes half the time of a new one
+
+    def digest(string: str) -> bytes:
+        hashing = start.copy()
+        hashing.update(string.encode())
+        return hashing.digest()
+
+    return np.frombuffer(b"".join(map(digest, strings)), dtype="<u8")
 
 
 def events_sum(events: pl.DataFrame, user: Integers, item: Integers, kind: Integers, source: Integers) -> int:

@@ -13,7 +13,7 @@ from recsys.contracts.errors import ConfigError
 class Config(BaseModel):
     """Base of every component's settings: keyword-only, frozen, checked at construction."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], where: str) -> Self:

@@ -6,13 +6,14 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import digest, forget
+from features import digest, forget, spill
 from features.build import FeaturesConfig, run
 from features.totals import Totals
 from recsys import dataset
@@ -94,6 +95,7 @@ def write_day(folder: Path, day: int, content: list[Row], name: str | None = Non
     cuts=st.sets(st.integers(1, 5)),
     drop_copies=st.booleans(),
     events_per_partition=st.sampled_from([1, 3, 1000]),
+    most_in_memory=st.sampled_from([0, 5, 1000]),
 )
 def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
     tmp_path_factory: pytest.TempPathFactory,
@@ -101,13 +103,15 @@ def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
     cuts: set[int],
     drop_copies: bool,
     events_per_partition: int,
+    most_in_memory: int,
 ) -> None:
     place = tmp_path_factory.mktemp("log")
     config = FeaturesConfig(min_count=1, drop_copies=drop_copies, events_per_partition=events_per_partition)
-    for day, content in enumerate(days):
-        write_day(place / "log", day, content)
-        if day + 1 in cuts or day + 1 == len(days):
-            nightly = run(config, [place / "log"], place / "nightly", now_ms=NOW_MS)
+    with mock.patch.object(spill, "MAX_IN_MEMORY", most_in_memory):
+        for day, content in enumerate(days):
+            write_day(place / "log", day, content)
+            if day + 1 in cuts or day + 1 == len(days):
+                nightly = run(config, [place / "log"], place / "nightly", now_ms=NOW_MS)
     rebuilt = run(config, [place / "log"], place / "rebuilt", now_ms=NOW_MS)
     assert digest_of(nightly) == digest_of(rebuilt) == digest_from_the_files(place / "nightly")
     assert digest_from_the_files(place / "rebuilt") == digest_of(rebuilt)
