@@ -132,23 +132,26 @@ def _publish(
         return night.finish(died)
 
 
-def _ahead(files: Iterable[Iterator[CleanBatch]]) -> Iterator[Iterator[CleanBatch]]:
-    """The same batches, file by file, the next one of this file and the first of the next file under way in threads."""
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        opened: deque[tuple[Iterator[CleanBatch], Future[CleanBatch | None]]] = deque()
+def _ahead(files: Iterable[Iterator[CleanBatch]], pool: ThreadPoolExecutor) -> Iterator[Iterator[CleanBatch]]:
+    """The same batches, file by file, the next one of this file and the first of the next files under way in the pool.
 
-        def batches() -> Iterator[CleanBatch]:
-            file, coming = opened.popleft()
-            while (batch := coming.result()) is not None:
-                coming = pool.submit(next, file, None)
-                yield batch
+    The pool is the caller's to close: a generator that an error leaves behind is closed by the garbage collector, in
+    any thread and at any moment, and must not wait for threads there.
+    """
+    opened: deque[tuple[Iterator[CleanBatch], Future[CleanBatch | None]]] = deque()
 
-        for file in files:
-            opened.append((file, pool.submit(next, file, None)))
-            if len(opened) == NUM_READERS:
-                yield batches()
-        while opened:
+    def batches() -> Iterator[CleanBatch]:
+        file, coming = opened.popleft()
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, file, None)
+            yield batch
+
+    for file in files:
+        opened.append((file, pool.submit(next, file, None)))
+        if len(opened) == NUM_READERS:
             yield batches()
+    while opened:
+        yield batches()
 
 
 class Night:
@@ -200,15 +203,16 @@ class Night:
         """Read and check the new files; their events go to the spill."""
         number_of = {entry["name"]: number for number, entry in enumerate(self.todo.sources)}
         sizes = [path.stat().st_size for path in self.todo.new]
-        files = _ahead(self._batches(path, number_of[path.name]) for path in self.todo.new)
-        for position, (path, batches) in enumerate(zip(self.todo.new, files, strict=True)):
-            entry = self.todo.sources[number_of[path.name]]
-            entry |= {"num_rows": 0, "num_events": 0}
-            for batch in batches:
-                entry["num_rows"] += batch.num_rows
-                entry["num_events"] += len(batch.events)
-                done = sum(sizes[:position]) + sizes[position] * batch.share
-                self._take(batch, done / sum(sizes))
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            files = _ahead((self._batches(path, number_of[path.name]) for path in self.todo.new), pool)
+            for position, (path, batches) in enumerate(zip(self.todo.new, files, strict=True)):
+                entry = self.todo.sources[number_of[path.name]]
+                entry |= {"num_rows": 0, "num_events": 0}
+                for batch in batches:
+                    entry["num_rows"] += batch.num_rows
+                    entry["num_events"] += len(batch.events)
+                    done = sum(sizes[:position]) + sizes[position] * batch.share
+                    self._take(batch, done / sum(sizes))
         self.steps.done("read")
 
     def _batches(self, path: Path, number: int) -> Iterator[CleanBatch]:
