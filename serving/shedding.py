@@ -23,6 +23,8 @@ _KEPT: Final = b"keep-alive"
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 _MAX_BODY_BYTES: Final = 16_384
 """Larger ones take too long to be read on the way."""
+_MAX_HELD_BYTES: Final = 4 * _MAX_BODY_BYTES
+"""Of a client who goes on sending while its message waits for a turn; more is parsed at once."""
 _SHEDS: Final = "shedder"
 _PER_TURN: Final = 16
 """Messages that are shed in one turn of the event loop: a few milliseconds."""
@@ -101,16 +103,17 @@ class SheddingProtocol(HttpToolsProtocol):
     """Whether what is held waits for its turn."""
 
     def data_received(self, data: bytes) -> None:
-        """Parse, or wait for a turn to be answered."""
+        """Parse, or wait for a turn to be answered; the rest of a message is parsed where its beginning was."""
         shedder: Shedder | None = self.app_state.get(_SHEDS)
         self._held += data
-        if self._is_waiting:
+        if self._is_waiting and len(self._held) <= _MAX_HELD_BYTES:
             return
-        if shedder is not None and (len(shedder.turns) or shedder.is_behind(len(self.tasks))):
+        is_rest = self._is_waiting or self._is_inside
+        if shedder is None or is_rest or not (len(shedder.turns) or shedder.is_behind(len(self.tasks))):
+            self._go_on()
+        else:
             self._is_waiting = True
             shedder.turns.wait(lambda: self._take_turn(shedder))
-        else:
-            self._go_on()
 
     def shutdown(self) -> None:
         """Called when the server is to end: what has come is answered first."""

@@ -182,6 +182,14 @@ def test_a_message_may_come_in_pieces(behind, monkeypatch, still_behind: bool) -
     assert answer["degraded"] == ("overload" if still_behind else None)
 
 
+def test_a_client_who_goes_on_sending_is_not_held(behind, monkeypatch) -> None:
+    answers = iter([True])
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: next(answers, False))
+    monkeypatch.setattr(Turns, "wait", lambda *_: None)  # its turn never comes
+    (answer,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}' + " " * 200_000))
+    assert (answer["degraded"], len(answer["items"])) == (None, 4)
+
+
 def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open_shop, monkeypatch) -> None:
     endpoint = open_shop(deadline_ms=100).endpoint
     for waited_s, is_behind in ((0.019, False), (0.021, True)):
