@@ -284,7 +284,7 @@ def _is_no_epoch(column: pl.Series, milliseconds: pl.Series, pattern: str | None
 def _epoch(number: pl.Series) -> pl.Series:
     lowest, highest = number.min(), number.max()
     if lowest is not None and lowest >= 1e11 and highest < 1e14:  # type: ignore[operator]
-        return number.round().cast(pl.Int64)
+        return number.round().cast(pl.Int64, strict=False)  # NaN is neither lowest nor highest
     frame = pl.DataFrame({"n": number})
     n, size = pl.col("n"), pl.col("n").abs()
     scale = pl.when(size < 1e11).then(1e3).when(size < 1e14).then(1.0).when(size < 1e17).then(1e-3).otherwise(1e-6)

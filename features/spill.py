@@ -51,7 +51,7 @@ class Spill:
         self.num_events += len(events)
         if self._num_waiting >= self._limit:
             expected = int(self.num_events / max(share, 1e-6))
-            self._is_large |= max(expected, self.num_events) > MAX_IN_MEMORY
+            self._is_large |= expected > MAX_IN_MEMORY
             if self._decided is None:
                 self._decided = partitions_for(expected, self._limit)
             self._flush()

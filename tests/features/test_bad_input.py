@@ -177,6 +177,18 @@ def test_numbers_are_epochs_from_1990_on(tmp_path: Path, number: int, is_epoch: 
     )
 
 
+@pytest.mark.parametrize("unit", [1, 1_000])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_moment_that_is_no_number_costs_its_row_only(tmp_path: Path, unit: int, ending: str) -> None:
+    moments = [S * float(unit) + n for n in range(20)]
+    frame = pl.DataFrame({"user_id": "u", "item_id": "i", "timestamp": [*moments, float("nan")]})
+    path = tmp_path / f"log.{ending}"
+    frame.write_csv(path) if ending == "csv" else frame.write_parquet(path)
+    result = clean(path, 0, resolve(FeaturesConfig()), FeaturesConfig(), NOW_MS)
+    assert result.events["timestamp_ms"].to_list() == [int(moment * 1000 / unit) for moment in moments]
+    assert result.quarantine["reason"].to_list() == ["timestamp does not parse"]
+
+
 def test_dates_that_are_written_as_dates_and_numbers_under_a_pattern_may_be_before_1990(tmp_path: Path) -> None:
     assert build(tmp_path, HEADER + f"u,i,1985-05-05\nu,i,{S}\n", min_count=1) == {}
     assert build(tmp_path, HEADER + "u,i,19850505\n", min_count=1, timestamp_format="%Y%m%d") == {}
