@@ -196,13 +196,12 @@ def _diverse(items_ND: Floats, scores_N: Floats, k: int, diversity: float) -> li
 
 
 def _reasons(index: ItemIndex, tokens_K: Tokens, history: Tokens) -> list[Reason]:
-    items, events_since = np.unique(history[::-1], return_index=True)
-    recent_H = items[np.argsort(events_since)[:_REASON_EVENTS]]
+    recent_H = np.fromiter(dict.fromkeys(history[::-1].tolist()), dtype=np.int32)[:_REASON_EVENTS]
     if not len(recent_H) or not len(tokens_K):
         return [Reason(PAD, is_again=False)] * len(tokens_K)
     items_KD, seen_HD = index.vectors(tokens_K), index.vectors(recent_H)
     seen_HD = seen_HD / np.maximum(np.linalg.norm(seen_HD, axis=1, keepdims=True), 1e-12)
     likeness_KH = np.where(tokens_K[:, None] == recent_H, -np.inf, items_KD @ seen_HD.T)
     nearest_K = np.where(np.isneginf(likeness_KH).all(axis=1), PAD, recent_H[likeness_KH.argmax(axis=1)])
-    is_again_K = np.isin(tokens_K, items)
+    is_again_K = (tokens_K[:, None] == history).any(axis=1)
     return [Reason(token, again) for token, again in zip(nearest_K.tolist(), is_again_K.tolist(), strict=True)]

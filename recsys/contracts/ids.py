@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ class Vocabulary:
 
     def tokens(self, item_ids: Iterable[str]) -> Tokens:
         """One token per item_id, PAD where the item is unknown or pruned."""
-        return np.fromiter((self._token_of.get(i, PAD) for i in item_ids), dtype=np.int32)
+        return np.fromiter(map(self._token_of.get, item_ids, repeat(PAD)), dtype=np.int32)
 
     def history(self, item_ids: Iterable[str]) -> Tokens:
         """The kept items among these as tokens, in order: what a model is shown of a history."""

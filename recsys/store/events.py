@@ -10,7 +10,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from recsys.contracts.events import Event
-from recsys.store import contexts, joining, removals, retention, stock, users
+from recsys.store import contexts, histories, joining, removals, retention, stock, users
+from recsys.store.histories import StoredHistory
 from recsys.store.impressions import Impression, record, record_displays, stop_recording
 from recsys.store.outcomes import Outcomes
 from recsys.store.recall import Attribution
@@ -40,12 +41,6 @@ _IDENTITY: Final = "identity"
 """Name of the document that a store is known by."""
 _FIELDS: Final = tuple(field.name for field in fields(Event))
 # Built once: to build a statement takes longer than to run it.
-_NEWEST: Final = (
-    sa.select(events.c.item_id, events.c.seq, events.c.timestamp_ms)
-    .where(events.c.user_id == sa.bindparam("wanted"), events.c.seq > sa.bindparam("after"))
-    .order_by(events.c.timestamp_ms.desc(), events.c.seq.desc())
-    .limit(sa.bindparam("most"))
-)
 _ADD: Final = {
     dialect: insert(events)
     .on_conflict_do_nothing(index_elements=["event_id"])
@@ -80,17 +75,6 @@ class Glance:
     """Highest sequence number of the user's events, 0 without any."""
     revision: int
     """Grows with every change of a document."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredHistory:
-    """Some of a user's events, oldest first, in the order (timestamp, arrival)."""
-
-    item_ids: list[str]
-    last_seq: int
-    """Highest sequence number among them, 0 without any."""
-    first_ms: int
-    last_ms: int
 
 
 class EventStore:
@@ -189,11 +173,7 @@ class EventStore:
             StoreError: the store cannot be read.
         """
         with trouble("history not read"), self._engine.connect() as connection:
-            rows = connection.execute(_NEWEST, {"wanted": user_id, "after": seq, "most": limit}).all()[::-1]
-        if not rows:
-            return StoredHistory([], 0, 0, 0)
-        item_ids, seqs, times = zip(*rows, strict=True)
-        return StoredHistory(list(item_ids), max(seqs), times[0], times[-1])
+            return histories.read(connection, user_id, seq, limit)
 
     def history(self, user_id: str, limit: int = HISTORY_CAP) -> list[str]:
         """The user's last `limit` item_ids, oldest first, in the order (timestamp, arrival).

@@ -96,6 +96,12 @@ def test_events_after_a_number_say_when_the_first_and_last_happened(store: Event
     assert store.events_after("u", fresh.last_seq).item_ids == []
 
 
+def test_ids_of_any_characters_come_back_as_they_were_told(store: EventStore) -> None:
+    odd = ['"', "\\", "a\nb", "\x01\x7f", "é", "\u2028", "🛒", "[1, 2]", "null", "'"]
+    store.append([event(item, at) for at, item in enumerate(odd)])
+    assert store.events_after("u").item_ids == odd
+
+
 def test_a_forgotten_user_leaves_a_tombstone(store: EventStore) -> None:
     store.append([event("a"), event("b"), event("c", user="other")])
     assert store.forget("u") == 2
