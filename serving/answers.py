@@ -19,7 +19,7 @@ from serving import fallback
 from serving.config import ServeConfig
 from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
-from serving.fallback import LastAnswers, Listed
+from serving.fallback import Allowed, LastAnswers, Listed
 from serving.forgetting import Watch
 from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
@@ -43,6 +43,8 @@ _MANY_SHED = 8.0
 """So many requests shed of late, each counted half after `_SHED_HALVED_AFTER_S`, are an overload: more are to come.
 Fewer are what a pause of the machine leaves behind."""
 _SHED_HALVED_AFTER_S = 0.1
+_GIVES_WAY_FROM_S = 0.01
+"""So far behind, the event loop has the interpreter for itself until it has caught up."""
 
 
 @dataclass(slots=True)
@@ -121,9 +123,10 @@ class AnswerService:
         self._store = store
         self._metrics = metrics
         self.num_workers = config.num_workers or max(2, releases.current.sessions.most_together)
-        self.pool = BoundedPool(self.num_workers, config.max_waiting)
+        self.lag = LoopLag()
+        self.pool = BoundedPool(self.num_workers, config.max_waiting, gives_way=self._gives_way)
         # One at a time, and never in front of a user whose session is kept.
-        self.cold_pool = BoundedPool(1, config.max_waiting, "cold")
+        self.cold_pool = BoundedPool(1, config.max_waiting, "cold", gives_way=self._gives_way)
         # Members of batches that may be in a lane at once: its workers are never idle, and others find places.
         self._turns = {
             pool.name: asyncio.Semaphore(min(2 * num_workers, pool.size))
@@ -133,7 +136,6 @@ class AnswerService:
         self.impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
         self.contexts = ContextLists()
-        self.lag = LoopLag()
         self._shed = RecentCount(_SHED_HALVED_AFTER_S, clock)
         self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
 
@@ -211,6 +213,13 @@ class AnswerService:
         late_ms = most_ms if self.is_shedding else min(self.lag.recent_s * 1000, most_ms)
         reserve_s = (self._config.reserve_ms + late_ms) / 1000
         return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+
+    def _gives_way(self) -> bool:
+        """Threads share the interpreter evenly: beside two workers the event loop would have a third of its time.
+
+        It comes first: what it cannot read in time is late, while a worker's answer has one at hand behind it.
+        """
+        return self.lag.seconds > _GIVES_WAY_FROM_S
 
     @property
     def is_shedding(self) -> bool:
@@ -307,14 +316,11 @@ class AnswerService:
     @staticmethod
     def _allowed(work: _Work, rules: CompiledRules) -> Mask:
         """Tokens that this answer may show."""
-        request, live = work.request, work.live
-        mask = live.catalogue.matching(request.filters, rules)
-        vocabulary = live.recommender.release.vocabulary
-        seen = work.seen if work.hides_seen else _NOTHING
-        hidden = [*request.exclude, *(work.purchased or ())]
-        if hidden or len(seen):
+        mask = work.live.catalogue.matching(work.request.filters, rules)
+        named, seen = _hidden(work)
+        if len(named) or len(seen):
             mask = mask.copy()
-            mask[vocabulary.tokens(hidden)] = False
+            mask[named] = False
             mask[seen] = False
         return mask
 
@@ -369,7 +375,9 @@ class AnswerService:
     ) -> Listed:
         """The best list at hand, today's pins at their places."""
         k, live, rules = work.request.k, work.live, work.live.rules
-        allowed = self._allowed(work, rules)
+        named, seen = _hidden(work)
+        hidden = {*named.tolist(), *seen.tolist()}
+        allowed = Allowed(live.catalogue.matching(work.request.filters, rules), hidden)
         listed = fallback.best_at_hand(
             live,
             k,
@@ -465,3 +473,9 @@ class AnswerService:
         self.cold_pool.close()
         self._background.close()
         self.impressions.close(wait_s=5)
+
+
+def _hidden(work: _Work) -> tuple[Tokens, Tokens]:
+    """Tokens that are left out by name, and as seen. Beside those that filters and rules leave out."""
+    named = work.live.recommender.release.vocabulary.tokens([*work.request.exclude, *(work.purchased or ())])
+    return named, work.seen if work.hides_seen else _NOTHING

@@ -5,6 +5,7 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, TypeVar
@@ -13,6 +14,9 @@ T = TypeVar("T")
 _Job = Callable[[], None]
 _WEIGHT_OF_NEWEST: Final = 0.1
 """In the moving average of how long work takes."""
+_GIVES_WAY_S: Final = 0.001
+_MOST_TIMES: Final = 50
+"""How long a worker gives way at a time, and how often it does before it begins all the same."""
 _LOOK_AGAIN_S: Final = 0.02
 """How often whoever waits asks whether there still is time."""
 
@@ -34,9 +38,16 @@ class BoundedPool:
     """
 
     def __init__(
-        self, num_workers: int, max_waiting: int, name: str = "answer", clock: Callable[[], float] = time.monotonic
+        self,
+        num_workers: int,
+        max_waiting: int,
+        name: str = "answer",
+        clock: Callable[[], float] = time.monotonic,
+        gives_way: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`gives_way` says whether work that has not begun is to wait a little: others need the interpreter more."""
         self.name = name
+        self._gives_way = gives_way
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._places = threading.BoundedSemaphore(num_workers + max_waiting)
         self.size = num_workers + max_waiting
@@ -44,6 +55,8 @@ class BoundedPool:
         self._num_workers = num_workers
         self._clock = clock
         self._typical_s = 0.0
+        self._waiting_since: deque[float] = deque()
+        """Of each piece of work that no worker has taken yet, dropped ones too, in their order."""
         self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{n}", daemon=True) for n in range(num_workers)
@@ -57,13 +70,17 @@ class BoundedPool:
         return self.size - self._places._value
 
     def expected_s(self, num_before: int | None = None) -> float:
-        """How long work that comes now would take to be done, waiting included, as things went lately.
+        """How long work that comes now would take to be done, waiting included.
 
-        `num_before` is how many come before it, those in the pool if it is left out. 0 where a worker is free: it is
-        always tried, so one long stall does not shut the pool for good.
+        As things went lately, or as they go: whoever comes now waits about as long as the first in the queue has
+        waited, and when much comes at once each piece of work takes longer than it did alone. `num_before` is how many
+        come before it, those in the pool if it is left out. 0 where a worker is free: it is always tried, so one long
+        stall does not shut the pool for good.
         """
         ahead = (self.taken if num_before is None else num_before) - self._num_workers + 1
-        return 0.0 if ahead <= 0 else (ahead / self._num_workers + 1) * self._typical_s
+        if ahead <= 0:
+            return 0.0
+        return max(ahead / self._num_workers * self._typical_s, self._waited_s()) + self._typical_s
 
     async def run(self, work: Callable[[], T], timeout_s: float, still_s: Callable[[], float] = lambda: math.inf) -> T:
         """The result of `work` in a worker thread, or what it raised.
@@ -106,10 +123,12 @@ class BoundedPool:
         if self._closed or not self._places.acquire(blocking=False):
             return None
         future: Future[T] = Future()
+        self._waiting_since.append(self._clock())
         self._jobs.put(lambda: self._do(work, future))
         return future
 
     def _do(self, work: Callable[[], T], future: "Future[T]") -> None:
+        self._waiting_since.popleft()
         if not future.set_running_or_notify_cancel():
             self._places.release()
             return
@@ -126,9 +145,19 @@ class BoundedPool:
             self._places.release()
             future.set_result(result)
 
+    def _waited_s(self) -> float:
+        try:
+            return self._clock() - self._waiting_since[0]
+        except IndexError:  # a worker has just taken it
+            return 0.0
+
     def _learn(self, started: float) -> None:
         self._typical_s += _WEIGHT_OF_NEWEST * (self._clock() - started - self._typical_s)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
+            for _ in range(_MOST_TIMES):
+                if not self._gives_way():
+                    break
+                time.sleep(_GIVES_WAY_S)
             job()

@@ -31,10 +31,11 @@ _NUM_WRITERS = 4
 _MAX_WRITES = 256
 _WRITE_S = 10.0
 """Longest that a batch of events waits to be acknowledged."""
-_BEHIND_SHARE = 0.2
-"""Of the deadline that requests may have waited to be seen and are expected to wait for a worker, before new ones
-are answered where they arrive; half of it while many are. With more, those who waited longest are late whenever the
-event loop is, too."""
+_BEHIND_SHARE = 0.4
+"""Of the deadline that requests may have waited to be seen and are expected to take in the pool, before new ones are
+answered where they arrive. A few that come together are no overload, on a slow machine neither."""
+_BEHIND_SHARE_SHEDDING = 0.1
+"""The same while many are answered like that: those who waited longest are late whenever the event loop is, too."""
 
 
 class Endpoint:
@@ -81,7 +82,7 @@ class Endpoint:
             return True
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own
         wait_s = self.service.lag.seconds + self.service.pool.expected_s(ahead)
-        share = _BEHIND_SHARE / 2 if self.service.is_shedding else _BEHIND_SHARE
+        share = _BEHIND_SHARE_SHEDDING if self.service.is_shedding else _BEHIND_SHARE
         return wait_s > share * self.config.deadline_ms / 1000
 
     @property

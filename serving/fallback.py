@@ -2,12 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
@@ -54,13 +53,40 @@ class LastAnswers:
                 del self._answers[key]
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Tokens that an answer may show: those of a mask, less some.
+
+    The mask is shared, not copied: while it is copied others may take the interpreter, and in an overload the event
+    loop waits for it longer than the list takes.
+    """
+
+    mask: Mask
+    hidden: Set[int] = frozenset()
+
+    def __getitem__(self, token: int) -> bool:
+        return bool(self.mask[token]) and token not in self.hidden
+
+    def first(self, tokens: Tokens, num: int, taken: Set[int] = frozenset()) -> list[int]:
+        """Positions of the first `num` allowed tokens that are not taken; usually a look at a few is enough."""
+        look = 4 * num
+        while True:
+            shown = np.flatnonzero(self.mask[tokens[:look]])
+            found = zip(shown.tolist(), tokens[shown].tolist(), strict=True)
+            kept = [place for place, token in found if token not in self.hidden and token not in taken]
+            if len(kept) >= num or look >= len(tokens):
+                return kept[:num]
+            look *= 8
+
+
 def popular(live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
     """The k items with most events that the rules show, with boosts and pins; scores are counts."""
-    tokens = rules.popular[_first(rules.shown, rules.popular, k)]
-    return pinned(live, k, rules.shown, rules, Listed("popular", tokens, _counts(live, tokens)))
+    allowed = Allowed(rules.shown)
+    tokens = rules.popular[allowed.first(rules.popular, k)]
+    return pinned(live, k, allowed, rules, Listed("popular", tokens, _counts(live, tokens)))
 
 
-def pinned(live: LiveRelease, k: int, allowed: Mask, rules: CompiledRules, listed: Listed) -> Listed:
+def pinned(live: LiveRelease, k: int, allowed: Allowed, rules: CompiledRules, listed: Listed) -> Listed:
     """The list with pinned items at their places; the scores of those added are counts."""
     tokens, scores = with_pins(listed.tokens, listed.scores, k, rules, allowed, lambda added: _counts(live, added))
     return Listed(listed.source, tokens, scores)
@@ -69,7 +95,7 @@ def pinned(live: LiveRelease, k: int, allowed: Mask, rules: CompiledRules, liste
 def best_at_hand(
     live: LiveRelease,
     k: int,
-    allowed: Mask,
+    allowed: Allowed,
     rules: CompiledRules,
     *,
     last_answer: Listed | None,
@@ -81,17 +107,16 @@ def best_at_hand(
 
     The first of them with an allowed item names the source; the others fill the list up to k.
     """
-    left, source, num = allowed, None, 0
+    source, taken = None, set[int]()
     parts: list[tuple[Tokens, Floats]] = []
     for name, tokens, scores in _rungs(live, rules, last_answer, nearest, last_token, in_context):
-        kept = _first(left, tokens, k - num)
-        if len(kept):
-            source, num = source or name, num + len(kept)
+        kept = allowed.first(tokens, k - len(taken), taken)
+        if kept:
+            source = source or name
+            taken.update(tokens[kept].tolist())
             parts.append((tokens[kept], (_counts(live, tokens[kept]) if scores is None else scores[kept])))
-        if num == k:
+        if len(taken) == k:
             break
-        left = left.copy()
-        left[tokens[kept]] = False
     if source is None:
         return Listed("popular", np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
     return Listed(source, np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts]))
@@ -115,16 +140,6 @@ def _rungs(
     if in_context is not None:
         yield in_context.source, in_context.tokens, in_context.scores
     yield "popular", rules.popular, None
-
-
-def _first(allowed: Mask, tokens: Tokens, num: int) -> npt.NDArray[np.intp]:
-    """Positions of the first `num` allowed tokens; in a long list usually the first few are enough to look at."""
-    look = 4 * num
-    while True:
-        kept = np.flatnonzero(allowed[tokens[:look]])[:num]
-        if len(kept) == num or look >= len(tokens):
-            return kept
-        look *= 8
 
 
 def _counts(live: LiveRelease, tokens: Tokens) -> Floats:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -113,8 +113,16 @@ class CompiledRules:
     """The same by category, as far as somebody has asked; see `Catalogue.popular_like`."""
 
 
+class Places(Protocol):
+    """Which tokens may be shown: a mask, or what reads like one."""
+
+    def __getitem__(self, token: int, /) -> Any:
+        """Whether this one may."""
+        ...
+
+
 def with_pins(
-    tokens: Tokens, scores: Floats, k: int, rules: CompiledRules, allowed: Mask, score: Callable[[Tokens], Floats]
+    tokens: Tokens, scores: Floats, k: int, rules: CompiledRules, allowed: Places, score: Callable[[Tokens], Floats]
 ) -> tuple[Tokens, Floats]:
     """The first k of a list with pinned items that may be shown at their places; `score` says it of those added."""
     places = {token: position for position, token in reversed(rules.pins) if allowed[token] and position <= k}

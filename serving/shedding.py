@@ -6,6 +6,7 @@ may ask) is answered where its bytes arrive: no parser, no task, no framework. A
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -26,8 +27,8 @@ _MAX_BODY_BYTES: Final = 16_384
 _MAX_HELD_BYTES: Final = 4 * _MAX_BODY_BYTES
 """Of a client who goes on sending while its message waits for a turn; more is parsed at once."""
 _SHEDS: Final = "shedder"
-_PER_TURN: Final = 16
-"""Messages that are shed in one turn of the event loop: a few milliseconds."""
+_TURN_S: Final = 0.004
+"""Longest that messages are shed in one turn of the event loop."""
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     + b"".join(b"%s: %s\r\n" % header for header in SAFE_HEADERS)
@@ -66,7 +67,8 @@ class Turns:
     def _take(self) -> None:
         self._is_coming = False
         try:
-            for _ in range(min(_PER_TURN, len(self._waiting))):
+            until = time.monotonic() + _TURN_S
+            while self._waiting and time.monotonic() < until:
                 since, work = self._waiting.popleft()
                 with self._lag.waited_since(since):
                     work()

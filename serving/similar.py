@@ -6,7 +6,7 @@ from recsys.contracts.ids import Floats, Tokens
 from serving import fallback
 from serving.answers import AnswerService
 from serving.deadline import DeadlineError, OverloadError
-from serving.fallback import Listed
+from serving.fallback import Allowed, Listed
 from serving.handy import items_of
 from serving.live import LiveRelease
 from serving.schemas import Degraded, SimilarItems
@@ -31,7 +31,6 @@ async def similar(service: AnswerService, live: LiveRelease, token: int, k: int,
     if found is not None:
         listed = Listed("nearest", *found)
     else:
-        allowed = rules.shown.copy()
-        allowed[token] = False
+        allowed = Allowed(rules.shown, frozenset({token}))
         listed = fallback.best_at_hand(live, k, allowed, rules, last_answer=None, nearest=None, last_token=token)
     return SimilarItems(items=items_of(live, listed, []), release=live.name, source=listed.source, degraded=degraded)

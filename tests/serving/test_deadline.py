@@ -1,6 +1,7 @@
 """The pool alone: what is refused, what is dropped, what is bounded."""
 
 import asyncio
+import math
 import threading
 
 import pytest
@@ -111,6 +112,34 @@ def test_work_that_would_wait_too_long_is_refused_at_once_and_a_free_worker_is_a
 
     asyncio.run(scenario())
     pool.close(wait_s=LONG_S)
+
+
+def test_what_comes_now_waits_as_long_as_the_first_in_the_queue_has_waited() -> None:
+    now = [0.0]
+    pool, begun, go_on = BoundedPool(1, 9, clock=lambda: now[0]), threading.Event(), threading.Event()
+    pool.offer(lambda: (begun.set(), go_on.wait(LONG_S)))
+    assert begun.wait(LONG_S)
+    pool.offer(lambda: None)
+    assert pool.expected_s() == 0  # nothing has taken any time so far
+    now[0] = 3.0
+    assert pool.expected_s() == 3
+    go_on.set()
+    pool.close(wait_s=LONG_S)
+    assert pool.expected_s() == 0
+
+
+def test_a_worker_gives_way_before_it_begins_and_not_for_good() -> None:
+    asked: list[int] = []
+
+    async def scenario(stops_after: float) -> int:
+        asked.clear()
+        pool = BoundedPool(1, 1, gives_way=lambda: (asked.append(1), len(asked) <= stops_after)[1])
+        assert await pool.run(lambda: len(asked), LONG_S) == len(asked)
+        pool.close(wait_s=LONG_S)
+        return len(asked)
+
+    assert asyncio.run(scenario(3)) == 4
+    assert asyncio.run(scenario(math.inf)) == 50
 
 
 def test_a_request_may_have_waited_since_the_beat_before_the_last() -> None:

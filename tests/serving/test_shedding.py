@@ -190,14 +190,14 @@ def test_a_client_who_goes_on_sending_is_not_held(behind, monkeypatch) -> None:
     assert (answer["degraded"], len(answer["items"])) == (None, 4)
 
 
-def test_it_is_behind_when_requests_may_have_waited_a_fifth_of_the_deadline(open_shop, monkeypatch) -> None:
+def test_it_is_behind_when_requests_may_have_waited_two_fifths_of_the_deadline(open_shop, monkeypatch) -> None:
     endpoint = open_shop(deadline_ms=100).endpoint
-    for waited_s, is_behind in ((0.019, False), (0.021, True)):
+    for waited_s, is_behind in ((0.039, False), (0.041, True)):
         monkeypatch.setattr(LoopLag, "seconds", waited_s)
         assert endpoint.is_behind(0) == is_behind
 
 
-def test_while_it_sheds_many_half_of_that_is_enough_and_work_gets_less_time(open_shop, monkeypatch) -> None:
+def test_while_it_sheds_many_a_tenth_is_enough_and_work_gets_less_time(open_shop, monkeypatch) -> None:
     endpoint, now = open_shop(deadline_ms=100, reserve_ms=10).endpoint, [7.0]
     service = endpoint.service
     monkeypatch.setattr(LoopLag, "seconds", 0.015)
@@ -242,17 +242,17 @@ def test_it_is_behind_when_half_of_the_places_are_waited_for(open_shop) -> None:
     assert [endpoint.is_behind(num) for num in (34, 35)] == [False, True]
 
 
-def test_it_is_behind_when_a_worker_is_expected_to_be_free_after_a_fifth_of_the_deadline(
+def test_it_is_behind_when_a_worker_is_expected_to_be_free_after_two_fifths_of_the_deadline(
     open_shop, monkeypatch
 ) -> None:
     endpoint = open_shop(num_workers=2, max_waiting=64, deadline_ms=100).endpoint
     monkeypatch.setattr(LoopLag, "seconds", 0.0)
     monkeypatch.setattr(endpoint.service.pool, "_typical_s", 0.004)
-    assert [endpoint.is_behind(num) for num in (1, 9, 10)] == [False, False, True]
+    assert [endpoint.is_behind(num) for num in (1, 18, 20)] == [False, False, True]
     monkeypatch.setattr(LoopLag, "seconds", 0.005)  # both together count
-    assert [endpoint.is_behind(num) for num in (5, 7)] == [False, True]
+    assert [endpoint.is_behind(num) for num in (15, 17)] == [False, True]
     monkeypatch.setattr(type(endpoint.service.cold_pool), "taken", property(lambda pool: 3 * (pool.name == "cold")))
-    assert not endpoint.is_behind(7)  # cold users have a lane of their own
+    assert not endpoint.is_behind(17)  # cold users have a lane of their own
     monkeypatch.setattr(endpoint.service.pool, "_typical_s", 10.0)  # as after a stall
     assert not endpoint.is_behind(1)
 
