@@ -44,9 +44,10 @@ class Turns:
     ready as well, would wait for the end of it, and many came late.
     """
 
-    def __init__(self, lag: LoopLag) -> None:
+    def __init__(self, lag: LoopLag, clock: Callable[[], float] = time.monotonic) -> None:
         """`lag` is told how long a message has waited while it has its turn."""
         self._lag = lag
+        self._clock = clock
         self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
         self._is_coming = False
         """Whether the loop is to come back here."""
@@ -67,8 +68,8 @@ class Turns:
     def _take(self) -> None:
         self._is_coming = False
         try:
-            until = time.monotonic() + _TURN_S
-            while self._waiting and time.monotonic() < until:
+            until = self._clock() + _TURN_S
+            while self._waiting and self._clock() < until:
                 since, work = self._waiting.popleft()
                 with self._lag.waited_since(since):
                     work()
