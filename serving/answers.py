@@ -37,6 +37,8 @@ _NOTHING = np.empty(0, dtype=np.int32)
 _PLAIN = frozenset({"user_id", "k"})
 """What most requests consist of: their answers are kept encoded."""
 _CHECKED_K = 10
+_CHECKED_AT_ONCE = 4_096
+"""Items scored at a time: all vectors of a large catalogue are tens of megabytes, which others would wait for."""
 _MOST_LAG_SHARE = 0.5
 """Of the deadline that is kept back for an event loop that was late a moment ago, or is about to be: it sheds."""
 _MANY_SHED = 8.0
@@ -461,7 +463,8 @@ class AnswerService:
         """Compare the index's answer with exact search."""
         index = ranking.release.index
         everything = np.arange(1, len(index) + 1, dtype=np.int32)
-        scores = index.scores(ranking.vector_D, everything)
+        parts = np.array_split(everything, len(everything) // _CHECKED_AT_ONCE + 1)
+        scores = np.concatenate([index.scores(ranking.vector_D, part) for part in parts])
         exact = everything[np.argsort(-scores, kind="stable")[:_CHECKED_K]]
         found = index.search(ranking.vector_D.reshape(1, -1), len(exact))[0][0]
         self._metrics.index_checked.inc(len(exact))
