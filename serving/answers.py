@@ -13,6 +13,7 @@ import numpy as np
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.ids import PAD, Floats, Tokens
+from recsys.runtime.fusion import best_of_all
 from recsys.store import EventStore, Impression
 from recsys.store.recall import PURCHASE, SHADOW_ARM
 from serving import fallback
@@ -134,7 +135,7 @@ class AnswerService:
             pool.name: asyncio.Semaphore(min(2 * num_workers, pool.size))
             for pool, num_workers in ((self.pool, self.num_workers), (self.cold_pool, 1))
         }
-        self._background = BoundedPool(1, 16)
+        self._background = BoundedPool(1, 16, "background", gives_way=self._gives_way)
         self.impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
         self.last_answers = LastAnswers()
         self.contexts = ContextLists()
@@ -188,7 +189,7 @@ class AnswerService:
         if request.user_id is not None and request.model_fields_set <= _PLAIN:
             return self.handy.answer(request.user_id, request.k)
         request_id, work = self._begin(request)
-        return self.handy.told(request_id, work.live, work.arm, self._fallback(work))
+        return self.handy.told(request_id, work.live, work.arm, self._fallback(work), deadline_ms=request.deadline_ms)
 
     @asynccontextmanager
     async def _turn(self, lane: BoundedPool, left_s: float) -> AsyncIterator[None]:
@@ -213,15 +214,16 @@ class AnswerService:
         deadline_ms = deadline_ms or self._config.deadline_ms
         most_ms = _MOST_LAG_SHARE * deadline_ms
         late_ms = most_ms if self.is_shedding else min(self.lag.recent_s * 1000, most_ms)
-        reserve_s = (self._config.reserve_ms + late_ms) / 1000
-        return deadline_ms / 1000 - reserve_s - (self._clock() - arrived)
+        # Of a request that gives less time than is usual, less is kept back.
+        reserve_ms = self._config.reserve_ms * min(1.0, deadline_ms / self._config.deadline_ms)
+        return (deadline_ms - reserve_ms - late_ms) / 1000 - (self._clock() - arrived)
 
     def _gives_way(self) -> bool:
         """Threads share the interpreter evenly: beside two workers the event loop would have a third of its time.
 
         It comes first: what it cannot read in time is late, while a worker's answer has one at hand behind it.
         """
-        return self.lag.seconds > _GIVES_WAY_FROM_S
+        return self.lag.behind_s > _GIVES_WAY_FROM_S
 
     @property
     def is_shedding(self) -> bool:
@@ -310,7 +312,8 @@ class AnswerService:
         work.listed = Listed("model", ranked.tokens_K, ranked.scores_K)
         if request.user_id is not None:
             work.items = items_of(live, work.listed, work.because)
-            if wish.allowed is rules.shown and not wish.min_confidence:  # else of no use to other requests
+            is_plain = wish.allowed is rules.shown and not (wish.min_confidence or wish.diversity)
+            if is_plain:  # else of no use to other requests
                 self.last_answers.keep(live.name, request.user_id, encoded(work.listed, work.items))
                 if work.watch.is_forgotten:
                     self.last_answers.forget({request.user_id})
@@ -460,13 +463,17 @@ class AnswerService:
             )
 
     def _check_index(self, ranking: Ranking) -> None:
-        """Compare the index's answer with exact search."""
+        """Compare what answers are made from with exact search."""
         index = ranking.release.index
         everything = np.arange(1, len(index) + 1, dtype=np.int32)
         parts = np.array_split(everything, len(everything) // _CHECKED_AT_ONCE + 1)
         scores = np.concatenate([index.scores(ranking.vector_D, part) for part in parts])
         exact = everything[np.argsort(-scores, kind="stable")[:_CHECKED_K]]
-        found = index.search(ranking.vector_D.reshape(1, -1), len(exact))[0][0]
+        all_scores = index.all_scores(ranking.vector_D)  # where there are any, answers are made from them
+        if all_scores is None:
+            found = index.search(ranking.vector_D.reshape(1, -1), len(exact))[0][0]
+        else:
+            found = best_of_all(all_scores, len(exact))[0]
         self._metrics.index_checked.inc(len(exact))
         self._metrics.index_missed.inc(len(np.setdiff1d(exact, found)))
 
@@ -480,5 +487,5 @@ class AnswerService:
 
 def _hidden(work: _Work) -> tuple[Tokens, Tokens]:
     """Tokens that are left out by name, and as seen. Beside those that filters and rules leave out."""
-    named = work.live.recommender.release.vocabulary.tokens([*work.request.exclude, *(work.purchased or ())])
-    return named, work.seen if work.hides_seen else _NOTHING
+    seen = work.seen if work.hides_seen else _NOTHING  # first: a late worker may learn now what was purchased
+    return work.live.recommender.release.vocabulary.tokens([*work.request.exclude, *(work.purchased or ())]), seen

@@ -15,8 +15,8 @@ _Job = Callable[[], None]
 _WEIGHT_OF_NEWEST: Final = 0.1
 """In the moving average of how long work takes."""
 _GIVES_WAY_S: Final = 0.001
-_MOST_TIMES: Final = 50
-"""How long a worker gives way at a time, and how often it does before it begins all the same."""
+_MOST_S: Final = 0.05
+"""How long a worker gives way at a time, and in all before it begins all the same."""
 _LOOK_AGAIN_S: Final = 0.02
 """How often whoever waits asks whether there still is time."""
 
@@ -56,7 +56,7 @@ class BoundedPool:
         self._clock = clock
         self._typical_s = 0.0
         self._waiting_since: deque[float] = deque()
-        """Of each piece of work that no worker has taken yet, dropped ones too, in their order."""
+        """Of each piece of work that has not begun, dropped ones too, in their order."""
         self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{n}", daemon=True) for n in range(num_workers)
@@ -128,6 +128,9 @@ class BoundedPool:
         return future
 
     def _do(self, work: Callable[[], T], future: "Future[T]") -> None:
+        until = time.monotonic() + _MOST_S
+        while not future.cancelled() and self._gives_way() and time.monotonic() < until:
+            time.sleep(_GIVES_WAY_S)
         self._waiting_since.popleft()
         if not future.set_running_or_notify_cancel():
             self._places.release()
@@ -156,8 +159,4 @@ class BoundedPool:
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            for _ in range(_MOST_TIMES):
-                if not self._gives_way():
-                    break
-                time.sleep(_GIVES_WAY_S)
             job()

@@ -45,14 +45,22 @@ class HandyAnswers:
             listed = self._most_popular(live, k, rules)
         return self.told(new_id(), live, arm, listed, k)
 
-    def told(self, request_id: str, live: LiveRelease, arm: str, listed: Listed, k: int | None = None) -> bytes:
+    def told(
+        self,
+        request_id: str,
+        live: LiveRelease,
+        arm: str,
+        listed: Listed,
+        k: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> bytes:
         """A list as a labelled answer, in JSON. It is counted, but has no log line and no impression of its own.
 
-        Its first k items, if they are encoded already.
+        Its first k items, if they are encoded already. `deadline_ms` is the request's own, if it has one.
         """
         timings_ms = {"total": round(self._lag.seconds * 1000, 3)}
         source: Source = "last_answer" if listed.source == "model" else listed.source
-        self._metrics.count(source, live.name, arm, "overload", timings_ms)
+        self._metrics.count(source, live.name, arm, "overload", timings_ms, deadline_ms)
         self._metrics.lost_impressions.inc()
         self._note()
         of_items = listed.encoded or self._encoded(live, listed)
@@ -98,8 +106,15 @@ class HandyAnswers:
         if known is None or known[0] is not rules:
             listed = popular(live, k, rules)
             known = rules, replace(listed, encoded=self._encoded(live, listed))
+            self._drop_others()
             self._popular[live.name, k] = known
         return known[1]
+
+    def _drop_others(self) -> None:
+        """Of releases that answer no more."""
+        loaded = {*self._releases.loaded}
+        self._popular = {key: value for key, value in self._popular.items() if key[0] in loaded}
+        self._parts = {key: value for key, value in self._parts.items() if key[0] in loaded}
 
 
 def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:

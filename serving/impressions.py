@@ -29,7 +29,7 @@ class ImpressionWriter:
         self._store = store
         self._lost = lost
         self._waiting: deque[Impression] = deque()
-        self._taking = threading.Lock()
+        self._writing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="impressions", daemon=True)
         self._thread.start()
@@ -46,28 +46,28 @@ class ImpressionWriter:
         self._closing.set()
         self._thread.join(wait_s)
 
-    def _next_batch(self) -> list[Impression]:
-        with self._taking:
-            return [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
-
     def _work(self) -> None:
         while not self._closing.wait(_EVERY_S):
             self.write()
         self.write()
 
     def write(self) -> None:
-        """Store all that waits, now."""
-        while batch := self._next_batch():
-            oldest_ms = time.time() * 1000 - _MOST_WAIT_MS
-            fresh = [each for each in batch if each.served_ms is None or each.served_ms >= oldest_ms]
-            try:
-                if fresh:
-                    self._store.record_impressions(fresh)
-            except StoreError as error:
-                fresh = []
-                logger.warning("%s", error)
-            except Exception:  # one bad answer must not end the thread
-                fresh = []
-                logger.exception("impressions not kept")
-            if len(fresh) < len(batch):
-                self._lost(len(batch) - len(fresh))
+        """Store all that waits; what another thread has taken is stored, too, when this returns."""
+        with self._writing:
+            while batch := [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]:
+                self._write(batch)
+
+    def _write(self, batch: list[Impression]) -> None:
+        oldest_ms = time.time() * 1000 - _MOST_WAIT_MS
+        fresh = [each for each in batch if each.served_ms is None or each.served_ms >= oldest_ms]
+        try:
+            if fresh:
+                self._store.record_impressions(fresh)
+        except StoreError as error:
+            fresh = []
+            logger.warning("%s", error)
+        except Exception:  # one bad answer must not end the thread
+            fresh = []
+            logger.exception("impressions not kept")
+        if len(fresh) < len(batch):
+            self._lost(len(batch) - len(fresh))

@@ -22,11 +22,22 @@ class LoopLag:
         self._beats: tuple[float, float] | None = None
         self._worst_s = 0.0
         self._since: float | None = None
+        self.backlog_since: float | None = None
+        """The moment after which the first of those who wait for their turn has come; None while nobody waits."""
 
     @property
     def seconds(self) -> float:
         """The longest that a request which is seen now can have waited, less the usual distance of beats."""
         return 0.0 if self._beats is None else max(0.0, self._clock() - self.seen_since - 2 * _EVERY_S)
+
+    @property
+    def behind_s(self) -> float:
+        """The same of what is to be seen next, for other threads: the backlog counts, too."""
+        beats, backlog_since = self._beats, self.backlog_since
+        if beats is None:
+            return 0.0
+        since = beats[0] if backlog_since is None else min(beats[0], backlog_since)
+        return max(0.0, self._clock() - since - 2 * _EVERY_S)
 
     @property
     def seen_since(self) -> float:

@@ -1,5 +1,6 @@
 """Releases that answer: loaded beside one another, switched in one step, several arms at once."""
 
+import gc
 import logging
 import math
 import threading
@@ -280,7 +281,8 @@ class Releases:
             if live is None:
                 if self._folder is None or name not in self.names():
                     raise ConfigError(f"no release {name} here; list them first")
-                live = LiveRelease(self._load(self._folder / name), self._store, self._cache)
+                with _without_collection():
+                    live = LiveRelease(self._load(self._folder / name), self._store, self._cache)
                 live.check()
             live.verify()
         except ArtifactError:
@@ -358,3 +360,16 @@ def _noted(failures: list[Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         failures.append(error)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """What is made in here is never looked through for garbage: with a large catalogue that would stop every answer."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -9,11 +9,14 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from recsys.contracts.config import Config
+from recsys.contracts.events import MAX_ID_LENGTH
 from recsys.contracts.ids import PAD, Floats, Tokens, Vocabulary
 
 Mask = npt.NDArray[np.bool_]
 RULES_DOCUMENT: Final = "rules"
-ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+NO_NUL: Final = r"^[^\x00]+$"
+"""No database stores it as it is."""
+ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, pattern=NO_NUL)]
 
 
 class Filters(Config):

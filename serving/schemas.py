@@ -11,12 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic.config import JsonDict
 
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
-from serving.rules import Filters
+from serving.rules import NO_NUL, Filters
 
-_NO_NUL = r"^[^\x00]+$"  # PostgreSQL cannot store it
-Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_NO_NUL)]
-ContextText = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
-EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=NO_NUL)]
+ContextText = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)]
+EventType = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)]
 
 Source = Literal[
     "model",
@@ -227,7 +226,7 @@ class IncomingEvent(Schema):
     timestamp: datetime | None = None
     """ISO 8601 or epoch seconds/milliseconds; now, if left out. Without a zone: UTC."""
     event_id: Id | None = None
-    request_id: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)] | None = None
+    request_id: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)] | None = None
     """Of the answer that led here. Required of an event of type `impression`: what the shop displayed."""
     value: float | None = Field(default=None, ge=0, le=1e12, allow_inf_nan=False)
     """What a purchase brought."""

@@ -58,6 +58,7 @@ class Turns:
     def wait(self, work: Callable[[], None]) -> None:
         """Do it when those who came before have had their turn."""
         self._waiting.append((self._lag.seen_since, work))
+        self._lag.backlog_since = self._waiting[0][0]
         self._come_back()
 
     def _come_back(self) -> None:
@@ -74,6 +75,7 @@ class Turns:
                 with self._lag.waited_since(since):
                     work()
         finally:
+            self._lag.backlog_since = self._waiting[0][0] if self._waiting else None
             self._come_back()
 
 
@@ -184,7 +186,8 @@ def usual_head(data: bytes) -> tuple[_Headers, bytes, int] | None:
     fields = dict(headers)
     if len(fields) < len(headers) or not fields.keys().isdisjoint(_UNUSUAL):
         return None
-    if fields.get(b"connection", _KEPT).lower() != _KEPT or fields.get(b"content-type") != _JSON:
+    kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()  # clients may name the charset
+    if fields.get(b"connection", _KEPT).lower() != _KEPT or kind != _JSON:
         return None
     declared = fields.get(b"content-length", b"")
     length = int(declared) if declared.isdigit() else 0

@@ -4,7 +4,9 @@ import http.client
 import itertools
 import json
 import re
+import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,10 @@ _MOSTLY = 0.9
 _COLD_FOR_CAPACITY = 1_400
 _LEAST_REQUESTS = 100
 """Of a step of that search, so that one degraded answer is not too many."""
+_SWITCH_S = 40.0
+"""How long the load lasts while releases are switched, at most."""
+_TWINS = ("first", "second")
+"""Names of the release and its copy."""
 _NUM_DRAWN = 50
 """Histories that are drawn; more are copies."""
 
@@ -50,20 +56,23 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
     Raises:
         StoreError: the server did not start.
     """
-    vocabulary = Vocabulary.load(artifact.resolve_release(releases))
+    release = artifact.resolve_release(releases)
+    vocabulary = Vocabulary.load(release)
     num_cold = num_requests // 10 + min(_COLD_FOR_CAPACITY, 10 * num_requests)
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
         url = f"sqlite:///{folder}/store.db"
         _simulate(url, vocabulary, NUM_WARM + num_cold, num_events)
-        with server_process.started(releases, url) as server, bar("serve") as advance:
+        twins = _twins(release, Path(folder) / "releases")
+        with server_process.started(twins, url) as server, bar("serve") as advance:
             cold_users = [f"cold-{n}" for n in range(num_cold)]
-            run = _Run(server.port, server.process.pid, vocabulary, cold_users, num_requests)
-            for step, (name, phase) in enumerate(run.phases()):
-                advance(name, step, 5)
+            run = _Run(server.port, server.process.pid, vocabulary, cold_users, num_requests, twins)
+            phases = run.phases()
+            for step, (name, phase) in enumerate(phases):
+                advance(name, step, len(phases))
                 phase()
-            advance("done", 5, 5)
+            advance("done", len(phases), len(phases))
             memory = peak_bytes(server.process.pid) / 1e6
-    size = sum(entry.size_bytes for entry in artifact.read_manifest(artifact.resolve_release(releases)).files.values())
+    size = sum(entry.size_bytes for entry in artifact.read_manifest(release).files.values())
     return {
         **run.figures,
         "ready_s": round(server.ready_s, 2),
@@ -77,8 +86,17 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
 class _Run:
     """The phases of one benchmark, and the figures they leave."""
 
-    def __init__(self, port: int, pid: int, vocabulary: Vocabulary, cold_users: list[str], num_requests: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        pid: int,
+        vocabulary: Vocabulary,
+        cold_users: list[str],
+        num_requests: int,
+        releases: Path | None = None,
+    ) -> None:
         self._port = port
+        self._releases = releases
         self._pid = pid
         self._items = [item.item_id for item in vocabulary.items]
         self._cold = iter(cold_users)
@@ -95,6 +113,7 @@ class _Run:
             ("capacity, warm", self._warm_capacity),
             ("capacity, cold", self._cold_capacity),
             ("overload", self._overload),
+            *([("switch", self._switch)] if self._releases else []),
         ]
 
     def _one_at_a_time(self) -> None:
@@ -162,6 +181,38 @@ class _Run:
             "overload_p99_ms": _percentile(done.latencies_ms, 99),
         }
 
+    def _switch(self) -> None:
+        """The mixed load's rate of warm users while `current` is moved to another release, and back."""
+        num = min(self._num_requests, int(_SWITCH_S * RATE_PER_S))
+        calls, beside = (
+            [_call(self._warm_user()) for _ in range(num)],
+            [self._event(self._warm_user()) for _ in range(num)],
+        )
+        took_s: list[float | None] = []
+        mover = threading.Thread(target=self._move, args=(took_s, num / RATE_PER_S / 2))
+        mover.start()
+        done = load.run(self._port, calls, RATE_PER_S, beside, self._pid)
+        mover.join()
+        self.figures |= {
+            "switch_requests": num,
+            "switch_s": took_s,
+            "switch_late": done.late,
+            "switch_late_in_pause": done.late_in_pause,
+            "switch_errors": done.errors,
+            "switch_degraded_share": round(done.degraded_share, 5),
+            "switch_p99_ms": _percentile(done.latencies_ms, 99),
+        }
+
+    def _move(self, took_s: list[float | None], most_s: float) -> None:
+        """Note how long each switch takes; None, if longer than `most_s`."""
+        assert self._releases is not None
+        for name in reversed(_TWINS):
+            artifact.set_current(self._releases, name)
+            began = time.monotonic()
+            while (elapsed := time.monotonic() - began) < most_s and server_process.answering(self._port) != name:
+                time.sleep(0.05)
+            took_s.append(round(elapsed, 2) if elapsed < most_s else None)
+
     def _capacity(self, user: Any, rate: float) -> float:
         """The highest rate that held, by steps of a quarter; 0 if not even the first did.
 
@@ -192,6 +243,14 @@ class _Run:
         call = self._event(user)
         connection.request("POST", call.path, json.dumps(call.body), {"Content-Type": "application/json"})
         connection.getresponse().read()
+
+
+def _twins(release: Path, folder: Path) -> Path:
+    """A folder of releases with the same one twice, the first of them current."""
+    for name in _TWINS:
+        shutil.copytree(release, folder / name)
+    artifact.set_current(folder, _TWINS[0])
+    return folder
 
 
 def _call(user: str, **wishes: Any) -> Call:

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import socket
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def started(releases: Path, store_url: str) -> Iterator[Server]:
     began = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
-        while not _is_ready(port):
+        while answering(port) is None:
             if process.poll() is not None or time.monotonic() - began > _START_TIMEOUT_S:
                 raise StoreError(
                     f"the server did not start; run `recsys serve {releases} --store {store_url}` to see why"
@@ -52,12 +53,14 @@ def started(releases: Path, store_url: str) -> Iterator[Server]:
         process.wait(timeout=30)
 
 
-def _is_ready(port: int) -> bool:
+def answering(port: int) -> str | None:
+    """The release that answers at a port; None while nobody is ready there."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     try:
         connection.request("GET", "/readyz")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        response = connection.getresponse()
+        return str(json.loads(response.read())["release"]) if response.status == http.HTTPStatus.OK else None
     except OSError:
-        return False
+        return None
     finally:
         connection.close()

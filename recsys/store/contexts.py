@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
 from recsys.store.schema import context_counts, insert, trouble
 
+MOST_VALUES: Final = 10_000
+"""Values whose counts are kept when the store is pruned: a shop may send texts that never come twice."""
 ContextValue = tuple[str, str]
 """(field, value), such as (country, de)."""
 
@@ -65,3 +68,14 @@ def popular(engine: sa.Engine, min_events: int, num_items: int) -> dict[ContextV
             known = found.setdefault((row.field, row.value), ContextPopularity(int(row.total), []))
             known.item_ids.append(row.item_id)
     return found
+
+
+def prune(connection: sa.Connection, most_at_once: int) -> int:
+    """Delete the counts of some values beyond the `MOST_VALUES` with most events; how many values."""
+    value = context_counts.c.field, context_counts.c.value
+    most_first = sa.func.sum(context_counts.c.num_events).desc(), *value
+    beyond = sa.select(*value).group_by(*value).order_by(*most_first).offset(MOST_VALUES).limit(most_at_once)
+    gone = [tuple(row) for row in connection.execute(beyond)]
+    if gone:
+        connection.execute(sa.delete(context_counts).where(sa.tuple_(*value).in_(gone)))
+    return len(gone)

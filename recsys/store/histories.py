@@ -40,16 +40,20 @@ def _row(item_ids: Any) -> Any:
     return sa.select(item_ids, sa.func.max(_NEWEST.c.seq), sa.func.min(times), sa.func.max(times))
 
 
-_in_order = aggregate_order_by(_NEWEST.c.item_id, _NEWEST.c.timestamp_ms.desc(), _NEWEST.c.seq.desc())
+_IN_ORDER: Final = aggregate_order_by(_NEWEST.c.item_id, _NEWEST.c.timestamp_ms.desc(), _NEWEST.c.seq.desc())
 _READ: Final = {
     # It reads the rows as the inner query orders them, which it does not leave out because of the limit.
     "sqlite": _row(sa.func.json_group_array(_NEWEST.c.item_id)),
-    "postgresql": _row(sa.cast(sa.func.json_agg(_in_order), sa.Text)),
+    "postgresql": _row(sa.cast(sa.func.json_agg(_IN_ORDER), sa.Text)),
 }
 
 
 def read(connection: sa.Connection, user_id: str, after: int, most: int) -> StoredHistory:
-    """The user's last events with a higher number than `after`, `most` at most."""
+    """The user's last events with a higher number than `after`, `most` at most, oldest first.
+
+    Raises:
+        SQLAlchemyError: the database cannot be read.
+    """
     found = {"wanted": user_id, "after": after, "most": most}
     item_ids, last_seq, first_ms, last_ms = connection.execute(_READ[connection.dialect.name], found).one()
     if last_seq is None:

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from recsys.contracts.errors import StoreError
-from recsys.store import users
-from recsys.store.schema import answer_counts, displays, events, impressions
+from recsys.store import contexts, users
+from recsys.store.schema import answer_counts, displays, events, impressions, joins
 
 T = TypeVar("T")
 AT_ONCE: Final = 1_000
@@ -22,7 +22,10 @@ Rest = Callable[[float], object]
 
 
 def prune(engine: sa.Engine, before_ms: int, rest: Rest) -> int:
-    """Delete events, answers and displays older than a moment; the number of events deleted."""
+    """Delete events, answers and displays older than a moment, and what has grown beside them.
+
+    Returns the number of events deleted.
+    """
     deleted = 0
     while num := _rested(lambda: _events(engine, before_ms), rest):
         deleted += num
@@ -31,6 +34,9 @@ def prune(engine: sa.Engine, before_ms: int, rest: Rest) -> int:
     last: str | None = ""
     while last is not None:
         last = _rested(partial(_displays, engine, before_ms, last), rest)
+    while _rested(lambda: _rare_contexts(engine), rest):
+        pass
+    _rested(lambda: _joins(engine), rest)
     return deleted
 
 
@@ -110,3 +116,15 @@ def _displays(engine: sa.Engine, before_ms: int, after: str) -> str | None:
         some = connection.scalars(ids.order_by(displays.c.request_id).limit(AT_ONCE)).all()
         connection.execute(sa.delete(displays).where(old, displays.c.request_id.in_(set(some))))
     return some[-1] if some else None
+
+
+def _rare_contexts(engine: sa.Engine) -> int:
+    with engine.begin() as connection:
+        return contexts.prune(connection, AT_ONCE)
+
+
+def _joins(engine: sa.Engine) -> None:
+    """Those that are older than every event: nothing is left to which they lead."""
+    first = sa.select(sa.func.min(events.c.seq)).scalar_subquery()
+    with engine.begin() as connection:
+        connection.execute(sa.delete(joins).where(joins.c.last_seq < first))

@@ -185,8 +185,8 @@ def open_engine(url: str) -> sa.Engine:
         raise StoreError(f"store {shown}: driver {error.name} is missing; install recsys[postgres]") from None
     except SQLAlchemyError as error:
         raise StoreError(f"store {shown}: {_first_line(error)}; {_EXPECTED}") from None
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _set_up_sqlite)
+    set_up = _set_up_sqlite if engine.dialect.name == "sqlite" else _set_up_postgresql
+    sa.event.listen(engine, "connect", set_up)
     try:
         _create_tables(engine)
     except SQLAlchemyError as error:
@@ -271,6 +271,12 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA auto_vacuum = incremental")
     for pragma in ("journal_mode = WAL", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    """A commit is on disk before it is acknowledged, whatever the server's default is."""
+    connection.execute("SET synchronous_commit = on")
+    connection.commit()
 
 
 def _first_line(error: Exception) -> str:

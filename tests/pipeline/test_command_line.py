@@ -125,6 +125,7 @@ def test_the_serve_benchmark_measures_a_real_server(shop: Path) -> None:
         recsys("benchmark", "serve", shop / "releases", "--requests", 20, "--events", 20, "--kills", 1, "--json").stdout
     )
     assert (values["requests"], values["errors"], values["overload_errors"]) == (20, 0, 0)
+    assert (values["switch_requests"], values["switch_errors"], len(values["switch_s"])) == (20, 0, 2)
     assert 0 < values["p50_ms"] <= values["p99_ms"]
     assert (values["kills"], values["acknowledged_events_lost"]) == (1, 0) and values["acknowledged_events"] > 0
     assert {"late", "degraded_share", "warm_p50_ms", "ready_s", "overload_late", "capacity_cold_per_s"} <= set(values)

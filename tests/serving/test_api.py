@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from recsys.contracts.ids import Vocabulary
+from recsys.runtime.index import ItemIndex
 from recsys.runtime.recommender import Recommender
 from recsys.store import ArmCounts, EventStore
 from recsys.store.schema import recall_hours
@@ -236,7 +237,12 @@ def test_an_item_of_any_id_has_similar_ones(tmp_path: Path) -> None:
             assert {item["item_id"] for item in found} == set(ODD_IDS) - {odd}
 
 
-def test_the_index_is_checked_against_exact_search(open_shop) -> None:
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_what_answers_are_made_from_is_checked_against_exact_search(open_shop, monkeypatch, is_broken: bool) -> None:
+    monkeypatch.setattr("serving.answers._CHECKED_AT_ONCE", 7)
+    if is_broken:
+        true = ItemIndex.all_scores
+        monkeypatch.setattr(ItemIndex, "all_scores", lambda index, vector_D: -true(index, vector_D))
     shop = open_shop(deadline_ms=10_000, index_check_share=1)
     shop.ask(events=[{"item_id": "sku-3"}])
     for _ in range(1_000):
@@ -244,7 +250,7 @@ def test_the_index_is_checked_against_exact_search(open_shop) -> None:
         if "recsys_index_checked_items_total 10.0" in text:
             break
     assert "recsys_index_checked_items_total 10.0" in text
-    assert "recsys_index_missed_items_total 0.0" in text
+    assert ("recsys_index_missed_items_total 0.0" in text) != is_broken
 
 
 @pytest.mark.parametrize(

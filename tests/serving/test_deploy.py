@@ -16,6 +16,8 @@ from serving.metrics import Metrics
 from tests.conftest import service_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+OF_GPU = {"recsys_gpu_memory_bytes", "recsys_gpu_sm_share", "recsys_gpu_tensor_share"}
+"""Metrics that exist where there is a GPU."""
 
 
 def drawn() -> list[tuple[str, str]]:
@@ -32,7 +34,7 @@ def watched() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("expression", "legend"), [*drawn(), *watched()])
 def test_every_label_that_is_asked_for_is_one_of_the_metric(expression: str, legend: str) -> None:
-    names = {"recsys_gpu_memory_bytes": {"gpu"}}  # where there is a GPU
+    names = {name: {"gpu"} for name in OF_GPU}
     for name, collector in Metrics().registry._names_to_collectors.items():
         names[name] = {*collector._labelnames, *(["le"] if name.endswith("_bucket") else [])}
     grouped = re.findall(r"\bby \(([^)]*)\)", expression)
@@ -68,9 +70,8 @@ def promtool(*arguments: str) -> None:
 
 @pytest.mark.parametrize("name", ["alerts.yaml", "grafana.json"])
 def test_every_metric_that_is_watched_exists(shop, name: str) -> None:
-    optional = {"recsys_gpu_memory_bytes"}  # where there is a GPU
     existing = set(re.findall(r"^# TYPE (\w+) ", shop.client.get("/metrics").text, re.MULTILINE))
-    existing |= {f"{metric}_bucket" for metric in existing} | optional
+    existing |= {f"{metric}_bucket" for metric in existing} | OF_GPU
     watched = set(re.findall(r"\brecsys_\w+", (DEPLOY / name).read_text()))
     assert len(watched) > 5
     assert watched <= existing

@@ -42,6 +42,15 @@ def test_excluded_and_seen_items_are_left_out(shop) -> None:
     assert items(shop.ask(user_id="ann", k=1, exclude_seen=True)) == ["sku-0"]
 
 
+def test_items_of_events_since_the_last_answer_are_left_out_too(shop) -> None:
+    shop.tell("sku-3")
+    shop.ask(user_id="ann")
+    shop.tell("sku-5", "sku-3")
+    assert {"sku-3", "sku-5"}.isdisjoint(items(shop.ask(user_id="ann", k=20, exclude_seen=True)))
+    (live,) = shop.endpoint.releases._live.values()
+    assert sorted(live.sessions.peek("ann").seen.tolist()) == [4, 6]  # each once
+
+
 def test_of_events_in_the_request_the_purchased_ones_are_left_out(shop) -> None:
     told = [{"item_id": "sku-3", "event_type": "purchase"}, {"item_id": "sku-5"}]
     shown = items(shop.ask(events=told, k=20, exclude_purchased=True))

@@ -1,5 +1,6 @@
 """Releases that change while requests are answered: switched, rolled back, side by side, unseen."""
 
+import gc
 import hashlib
 import time
 from pathlib import Path
@@ -226,3 +227,21 @@ def test_a_server_of_one_release_says_that_it_cannot_switch(site: Site) -> None:
         alone.activate("b")
     with pytest.raises(ConfigError, match="no release b here"):
         alone.set_arms(Arms(arms=[Arm(name="x", release="b")]))
+
+
+def test_a_release_is_loaded_without_looks_for_garbage_and_kept_out_of_later_ones(site: Site, monkeypatch) -> None:
+    releases, was_enabled, true = site.releases(), [], site.load
+
+    def load(path: Path) -> Recommender:
+        was_enabled.append(gc.isenabled())
+        return true(path)
+
+    monkeypatch.setattr(releases, "_load", load)
+    before = gc.get_freeze_count()
+    releases.activate("b")
+    assert (was_enabled, gc.isenabled()) == ([False], True)
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
+    with pytest.raises(ArtifactError):
+        releases.activate("broken")
+    assert gc.isenabled()

@@ -44,6 +44,12 @@ def test_a_change_of_stock_answers_what_it_changed(admin) -> None:
     assert admin.client.get("/v1/admin/rules").json()["unavailable"] == ["sku-3", "unheard-of"]
 
 
+@pytest.mark.parametrize("field", ["unavailable", "denied"])
+def test_an_id_that_no_database_keeps_is_refused(admin, field: str) -> None:
+    assert admin.client.put("/v1/admin/rules", json={field: ["sku-1\x00"]}).status_code == 422
+    assert "sku-1" in shown(admin)
+
+
 def test_what_is_out_of_stock_is_listed_in_pages(admin) -> None:
     patch(admin, **{f"sku_{n}": False for n in range(5)})
     first = admin.client.get("/v1/admin/availability", params={"limit": 3}).json()

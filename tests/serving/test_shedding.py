@@ -50,6 +50,8 @@ def test_a_request_is_read_from_its_bytes() -> None:
     assert (found, length) == (body.encode(), len(body))
     assert (b"host", b"localhost") in headers
     assert usual_head(message(body)[:-5])[1:] == (body.encode()[:-5], len(body))
+    named = HEAD.replace("application/json", "Application/JSON; charset=utf-8")
+    assert usual_head(message(body, named))[1:] == (body.encode(), len(body))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,7 @@ def test_a_request_is_read_from_its_bytes() -> None:
         message('{"user_id": "ann"}', HEAD.replace("recommendations", "events")),
         message('{"user_id": "ann"}', HEAD.replace("POST", "GET")),
         message('{"user_id": "ann"}', "POST /v1/recommendations HTTP/1.1\r\n"),
+        message('{"user_id": "ann"}', HEAD.replace("application/json", "application/json-seq")),
         message("{}" + " " * 20_000),
         message('{"user_id": "ann"}', length=-1),
         message(""),
@@ -204,7 +207,7 @@ def test_while_it_sheds_many_a_tenth_is_enough_and_work_gets_less_time(open_shop
     monkeypatch.setattr(LoopLag, "recent_s", 0.0)
     monkeypatch.setattr(service, "_clock", lambda: now[0])
     monkeypatch.setattr(service, "_shed", RecentCount(0.1, lambda: now[0]))
-    monkeypatch.setattr(service.handy, "told", lambda *_: b"{}")
+    monkeypatch.setattr(service.handy, "told", lambda *_, **__: b"{}")
 
     def shed(num: int) -> tuple[bool, float]:
         for _ in range(num):
@@ -299,6 +302,64 @@ def test_messages_that_wait_have_their_turns_and_what_else_is_ready_goes_on_betw
     assert [each for each in done if each != "between"] == list(range(40))
     assert done.index("between") == 17  # in four milliseconds
     assert done.count("between") >= 2
+
+
+def test_workers_give_way_while_the_loop_is_behind_or_has_a_backlog(open_shop, monkeypatch) -> None:
+    service, now = open_shop().endpoint.service, [100.0]
+    lag = LoopLag(lambda: now[0])
+    monkeypatch.setattr(service, "lag", lag)
+    pools = (service.pool, service.cold_pool, service._background)
+
+    def give_way() -> bool:
+        (answer,) = {pool._gives_way() for pool in pools}
+        return answer
+
+    assert not give_way()  # there is no loop
+    lag._beats = (99.982, 99.99)
+    assert not give_way()
+    now[0] += 0.005
+    assert give_way()
+    lag._beats = (now[0] - 0.01, now[0] - 0.005)
+    assert not give_way()
+    lag.backlog_since = now[0] - 0.021
+    assert give_way()
+
+
+def test_a_backlog_lasts_until_the_last_has_had_its_turn() -> None:
+    now, backlogs = [100.0], []
+
+    async def main() -> None:
+        lag = LoopLag(lambda: now[0])
+        lag.beat()
+        turns = Turns(lag, lambda: now[0])
+        for _ in range(2):
+            turns.wait(lambda: backlogs.append(lag.backlog_since))
+            now[0] += 0.02
+            lag.beat()
+        while len(turns):
+            await asyncio.sleep(0)
+        backlogs.append(lag.backlog_since)
+
+    asyncio.run(main())
+    assert backlogs == [100.0, 100.0, None]
+
+
+def test_what_is_shed_after_its_own_deadline_is_late_by_that(behind, monkeypatch) -> None:
+    def late(**wishes) -> float:
+        in_one_piece(behind, message(json.dumps({"user_id": "ann", **wishes})))
+        return behind.endpoint.metrics.registry.get_sample_value("recsys_late_total")
+
+    monkeypatch.setattr(LoopLag, "seconds", 0.2)  # of ten seconds
+    assert (late(), late(deadline_ms=201), late(deadline_ms=199)) == (0, 0, 1)
+
+
+def test_what_is_kept_encoded_leaves_with_its_release(behind, monkeypatch) -> None:
+    handy = behind.endpoint.service.handy
+    in_one_piece(behind, message('{"user_id": "nobody"}'))
+    assert {name for name, _ in [*handy._popular, *handy._parts]} == {"r1"}
+    monkeypatch.setattr(type(handy._releases), "loaded", ["r2"])
+    in_one_piece(behind, message('{"user_id": "nobody", "k": 3}'))
+    assert (len(handy._popular), handy._parts) == (1, {})
 
 
 def test_one_that_fails_does_not_keep_the_others_from_their_turns() -> None:

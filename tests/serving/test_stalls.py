@@ -6,15 +6,18 @@ So the moment of every answer is known exactly, on any machine.
 import asyncio
 import selectors
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from recsys.contracts.events import Event
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
-from serving.answers import AnswerService
+from serving.answers import AnswerService, _hidden, _Work
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.metrics import Metrics
@@ -157,6 +160,26 @@ def test_what_was_spent_before_the_answer_began_is_not_spent_again(counter: Coun
     assert (late.degraded, late.timings_ms["total"]) == ("deadline", pytest.approx(200))
 
 
+def test_purchases_that_are_learned_while_a_list_at_hand_is_made_are_not_shown() -> None:
+    class Vocabulary:
+        def tokens(self, named: list[str]) -> np.ndarray:
+            work.purchased = {"sku-1"}  # by a worker that is late
+            return np.array([2 for _ in named], dtype=np.int32)
+
+    release = SimpleNamespace(vocabulary=Vocabulary())
+    live = SimpleNamespace(recommender=SimpleNamespace(release=release))
+    request = RecommendationRequest(user_id="ann", exclude_purchased=True)
+    work = _Work(request, live, "all", time.monotonic, seen=np.array([2], dtype=np.int32))
+    named, seen = _hidden(work)
+    assert 2 in {*named, *seen}
+
+
+def test_of_a_request_that_gives_less_time_less_is_kept_back(counter: Counter) -> None:
+    counter.stall(counter.store, "glance")
+    answer = counter.ask(deadline_ms=DEADLINE_MS / 10)
+    assert answer.timings_ms["total"] == pytest.approx((DEADLINE_MS - RESERVE_MS) / 10)
+
+
 def test_a_loop_that_was_late_a_moment_ago_keeps_back_a_reserve(counter: Counter) -> None:
     lag = counter.service.lag
     lag._clock = counter.clock
@@ -181,7 +204,7 @@ def test_a_request_with_its_own_events_is_answered_at_its_own_deadline(counter: 
     request = RecommendationRequest(events=[{"item_id": "sku-3"}], k=2, deadline_ms=40)
     answer = counter.loop.run_until_complete(counter.service.answer(request, counter.clock.now))
     assert (answer.degraded, answer.source) == ("deadline", "nearest")
-    assert answer.timings_ms["total"] == pytest.approx(40 - RESERVE_MS)
+    assert answer.timings_ms["total"] == pytest.approx(40 * (1 - RESERVE_MS / DEADLINE_MS))
 
 
 def shown(answer: RecommendationAnswer) -> list[str]:
@@ -250,7 +273,7 @@ def test_members_of_a_batch_that_wait_for_their_turn_are_each_in_time(counter: C
     ]
     began = counter.clock.now
     answers = counter.loop.run_until_complete(counter.service.answer_all(requests, began))
-    assert [answer.timings_ms["total"] for answer in answers] == [100 - RESERVE_MS] * 3 + [50 - RESERVE_MS] * 3
+    assert [answer.timings_ms["total"] for answer in answers] == [100 - RESERVE_MS] * 3 + [50 - RESERVE_MS / 2] * 3
     assert {answer.degraded for answer in answers} == {"deadline"}
     assert {turns._value for turns in counter.service._turns.values()} == {2}
 

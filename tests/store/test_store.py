@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
-from recsys.store import EventStore, removals, retention
+from recsys.store import EventStore, contexts, removals, retention, schema
 from recsys.store.rows import copy_histories
 
 
@@ -253,6 +254,38 @@ def test_pruning_in_steps_deletes_all_that_is_old(store: EventStore, monkeypatch
     assert store.prune(before_ms=7) == 7
     assert [store.history(user) for user in ("u0", "u1")] == [["i8"], ["i7"]]
     assert_glances_count_events(store, "u0", "u1")
+
+
+def test_pruning_leaves_the_contexts_with_most_events(store: EventStore, monkeypatch) -> None:
+    monkeypatch.setattr(contexts, "MOST_VALUES", 2)
+    monkeypatch.setattr(retention, "AT_ONCE", 1)
+    for country, num in (("de", 3), ("fr", 1), ("at", 2), ("ch", 1)):
+        store.append([event(f"i{n}", n) for n in range(num)], {n: [("country", country)] for n in range(num)})
+    store.prune(before_ms=0)
+    assert store.popular_by_context(1, 10).keys() == {("country", "de"), ("country", "at")}
+
+
+def test_pruning_forgets_joins_that_lead_nowhere(store: EventStore) -> None:
+    def sessions() -> list[str]:
+        with store.engine.connect() as connection:
+            return list(connection.scalars(sa.select(schema.joins.c.session_id)))
+
+    for at in (1, 2):
+        store.append([event("a", at, user=f"session-{at}")])
+        store.join(f"session-{at}", "u")
+    store.append([event("a", 3)])
+    store.prune(before_ms=2)
+    assert sessions() == ["session-2"]
+    store.prune(before_ms=3)
+    assert sessions() == []
+
+
+@pytest.mark.service
+def test_a_commit_is_durable_whatever_the_servers_default_is(postgres: str) -> None:
+    engine = schema.open_engine(f"{postgres}&options=-c%20synchronous_commit%3Doff")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("show synchronous_commit").scalar() == "on"
+    engine.dispose()
 
 
 def test_users_who_are_gone_are_told_in_order_and_once(store: EventStore, monkeypatch) -> None:
