@@ -93,7 +93,7 @@ class _Run:
         vocabulary: Vocabulary,
         cold_users: list[str],
         num_requests: int,
-        releases: Path | None = None,
+        releases: Path,
     ) -> None:
         self._port = port
         self._releases = releases
@@ -109,11 +109,11 @@ class _Run:
         """In their order."""
         return [
             ("one at a time", self._one_at_a_time),
+            ("switch", self._switch),
             ("mixed load", self._mixed),
             ("capacity, warm", self._warm_capacity),
             ("capacity, cold", self._cold_capacity),
             ("overload", self._overload),
-            *([("switch", self._switch)] if self._releases else []),
         ]
 
     def _one_at_a_time(self) -> None:
@@ -205,7 +205,6 @@ class _Run:
 
     def _move(self, took_s: list[float | None], most_s: float) -> None:
         """Note how long each switch takes; None, if longer than `most_s`."""
-        assert self._releases is not None
         for name in reversed(_TWINS):
             artifact.set_current(self._releases, name)
             began = time.monotonic()
