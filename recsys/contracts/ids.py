@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from recsys.contracts import packing
 from recsys.contracts.errors import ArtifactError
@@ -92,4 +93,4 @@ class Vocabulary:
     def load(cls, folder: Path) -> "Vocabulary":
         """Read what `save` wrote."""
         content = packing.read(folder / cls.FILE_NAME)
-        return cls([Item(**json.loads(line)) for line in content.splitlines()])
+        return cls([Item(**orjson.loads(line)) for line in content.splitlines()])
