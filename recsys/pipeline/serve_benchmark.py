@@ -50,7 +50,8 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
     """Measure the release with its endpoint's defaults, on loopback, this load generator included.
 
     Nine in ten requests are of users whose session is kept, one in ten of a user never asked for before;
-    as many events come beside them. Capacity is the highest rate at which at most 1 % is degraded and
+    as many events come beside them. Before, the release is exchanged for a copy of it and back, under
+    the load of warm users alone. Capacity is the highest rate at which at most 1 % is degraded and
     nothing is late. Late: over 100 ms from the appointed moment, unless an idle process was paused meanwhile.
 
     Raises:
@@ -184,10 +185,8 @@ class _Run:
     def _switch(self) -> None:
         """The mixed load's rate of warm users while `current` is moved to another release, and back."""
         num = min(self._num_requests, int(_SWITCH_S * RATE_PER_S))
-        calls, beside = (
-            [_call(self._warm_user()) for _ in range(num)],
-            [self._event(self._warm_user()) for _ in range(num)],
-        )
+        calls = [_call(self._warm_user()) for _ in range(num)]
+        beside = [self._event(self._warm_user()) for _ in range(num)]
         took_s: list[float | None] = []
         mover = threading.Thread(target=self._move, args=(took_s, num / RATE_PER_S / 2))
         mover.start()
