@@ -22,7 +22,7 @@ from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import Allowed, LastAnswers, Listed
 from serving.forgetting import Watch
-from serving.handy import HandyAnswers, encoded, items_of, new_id
+from serving.handy import HandyAnswers, encoded, items_of, line_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag, RecentCount
 from serving.live import LiveRelease, Releases
@@ -397,18 +397,7 @@ class AnswerService:
 
     def _count(self, answer: RecommendationAnswer, deadline_ms: float | None) -> None:
         self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms, deadline_ms)
-        logger.info(
-            "answer",
-            extra=fields(
-                request_id=answer.request_id,
-                release=answer.release,
-                arm=answer.arm,
-                source=answer.source,
-                degraded=answer.degraded,
-                reason=answer.reason,
-                timings_ms=answer.timings_ms,
-            ),
-        )
+        logger.info("answer", extra=fields(**line_of(answer)))
 
     def _keep(self, work: _Work, answer: RecommendationAnswer) -> None:
         """Write the impression behind the answer's back, and let the shadow and the index check have their turn."""
@@ -478,11 +467,12 @@ class AnswerService:
         self._metrics.index_missed.inc(len(np.setdiff1d(exact, found)))
 
     def close(self) -> None:
-        """Stop the workers; impressions that wait are written first, for a few seconds at most."""
+        """Stop the workers; impressions that wait are written first, for a few seconds at most, and log lines."""
         self.pool.close()
         self.cold_pool.close()
         self._background.close()
         self.impressions.close(wait_s=5)
+        self.handy.say()
 
 
 def _hidden(work: _Work) -> tuple[Tokens, Tokens]:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
+import time
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -12,7 +13,7 @@ from recsys.contracts.ids import PAD
 from serving.fallback import LastAnswers, Listed, popular
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
-from serving.log import fields
+from serving.log import each
 from serving.metrics import Metrics
 from serving.ranking import Reason
 from serving.rules import CompiledRules
@@ -20,7 +21,7 @@ from serving.schemas import Because, RecommendationAnswer, RecommendedItem, Sour
 
 logger = logging.getLogger(__name__)
 
-_SAID_AFTER_S: Final = 1.0
+_SAID_AFTER_S: Final = 0.1
 
 
 class HandyAnswers:
@@ -31,7 +32,8 @@ class HandyAnswers:
         self._last_answers = last_answers
         self._metrics = metrics
         self._lag = lag
-        self._num_unsaid = 0
+        self._unsaid: list[tuple[float, dict[str, Any]]] = []
+        """Lines for the log."""
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
         self._parts: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         """What stands before and after the score of an item that was shed, by release and token."""
@@ -54,7 +56,7 @@ class HandyAnswers:
         k: int | None = None,
         deadline_ms: float | None = None,
     ) -> bytes:
-        """A list as a labelled answer, in JSON. It is counted, but has no log line and no impression of its own.
+        """A list as a labelled answer, in JSON. It is counted and logged, but has no impression.
 
         Its first k items, if they are encoded already. `deadline_ms` is the request's own, if it has one.
         """
@@ -62,20 +64,19 @@ class HandyAnswers:
         source: Source = "last_answer" if listed.source == "model" else listed.source
         self._metrics.count(source, live.name, arm, "overload", timings_ms, deadline_ms)
         self._metrics.lost_impressions.inc()
-        self._note()
         of_items = listed.encoded or self._encoded(live, listed)
-        return orjson.dumps(
-            RecommendationAnswer(
-                request_id=request_id,
-                items=orjson.Fragment(b"[" + b",".join(of_items[:k]) + b"]"),  # type: ignore[arg-type]
-                release=live.name,
-                arm=arm,
-                source=source,
-                degraded="overload",
-                reason=None if len(listed.tokens) else "no_items_match",
-                timings_ms=timings_ms,
-            )
+        answer = RecommendationAnswer(
+            request_id=request_id,
+            items=orjson.Fragment(b"[" + b",".join(of_items[:k]) + b"]"),  # type: ignore[arg-type]
+            release=live.name,
+            arm=arm,
+            source=source,
+            degraded="overload",
+            reason=None if len(listed.tokens) else "no_items_match",
+            timings_ms=timings_ms,
         )
+        self._note(answer)
+        return orjson.dumps(answer)
 
     def _encoded(self, live: LiveRelease, listed: Listed) -> tuple[bytes, ...]:
         """The items in JSON, without reasons."""
@@ -91,15 +92,17 @@ class HandyAnswers:
             known = self._parts[live.name, token] = before, after
         return known
 
-    def _note(self) -> None:
-        """One line for all that are shed within a second: there is no time for a line each."""
-        if self._num_unsaid == 0:
-            asyncio.get_running_loop().call_later(_SAID_AFTER_S, self._say)
-        self._num_unsaid += 1
+    def _note(self, answer: RecommendationAnswer) -> None:
+        """A line, written with the others of a tenth of a second: this is where there is no time."""
+        if not self._unsaid:
+            asyncio.get_running_loop().call_later(_SAID_AFTER_S, self.say)
+        self._unsaid.append((time.time(), line_of(answer)))
 
-    def _say(self) -> None:
-        logger.warning("shed", extra=fields(num_shed=self._num_unsaid, reason="overload"))
-        self._num_unsaid = 0
+    def say(self) -> None:
+        """Log what is still to be logged."""
+        unsaid, self._unsaid = self._unsaid, []
+        if unsaid:
+            logger.info("answer", extra=each(unsaid))
 
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))
@@ -120,6 +123,19 @@ class HandyAnswers:
 def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
     """The list with its items in JSON."""
     return Listed(listed.source, listed.tokens, listed.scores, tuple(orjson.dumps(item) for item in items))
+
+
+def line_of(answer: RecommendationAnswer) -> dict[str, Any]:
+    """What the log says of an answer: nothing of its user."""
+    return {
+        "request_id": answer.request_id,
+        "release": answer.release,
+        "arm": answer.arm,
+        "source": answer.source,
+        "degraded": answer.degraded,
+        "reason": answer.reason,
+        "timings_ms": answer.timings_ms,
+    }
 
 
 def _is_whole(listed: Listed, k: int, rules: CompiledRules) -> bool:

@@ -142,21 +142,46 @@ def test_a_line_that_cannot_be_made_is_counted_and_the_others_written() -> None:
     assert num_lost() == before + 1
 
 
-def test_answers_that_are_shed_are_one_line_for_each_second(shop, monkeypatch, caplog) -> None:
+def test_a_record_of_many_is_a_line_each_and_lost_as_many(monkeypatch) -> None:
+    monkeypatch.setattr(log, "_MAX_WAITING", 3)
+    before, stream = num_lost(), io.BytesIO()
+    handler = log.BufferedHandler(stream)
+    handler.close()  # its thread has ended: this test writes when it wants to
+    for _ in range(2):
+        handler.emit(record("answer", **log.each([(0.25, {"n": 1}), (0.5, {"n": 2})])))
+    handler._write()
+    *said, lost = lines(stream.getvalue())
+    assert said == [
+        {"time": f"1970-01-01T00:00:00.{ms}+00:00", "level": "info", "logger": "serving", "message": "answer", "n": n}
+        for ms, n in (("250", 1), ("500", 2))
+    ]
+    assert lost["num_lost"] == num_lost() - before == 2
+    handler.emit(record("later"))
+    handler._write()
+    assert shown(stream.getvalue())[-1] == ("later", None)
+
+
+def test_answers_that_are_shed_have_a_line_each_within_a_tenth_of_a_second(shop, monkeypatch, caplog) -> None:
     timers = []
 
     class Loop:
         def call_later(self, delay_s: float, work) -> None:
             timers.append((delay_s, work))
 
+    def shed() -> dict:
+        answer = json.loads(shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2)))
+        names = ("request_id", "release", "arm", "source", "degraded", "reason", "timings_ms")
+        return {name: answer[name] for name in names}
+
     monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server's own loop goes on
     with caplog.at_level(logging.INFO, logger="serving.handy"):
-        for _ in range(3):
-            shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2))
+        answers = [shed() for _ in range(3)]
         ((delay_s, say),) = timers
         say()
-        shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2))
+        last = shed()
+        shop.endpoint.service.handy.say()  # as the endpoint does when it closes
         timers[1][1]()
-    assert delay_s == 1
-    said = [(record.getMessage(), record.fields) for record in caplog.records]
-    assert said == [("shed", {"num_shed": 3, "reason": "overload"}), ("shed", {"num_shed": 1, "reason": "overload"})]
+    assert delay_s == 0.1
+    said = [[line for _, line in record.each] for record in caplog.records]
+    assert said == [answers, [last]]
+    assert answers[0]["degraded"] == "overload"
