@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from serving.log import fields
@@ -19,14 +20,24 @@ _ANSWERS: Final = frozenset({PATH, f"{PATH}:batch"})
 _PLAIN: Final = _ANSWERS | {"/v1/events"}
 """Paths that are their own template, for requests which are refused before they are routed."""
 _NO_ROUTE: Final = "none"
+_ITEMS: Final = "/v1/items/"
+
+
+@dataclass(slots=True)
+class Others:
+    """Requests under way that need no worker of those who ask what users will want next."""
+
+    count: int = 0
 
 
 class Accounting:
     """Notes method, route, status and time. The route is the template: ids in paths are nobody's to read."""
 
-    def __init__(self, app: _ASGI, metrics: Metrics) -> None:
+    def __init__(self, app: _ASGI, metrics: Metrics, others: Others) -> None:
+        """`others` is kept up to date."""
         self._app = app
         self._metrics = metrics
+        self._others = others
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         """Pass on, then note."""
@@ -42,9 +53,12 @@ class Accounting:
                 self._note(scope, message["status"], started)  # before the client can ask what was noted
             await send(message)
 
+        is_other = scope["path"] not in _ANSWERS and not scope["path"].startswith(_ITEMS)
+        self._others.count += is_other
         try:
             await self._app(scope, receive, noting)
         finally:
+            self._others.count -= is_other
             if not is_noted:
                 self._note(scope, 500, started)  # the server's answer where the application has none
 

@@ -64,7 +64,9 @@ def create_app(config: ServeConfig, releases: Releases, store: EventStore, cache
     app.add_middleware(Express, endpoint=endpoint)
     app.add_middleware(Guard, access=endpoint.access)
     app.add_middleware(Arrival, lag=endpoint.service.lag)  # the clock starts here
-    app.add_middleware(Accounting, metrics=endpoint.metrics)  # the outermost: refusals of all others are noted
+    app.add_middleware(
+        Accounting, metrics=endpoint.metrics, others=endpoint.others
+    )  # the outermost: refusals of all others are noted
     add_handlers(app)
     for routes in (recommendation_routes, event_routes, user_routes, admin_routes, operation_routes):
         app.include_router(routes(endpoint))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from recsys.contracts.errors import RecsysError, StoreError
 from recsys.store import EventStore
 from recsys.store.counting import RecallCounter
+from serving.accounting import Others
 from serving.answers import AnswerService
 from serving.changes import Changes
 from serving.config import ServeConfig
@@ -49,6 +50,7 @@ class Endpoint:
         self.metrics = metrics = Metrics(config.deadline_ms)
         self._writers = BoundedPool(_NUM_WRITERS, _MAX_WRITES, "events")
         self.service = AnswerService(config, releases, store, metrics)
+        self.others = Others()
         self.turns = Turns(self.service.lag)
         self.access = Access(config)
         self.tracer = otlp_tracer() if config.traces else None
@@ -76,8 +78,8 @@ class Endpoint:
         return self.warmed.is_set() and self.releases.current.is_verified
 
     def is_behind(self, num_under_way: int) -> bool:
-        """See `Shedder`. Requests that write to the store are under way, too, but in nobody's way."""
-        num_under_way -= self._writers.taken
+        """See `Shedder`. Events, reports and so on are under way, too, but in nobody's way."""
+        num_under_way -= self.others.count
         if num_under_way > self.service.num_workers + self.config.max_waiting // 2:
             return True
         ahead = num_under_way - self.service.cold_pool.taken  # those have a lane of their own

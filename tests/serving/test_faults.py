@@ -149,6 +149,33 @@ def test_while_events_cannot_be_written_the_server_is_healthy_and_answers_with_t
         assert [post.result().status_code for post in posts] == [200] * len(posts)
 
 
+def test_while_every_thread_of_the_framework_is_stalled_metrics_are_read_and_users_answered(shop, monkeypatch) -> None:
+    shop.tell("sku-3")
+    go_on, taken = threading.Event(), threading.Semaphore(0)
+
+    def stalled(_since_ms: int) -> dict:
+        taken.release()
+        go_on.wait(30)
+        return {}
+
+    monkeypatch.setattr(shop.store.attribution, "by_hour", stalled)
+    with ThreadPoolExecutor(45) as pool:
+        address = f"{shop.client.base_url}/v1/recall"
+        looks = [pool.submit(httpx.get, address, timeout=60) for _ in range(45)]
+        try:
+            assert all(taken.acquire(timeout=30) for _ in range(40))  # as many as the framework has
+            metrics = shop.client.get("/metrics")
+            assert metrics.status_code == 200
+            assert "recsys_requests_total" in metrics.text
+            answer = shop.ask(user_id="ann", k=2)
+            assert (answer["source"], answer["degraded"]) == ("model", None)
+            assert shop.client.get("/readyz").status_code == 200
+            assert not any(look.done() for look in looks)
+        finally:
+            go_on.set()
+        assert {look.result().status_code for look in looks} == {200}
+
+
 def test_events_that_find_no_place_to_wait_are_refused_and_may_be_sent_again(shop, monkeypatch) -> None:
     monkeypatch.setattr(shop.endpoint._writers, "_submit", lambda _: None)
     refused = shop.client.post("/v1/events", json={"events": [{"user_id": "bob", "item_id": "sku-4"}]})

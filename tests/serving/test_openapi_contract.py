@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema_rs
-import pytest
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
@@ -51,7 +50,6 @@ def test_everything_that_is_sent_or_answered_has_an_example_that_fits_its_schema
             assert not isinstance(example, dict) or any(example.values()), where
 
 
-@pytest.mark.slow
 def test_generated_requests_find_no_5xx_and_no_undocumented_answer(open_shop, tmp_path: Path) -> None:
     token = {"name": "t", "sha256": hashlib.sha256(b"tok").hexdigest(), "scopes": ["read", "write", "admin"]}
     shop = open_shop(deadline_ms=1_000, tokens=(token,))
