@@ -38,8 +38,20 @@ _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
 _OPTIONAL = ("event_type", "title", "category", "price", "event_id")
 _NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
+_TEXT: Final = cs.string()
 _TIGHT: Final = range(0x21, 0x80)
 """Bytes that are no white space, nor part of it."""
+_MAY_BE_LOOSE: Final = [
+    (_TEXT.str.len_bytes().min() == 0).name.suffix(":empty"),
+    *(
+        # Those below come round to the greatest.
+        (
+            (_TEXT.cast(pl.Binary).bin.get(end, null_on_oob=True) - pl.lit(_TIGHT.start, pl.UInt8)).max() >= len(_TIGHT)
+        ).name.suffix(f":{end}")
+        for end in (0, -1)
+    ),
+]
+"""Whether any text of a column may be empty, or begin or end with white space: half the work of taking it off."""
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
 KEY_SEED: Final = 20_260_101
@@ -110,7 +122,7 @@ def _clean(
     columns = _columns(path, raw.rows, layout)
     rows = _canonical(raw.rows, columns, layout, config, source, num_before).collect()
     left_out = _first_reason(rows, list(layout.left_out))
-    reason = _first_reason(rows, _problems(layout, columns, now_ms))
+    reason = _first_reason(rows, _problems(rows, layout, columns, now_ms))
     counts: dict[str, int] = {}
     schema = SCHEMA | ({EVENT_KEY: pl.UInt64} if "event_id" in columns else {})
     events = rows.select(schema.keys())
@@ -221,19 +233,10 @@ def _canonical(
 
 def _stripped(rows: pl.DataFrame) -> pl.DataFrame:
     """Texts without white space around them; empty ones are null."""
-    texts = rows.select(cs.string())
-    if texts.is_empty():
-        return rows
-    may_be_loose = texts.select(_may_be_loose(pl.col(name)) for name in texts.columns).row(0, named=True)
-    loose = [pl.col(name).str.strip_chars() for name, answer in may_be_loose.items() if answer]
+    answers = rows.select(_MAY_BE_LOOSE).rows(named=True)
+    names = {name.rpartition(":")[0] for answer in answers for name, may_be in answer.items() if may_be}
+    loose = [pl.col(name).str.strip_chars() for name in rows.columns if name in names]
     return rows.with_columns(pl.when(text != "").then(text) for text in loose) if loose else rows
-
-
-def _may_be_loose(text: pl.Expr) -> pl.Expr:
-    """Whether any may be empty, or begin or end with white space: asked in half the time of taking it off."""
-    ends = [text.cast(pl.Binary).bin.get(place, null_on_oob=True) for place in (0, -1)]
-    most = [(end - pl.lit(_TIGHT.start, pl.UInt8)).max() for end in ends]  # those below come round to the greatest
-    return pl.any_horizontal(text.str.len_bytes().min() == 0, *(each >= len(_TIGHT) for each in most))
 
 
 def _event_key(event_id: pl.Expr) -> pl.Expr:
@@ -298,12 +301,20 @@ def _dates(plain: pl.Series, pattern: str) -> pl.Series:
     return whole.str.to_datetime(pattern, strict=False, time_unit="ms", time_zone="UTC").dt.epoch("ms")
 
 
-def _problems(layout: Format, columns: dict[str, list[str]], now_ms: int) -> list[tuple[str, pl.Expr]]:
+def _problems(
+    rows: pl.DataFrame, layout: Format, columns: dict[str, list[str]], now_ms: int
+) -> list[tuple[str, pl.Expr]]:
     """The declared schema: why a row cannot be used, and which rows those are."""
-    checks: list[tuple[str, pl.Expr]] = []
-    for field, word in (("user_id", "user"), ("item_id", "item")):
-        checks.append((f"{word} is empty", pl.col(field).is_null()))
-        checks.append((f"{word} is longer than {MAX_ID_LENGTH}", pl.col(field).str.len_chars() > MAX_ID_LENGTH))
+    limits = {"user_id": ("user", MAX_ID_LENGTH), "item_id": ("item", MAX_ID_LENGTH)}
+    if "event_type" in columns:
+        limits["event_type"] = ("event type", MAX_TYPE_LENGTH)
+    num_bytes = rows.select(pl.col(*limits).str.len_bytes().max()).row(0, named=True)
+    checks = [(f"{limits[field][0]} is empty", pl.col(field).is_null()) for field in ("user_id", "item_id")]
+    checks += [
+        (f"{word} is longer than {limit}", pl.col(field).str.len_chars() > limit)
+        for field, (word, limit) in limits.items()
+        if (num_bytes[field] or 0) > limit  # as many characters, at most
+    ]
     if layout.timestamp:
         moment = pl.col("timestamp_ms")
         checks.append(("timestamp is empty", pl.col("no_timestamp")))
@@ -311,9 +322,6 @@ def _problems(layout: Format, columns: dict[str, list[str]], now_ms: int) -> lis
         checks.append(("timestamp before 1970", moment < 0))
         checks.append((_NO_EPOCH, pl.col("no_epoch")))
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
-    if "event_type" in columns:
-        too_long = pl.col("event_type").str.len_chars() > MAX_TYPE_LENGTH
-        checks.append((f"event type is longer than {MAX_TYPE_LENGTH}", too_long))
     if "price" in columns:
         checks.append(("price does not parse", pl.col("bad_price")))
     return checks
