@@ -40,7 +40,7 @@ from recsys.histories import SCHEMA as HISTORY_SCHEMA
 
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
-NUM_READERS = 4
+NUM_READERS = 6
 """Files read and checked at a time, one batch of each."""
 NUM_WRITERS = 3
 """Partitions sorted and written at a time."""

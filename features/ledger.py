@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,9 +154,11 @@ def _register(fresh: list[dict[str, Any]], by_name: dict[str, Path], sources: li
         entry[key]: entry["name"] for entry in reversed(sources) for key in ("sha256", _CONTENT) if key in entry
     }
     new = []
-    for entry in fresh:
-        path = by_name[entry["name"]]
-        entry |= _digests(path)
+    paths = [by_name[entry["name"]] for entry in fresh]
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digests, paths))
+    for entry, path, found in zip(fresh, paths, digests, strict=True):
+        entry |= found
         original = by_digest.setdefault(entry.get(_CONTENT, entry["sha256"]), entry["name"])
         if original != entry["name"]:
             entry["copy_of"] = original

@@ -15,6 +15,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,15 +116,18 @@ class ArtifactWriter:
 
         Who may read the folder may read its files, whatever wrote them: safetensors lets only the owner.
         """
-        files = {}
         mode = self.folder.stat().st_mode & 0o666
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+
+        def entry(path: Path) -> tuple[str, FileEntry]:
             name = path.relative_to(self.folder).as_posix()
-            if name not in self._linked:
-                path.chmod(mode)
-                fsync(path)
-                self._linked[name] = FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
-            files[name] = self._linked[name]
+            if name in self._linked:
+                return name, self._linked[name]
+            path.chmod(mode)
+            fsync(path)
+            return name, FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+        with ThreadPoolExecutor() as pool:
+            files = dict(pool.map(entry, sorted(p for p in self.folder.rglob("*") if p.is_file())))
         fields: dict[str, Any] = {
             "kind": self.kind,
             "format_version": FORMAT_VERSIONS[self.kind],
