@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +40,7 @@ from recsys.histories import SCHEMA as HISTORY_SCHEMA
 
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
-NUM_READERS = 6
+NUM_READERS = 4
 """Files read and checked at a time, one batch of each."""
 NUM_WRITERS = 3
 """Partitions sorted and written at a time."""
@@ -203,8 +203,8 @@ class Night:
         """Read and check the new files; their events go to the spill."""
         number_of = {entry["name"]: number for number, entry in enumerate(self.todo.sources)}
         sizes = [path.stat().st_size for path in self.todo.new]
-        with ThreadPoolExecutor(NUM_READERS) as pool:
-            files = _ahead((self._batches(path, number_of[path.name]) for path in self.todo.new), pool)
+        with ThreadPoolExecutor(NUM_READERS) as reading, ThreadPoolExecutor(NUM_READERS) as checking:
+            files = _ahead((self._batches(path, number_of[path.name], reading) for path in self.todo.new), checking)
             for position, (path, batches) in enumerate(zip(self.todo.new, files, strict=True)):
                 entry = self.todo.sources[number_of[path.name]]
                 entry |= {"num_rows": 0, "num_events": 0}
@@ -215,10 +215,10 @@ class Night:
                     self._take(batch, done / sum(sizes))
         self.steps.done("read")
 
-    def _batches(self, path: Path, number: int) -> Iterator[CleanBatch]:
+    def _batches(self, path: Path, number: int, reading: Executor) -> Iterator[CleanBatch]:
         """Batches of a file whose columns are those that earlier nights saw."""
         try:
-            for batch in clean_batches(path, number, self.layout, self.config, self.now_ms):
+            for batch in clean_batches(path, number, self.layout, self.config, self.now_ms, reading):
                 self._check_header(path, batch)
                 yield batch
         except MissingColumnError as error:

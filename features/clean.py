@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,20 +98,30 @@ def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_m
     )
 
 
-def clean_batches(path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int) -> Iterator[CleanBatch]:
-    """Read and check one file, batch by batch.
+def clean_batches(
+    path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int, pool: Executor | None = None
+) -> Iterator[CleanBatch]:
+    """Read and check one file, batch by batch; with a pool, the next one is read while this one is checked.
 
     Raises:
         DataError: a required column is missing.
         RefusedError: the file is damaged, or too many of its rows are bad (known after its last batch).
     """
     num_rows, quarantine = 0, _bad_lines(path, [])
-    for raw in sources.read(path, layout):
+    raws = sources.read(path, layout)
+    for raw in raws if pool is None else _one_ahead(raws, pool):
         batch = _clean(path, source, layout, config, now_ms, raw, num_rows)
         num_rows += batch.num_rows
         quarantine.extend(batch.quarantine)
         yield batch
     _check_share(path, quarantine, num_rows, config)
+
+
+def _one_ahead(raws: Iterator[RawFile], pool: Executor) -> Iterator[RawFile]:
+    coming = pool.submit(next, raws, None)
+    while (raw := coming.result()) is not None:
+        coming = pool.submit(next, raws, None)
+        yield raw
 
 
 def _clean(

@@ -25,7 +25,8 @@ def read_delimited(content: bytes, separator: str, header: tuple[str, ...], firs
 
     Blank lines are no rows and no errors.
     """
-    content = content.rstrip(b"\r\n")
+    if content.endswith((b"\n\n", b"\n\r\n")):
+        content = content.rstrip(b"\r\n")
     fast = _fast(content, separator, header, first_line)
     return _exact(content, separator, header, first_line) if fast is None else fast
 
@@ -43,7 +44,7 @@ def _fast(content: bytes, separator: str, header: tuple[str, ...], first_line: i
         )
     except pl.exceptions.PolarsError:
         return None
-    num_lines = content.count(b"\n") + 1
+    num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
     if frame.height + (0 if header else 1) != num_lines or (header and frame.width != len(header) + 1):
         return None
     if header:

@@ -15,8 +15,8 @@ from features.formats import Format, Layout
 from features.lines import LINE, RawFile, read_json_lines, read_sequences, read_split
 from recsys.contracts.errors import DataError, RefusedError
 
-BLOCK_BYTES: Final = 32 << 20
-"""Text is read in blocks of whole lines of about this size."""
+BLOCK_BYTES: Final = 8 << 20
+"""Text is read in blocks of whole lines of about this size: the C library gives larger ones new pages each time."""
 BATCH_ROWS: Final = 1_000_000
 """Parquet is read in parts of this many rows."""
 
@@ -94,7 +94,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes, float]]:
         with path.open("rb") as raw, gzip.open(raw) if path.name.endswith(".gz") else raw as file:
             while read := file.read(BLOCK_BYTES):
                 read = read.removeprefix(b"\xef\xbb\xbf") if line == 1 and not held_back else read
-                block = held_back + read + file.readline()
+                block = b"".join((held_back, read, file.readline()))
                 end = _safe_end(block)
                 block, held_back = block[:end], block[end:]
                 if block:
