@@ -9,7 +9,6 @@ import polars as pl
 from features.spill import partitions_for
 from recsys.histories import HISTORIES_FOLDER, Generation, Integers, read_partition
 
-COMPRESSION_LEVEL = 1
 ROWS_PER_GROUP = 49_152
 """Of a Parquet file: with so few the writer makes no dictionary of row numbers, and takes a third less time."""
 
@@ -26,8 +25,7 @@ def write(folder: Path, generation: Generation, partition: int, events: pl.DataF
     path = folder / generation.file_name(partition)
     events.write_parquet(
         path,
-        compression="zstd",
-        compression_level=COMPRESSION_LEVEL,
+        compression="lz4",
         row_group_size=ROWS_PER_GROUP,
         statistics=False,
     )
