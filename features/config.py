@@ -44,7 +44,7 @@ class FeaturesConfig(PruningPolicy):
     """Event types that make the history; empty: all. Everything is stored; this is a choice of the reader."""
     target_types: tuple[str, ...] = ()
     """Event types that are to be predicted; empty: all."""
-    events_per_partition: int = Field(default=2_000_000, ge=1)
+    events_per_partition: int = Field(default=1_000_000, ge=1)
     """Events sorted in memory at a time: what bounds the memory of the job."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Bad rows of a file above this share, and above one row, stop the job."""
