@@ -20,8 +20,9 @@ app.add_typer(store_app, name="store")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(benchmark_app, name="benchmark")
 
-_KEEP_MEMORY = "dirty_decay_ms:5000,muzzy_decay_ms:5000"
-"""polars gives memory back that was free for half a second, and its next batch takes it again: a tenth of a build."""
+_KEEP_MEMORY = "dirty_decay_ms:5000,muzzy_decay_ms:5000,oversize_threshold:0"
+"""polars gives memory back that was free for half a second, large pieces at once, and its next batch takes it again:
+a tenth of a build."""
 
 
 def main() -> None:
