@@ -381,8 +381,7 @@ class AnswerService:
         """The best list at hand, today's pins at their places."""
         k, live, rules = work.request.k, work.live, work.live.rules
         named, seen = _hidden(work)
-        hidden = {*named.tolist(), *seen.tolist()}
-        allowed = Allowed(live.catalogue.matching(work.request.filters, rules), hidden)
+        allowed = Allowed(live.catalogue.matching(work.request.filters, rules), {*named.tolist()}, seen)
         listed = fallback.best_at_hand(
             live,
             k,
@@ -476,6 +475,6 @@ class AnswerService:
 
 
 def _hidden(work: _Work) -> tuple[Tokens, Tokens]:
-    """Tokens that are left out by name, and as seen. Beside those that filters and rules leave out."""
+    """Tokens that are left out by name, and, in ascending order, as seen; filters and rules leave out others."""
     seen = work.seen if work.hides_seen else _NOTHING  # first: a late worker may learn now what was purchased
     return work.live.recommender.release.vocabulary.tokens([*work.request.exclude, *(work.purchased or ())]), seen

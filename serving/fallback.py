@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -55,7 +55,7 @@ class LastAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """Tokens that an answer may show: those of a mask, less some.
+    """Tokens that an answer may show: those of a mask, less a few, and less those that were seen.
 
     The mask is shared, not copied: while it is copied others may take the interpreter, and in an overload the event
     loop waits for it longer than the list takes.
@@ -63,20 +63,32 @@ class Allowed:
 
     mask: Mask
     hidden: Set[int] = frozenset()
+    seen: Tokens = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """In ascending order: a look for some among them costs less than a set of them all."""
 
     def __getitem__(self, token: int) -> bool:
-        return bool(self.mask[token]) and token not in self.hidden
+        return bool(self.mask[token]) and token not in self.hidden and not self._are_seen(np.array([token]))[0]
 
     def first(self, tokens: Tokens, num: int, taken: Set[int] = frozenset()) -> list[int]:
         """Positions of the first `num` allowed tokens that are not taken; usually a look at a few is enough."""
         look = 4 * num
         while True:
-            shown = np.flatnonzero(self.mask[tokens[:look]])
+            shown = self.mask[tokens[:look]].nonzero()[0]
+            if len(self.seen):
+                shown = shown[~self._are_seen(tokens[shown])]
             found = zip(shown.tolist(), tokens[shown].tolist(), strict=True)
             kept = [place for place, token in found if token not in self.hidden and token not in taken]
             if len(kept) >= num or look >= len(tokens):
                 return kept[:num]
             look *= 8
+
+    def _are_seen(self, tokens: Tokens) -> Mask:
+        if not len(self.seen):
+            return np.zeros(len(tokens), dtype=bool)
+        places = self.seen.searchsorted(tokens)
+        places[places == len(self.seen)] = 0  # greater than all of them, so not the first one
+        are_seen: Mask = self.seen[places] == tokens
+        return are_seen
 
 
 def popular(live: LiveRelease, k: int, rules: CompiledRules) -> Listed:

@@ -193,7 +193,7 @@ class Sessions:
         return self._cache.get(self._release.name, user_id)
 
     def known(self, item_ids: Sequence[str]) -> tuple[Tokens, Tokens]:
-        """Tokens of the kept items, in order; and of all that may be recommended, each once."""
+        """Tokens of the kept items, in order; and of all that may be recommended, each once and in ascending order."""
         tokens = self._release.vocabulary.tokens(item_ids)
         kept: Tokens = tokens[(tokens != PAD) & (tokens <= self._release.vocabulary.num_kept)]
         return kept, np.unique(tokens[tokens != PAD])
@@ -213,8 +213,7 @@ class Sessions:
                 seen = Glance(kept.glance.num_events + len(news.item_ids), news.last_seq, glance.revision)
                 tokens, items = self.known(news.item_ids)
                 tokens = np.concatenate([kept.tokens_L, tokens])
-                fresh = np.setdiff1d(items, kept.seen, assume_unique=True)
-                return UserState(seen, news.last_ms, tokens, np.concatenate([kept.seen, fresh]))
+                return UserState(seen, news.last_ms, tokens, np.union1d(kept.seen, items))
         whole = self._histories.events_after(user_id)
         num_events = max(len(whole.item_ids), glance.num_events if len(whole.item_ids) == HISTORY_CAP else 0)
         seen = Glance(num_events, whole.last_seq, glance.revision)
