@@ -477,4 +477,5 @@ class AnswerService:
 def _hidden(work: _Work) -> tuple[Tokens, Tokens]:
     """Tokens that are left out by name, and, in ascending order, as seen; filters and rules leave out others."""
     seen = work.seen if work.hides_seen else _NOTHING  # first: a late worker may learn now what was purchased
-    return work.live.recommender.release.vocabulary.tokens([*work.request.exclude, *(work.purchased or ())]), seen
+    named = [*work.request.exclude, *(work.purchased or ())]
+    return work.live.recommender.release.vocabulary.tokens(named) if named else _NOTHING, seen

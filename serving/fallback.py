@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -77,9 +78,10 @@ class Allowed:
             if len(self.seen):
                 shown = shown[~self._are_seen(tokens[shown])]
             found = zip(shown.tolist(), tokens[shown].tolist(), strict=True)
-            kept = [place for place, token in found if token not in self.hidden and token not in taken]
-            if len(kept) >= num or look >= len(tokens):
-                return kept[:num]
+            free = (place for place, token in found if token not in self.hidden and token not in taken)
+            kept = list(islice(free, num))
+            if len(kept) == num or look >= len(tokens):
+                return kept
             look *= 8
 
     def _are_seen(self, tokens: Tokens) -> Mask:
@@ -124,13 +126,15 @@ def best_at_hand(
     for name, tokens, scores in _rungs(live, rules, last_answer, nearest, last_token, in_context):
         kept = allowed.first(tokens, k - len(taken), taken)
         if kept:
-            source = source or name
-            taken.update(tokens[kept].tolist())
-            parts.append((tokens[kept], (_counts(live, tokens[kept]) if scores is None else scores[kept])))
+            source, shown = source or name, tokens[kept]
+            taken.update(shown.tolist())
+            parts.append((shown, _counts(live, shown) if scores is None else scores[kept]))
         if len(taken) == k:
             break
     if source is None:
         return Listed("popular", np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+    if len(parts) == 1:
+        return Listed(source, *parts[0])
     return Listed(source, np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts]))
 
 

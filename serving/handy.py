@@ -80,8 +80,11 @@ class HandyAnswers:
 
     def _encoded(self, live: LiveRelease, listed: Listed) -> tuple[bytes, ...]:
         """The items in JSON, without reasons."""
-        scored = zip(listed.tokens.tolist(), listed.scores.tolist(), strict=True)
-        return tuple(str(score).encode().join(self._parts_of(live, token)) for token, score in scored)
+        tokens = listed.tokens.tolist()
+        scores = (
+            orjson.dumps(listed.scores.tolist())[1:-1].split(b",") if tokens else []
+        )  # together, a third of the work
+        return tuple([score.join(self._parts_of(live, token)) for token, score in zip(tokens, scores, strict=True)])
 
     def _parts_of(self, live: LiveRelease, token: int) -> tuple[bytes, bytes]:
         known = self._parts.get((live.name, token))

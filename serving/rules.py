@@ -156,7 +156,7 @@ class Catalogue:
 
     def matching(self, filters: Filters, rules: CompiledRules) -> Mask:
         """Tokens that the filters and the rules allow. Not to be written to: it may be the rules' own."""
-        if filters == _NO_FILTERS:
+        if not filters.model_fields_set or filters == _NO_FILTERS:
             return rules.shown
         mask = rules.shown.copy() if filters.available else rules.allowed.copy()
         if filters.category is not None:
