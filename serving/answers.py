@@ -22,7 +22,7 @@ from serving.context import ContextLists
 from serving.deadline import BoundedPool, DeadlineError, OverloadError
 from serving.fallback import Allowed, LastAnswers, Listed
 from serving.forgetting import Watch
-from serving.handy import HandyAnswers, encoded, items_of, line_of, new_id
+from serving.handy import HandyAnswers, encoded, items_of, new_id
 from serving.impressions import ImpressionWriter
 from serving.lag import LoopLag, RecentCount
 from serving.live import LiveRelease, Releases
@@ -396,7 +396,18 @@ class AnswerService:
 
     def _count(self, answer: RecommendationAnswer, deadline_ms: float | None) -> None:
         self._metrics.count(answer.source, answer.release, answer.arm, answer.degraded, answer.timings_ms, deadline_ms)
-        logger.info("answer", extra=fields(**line_of(answer)))
+        logger.info(
+            "answer",
+            extra=fields(
+                request_id=answer.request_id,
+                release=answer.release,
+                arm=answer.arm,
+                source=answer.source,
+                degraded=answer.degraded,
+                reason=answer.reason,
+                timings_ms=answer.timings_ms,
+            ),
+        )
 
     def _keep(self, work: _Work, answer: RecommendationAnswer) -> None:
         """Write the impression behind the answer's back, and let the shadow and the index check have their turn."""

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import random
-import time
+from collections import defaultdict
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -13,15 +13,17 @@ from recsys.contracts.ids import PAD
 from serving.fallback import LastAnswers, Listed, popular
 from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
-from serving.log import each
+from serving.log import fields
 from serving.metrics import Metrics
 from serving.ranking import Reason
 from serving.rules import CompiledRules
-from serving.schemas import Because, RecommendationAnswer, RecommendedItem, Source
+from serving.schemas import Because, Missing, RecommendationAnswer, RecommendedItem, Source
 
 logger = logging.getLogger(__name__)
 
 _SAID_AFTER_S: Final = 0.1
+_MOST_IDS: Final = 200
+"""In a line of the log: 7 KB."""
 
 
 class HandyAnswers:
@@ -32,8 +34,8 @@ class HandyAnswers:
         self._last_answers = last_answers
         self._metrics = metrics
         self._lag = lag
-        self._unsaid: list[tuple[float, dict[str, Any]]] = []
-        """Lines for the log."""
+        self._unsaid: dict[tuple[str, str, Source, Missing | None], list[str]] = defaultdict(list)
+        """Ids of answers that the log does not have yet, by release, arm, source and reason."""
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
         self._parts: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         """What stands before and after the score of an item that was shed, by release and token."""
@@ -56,7 +58,7 @@ class HandyAnswers:
         k: int | None = None,
         deadline_ms: float | None = None,
     ) -> bytes:
-        """A list as a labelled answer, in JSON. It is counted and logged, but has no impression.
+        """A list as a labelled answer, in JSON. It is counted, and named in the log, but has no impression.
 
         Its first k items, if they are encoded already. `deadline_ms` is the request's own, if it has one.
         """
@@ -96,16 +98,21 @@ class HandyAnswers:
         return known
 
     def _note(self, answer: RecommendationAnswer) -> None:
-        """A line, written with the others of a tenth of a second: this is where there is no time."""
+        """For the log, where those of a tenth of a second that are alike share a line: here there is no time."""
         if not self._unsaid:
             asyncio.get_running_loop().call_later(_SAID_AFTER_S, self.say)
-        self._unsaid.append((time.time(), line_of(answer)))
+        alike = self._unsaid[answer.release, answer.arm, answer.source, answer.reason]
+        alike.append(answer.request_id)
+        if len(alike) == _MOST_IDS:
+            self.say()
 
     def say(self) -> None:
         """Log what is still to be logged."""
-        unsaid, self._unsaid = self._unsaid, []
-        if unsaid:
-            logger.info("answer", extra=each(unsaid))
+        unsaid = self._unsaid.copy()
+        self._unsaid.clear()
+        for (release, arm, source, reason), request_ids in unsaid.items():
+            line = {"release": release, "arm": arm, "source": source, "degraded": "overload", "reason": reason}
+            logger.warning("shed", extra=fields(request_ids=request_ids, **line))
 
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))
@@ -126,19 +133,6 @@ class HandyAnswers:
 def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
     """The list with its items in JSON."""
     return Listed(listed.source, listed.tokens, listed.scores, tuple(orjson.dumps(item) for item in items))
-
-
-def line_of(answer: RecommendationAnswer) -> dict[str, Any]:
-    """What the log says of an answer: nothing of its user."""
-    return {
-        "request_id": answer.request_id,
-        "release": answer.release,
-        "arm": answer.arm,
-        "source": answer.source,
-        "degraded": answer.degraded,
-        "reason": answer.reason,
-        "timings_ms": answer.timings_ms,
-    }
 
 
 def _is_whole(listed: Listed, k: int, rules: CompiledRules) -> bool:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import threading
+from collections import deque
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
@@ -11,7 +12,6 @@ from prometheus_client import Counter
 
 _MAX_WAITING: Final = 20_000
 _EVERY_S: Final = 0.1
-_ENCODER: Final = json.JSONEncoder(default=str)
 
 lost_lines: Final = Counter("recsys_log_lines_lost", "Log lines that were not written", registry=None)
 """Of the process, as logging is."""
@@ -22,21 +22,21 @@ def fields(**values: Any) -> dict[str, Any]:
     return {"fields": values}
 
 
-def each(lines: list[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """The `extra` of a log call that stands for many lines: the moment (`time.time()`) and the fields of each."""
-    return {"each": lines}
-
-
 class JsonLines(logging.Formatter):
-    """A JSON object in ASCII on each line, whatever the record holds: docs/operate.md names the fields."""
+    """One JSON object in ASCII on one line, whatever the record holds: docs/operate.md names the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, or the lines of a record of many."""
-        same = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        after = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
-        return "\n".join(
-            _ENCODER.encode({"time": _iso(created), **same, **own, **after}) for created, own in _lines_of(record)
-        )
+        """The line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
 
 
 class BufferedHandler(logging.Handler):
@@ -47,9 +47,7 @@ class BufferedHandler(logging.Handler):
         super().__init__()
         self.setFormatter(JsonLines())
         self._stream = stream
-        self._waiting: list[logging.LogRecord] = []
-        self._num_waiting = 0
-        """Lines of them."""
+        self._waiting: deque[logging.LogRecord] = deque()
         self._lost = 0
         self._line_is_torn = False
         self._counting = threading.Lock()
@@ -58,13 +56,11 @@ class BufferedHandler(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record for the next writing. Called with the handler's lock held."""
-        num_lines = len(_lines_of(record))
-        if self._num_waiting + num_lines <= _MAX_WAITING:
+        """Keep the record for the next writing."""
+        if len(self._waiting) < _MAX_WAITING:
             self._waiting.append(record)
-            self._num_waiting += num_lines
         else:
-            self._lose(num_lines)
+            self._lose(1)
 
     def close(self) -> None:
         """Write what waits, for a second at most."""
@@ -78,10 +74,8 @@ class BufferedHandler(logging.Handler):
         self._write()
 
     def _write(self) -> None:
-        self.acquire()
-        waiting, self._waiting, self._num_waiting = self._waiting, [], 0
-        self.release()
-        lines = [text for text in map(self._text, waiting) if text is not None]
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        lines = [line for line in map(self._line, waiting) if line is not None]
         said = self._lost
         if said:
             lines.append(self.format(_loss(said)))
@@ -101,26 +95,18 @@ class BufferedHandler(logging.Handler):
             self._line_is_torn = False
             self._lose(0, said)
 
-    def _text(self, record: logging.LogRecord) -> str | None:
+    def _line(self, record: logging.LogRecord) -> str | None:
         """None for what cannot be shown: this thread goes on whatever it was given."""
         try:
             return self.format(record)
         except Exception:
-            self._lose(len(_lines_of(record)))
+            self._lose(1)
             return None
 
     def _lose(self, num_lines: int, num_said: int = 0) -> None:
         lost_lines.inc(num_lines)
         with self._counting:
             self._lost += num_lines - num_said
-
-
-def _lines_of(record: logging.LogRecord) -> list[tuple[float, dict[str, Any]]]:
-    return getattr(record, "each", None) or [(record.created, getattr(record, "fields", {}))]
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
 def _loss(num_lost: int) -> logging.LogRecord:

@@ -142,46 +142,33 @@ def test_a_line_that_cannot_be_made_is_counted_and_the_others_written() -> None:
     assert num_lost() == before + 1
 
 
-def test_a_record_of_many_is_a_line_each_and_lost_as_many(monkeypatch) -> None:
-    monkeypatch.setattr(log, "_MAX_WAITING", 3)
-    before, stream = num_lost(), io.BytesIO()
-    handler = log.BufferedHandler(stream)
-    handler.close()  # its thread has ended: this test writes when it wants to
-    for _ in range(2):
-        handler.emit(record("answer", **log.each([(0.25, {"n": 1}), (0.5, {"n": 2})])))
-    handler._write()
-    *said, lost = lines(stream.getvalue())
-    assert said == [
-        {"time": f"1970-01-01T00:00:00.{ms}+00:00", "level": "info", "logger": "serving", "message": "answer", "n": n}
-        for ms, n in (("250", 1), ("500", 2))
-    ]
-    assert lost["num_lost"] == num_lost() - before == 2
-    handler.emit(record("later"))
-    handler._write()
-    assert shown(stream.getvalue())[-1] == ("later", None)
-
-
-def test_answers_that_are_shed_have_a_line_each_within_a_tenth_of_a_second(shop, monkeypatch, caplog) -> None:
+def test_answers_that_are_shed_are_all_named_in_lines_of_those_that_are_alike(shop, monkeypatch, caplog) -> None:
     timers = []
 
     class Loop:
         def call_later(self, delay_s: float, work) -> None:
             timers.append((delay_s, work))
 
-    def shed() -> dict:
-        answer = json.loads(shop.endpoint.shed(RecommendationRequest(user_id="very-private", k=2)))
-        names = ("request_id", "release", "arm", "source", "degraded", "reason", "timings_ms")
-        return {name: answer[name] for name in names}
+    def shed(**wishes) -> str:
+        request = RecommendationRequest(user_id="very-private", k=2, **wishes)
+        return json.loads(shop.endpoint.shed(request))["request_id"]
 
     monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server's own loop goes on
+    monkeypatch.setattr(handy, "_MOST_IDS", 4)
     with caplog.at_level(logging.INFO, logger="serving.handy"):
-        answers = [shed() for _ in range(3)]
+        plain, none = [shed() for _ in range(3)], shed(filters={"category": ["none such"]})
         ((delay_s, say),) = timers
         say()
+        many = [shed() for _ in range(4)]  # as many as a line may have: said at once
         last = shed()
         shop.endpoint.service.handy.say()  # as the endpoint does when it closes
-        timers[1][1]()
+        for _, work in timers[1:]:
+            work()
     assert delay_s == 0.1
-    said = [[line for _, line in record.each] for record in caplog.records]
-    assert said == [answers, [last]]
-    assert answers[0]["degraded"] == "overload"
+    line = {"release": "r1", "arm": "all", "source": "popular", "degraded": "overload", "reason": None}
+    assert [(record.getMessage(), record.fields) for record in caplog.records] == [
+        ("shed", {"request_ids": plain, **line}),
+        ("shed", {"request_ids": [none], **line, "reason": "no_items_match"}),
+        ("shed", {"request_ids": many, **line}),
+        ("shed", {"request_ids": [last], **line}),
+    ]
