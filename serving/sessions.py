@@ -51,7 +51,8 @@ class UserState:
     tokens_L: Tokens
     """The kept history."""
     seen: Tokens
-    """All items of the history that may be recommended, each once: new ones too, which no history is made of."""
+    """All items of the history that may be recommended, each once and in ascending order: new ones too, of which no
+    history is made."""
     k: int = 0
     digest: str = ""
     session: Session | None = None

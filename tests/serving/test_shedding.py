@@ -433,3 +433,17 @@ def test_what_is_held_when_the_server_ends_is_answered(behind, monkeypatch, rest
         assert b"connection: close" in head.lower()
         assert len(json.loads(body)["items"]) == 4
         assert connection.recv(1) == b""
+
+
+def test_what_was_seen_before_and_after_a_session_began_is_hidden_from_shed_answers(behind, monkeypatch) -> None:
+    monkeypatch.undo()  # not behind while the session grows
+    behind.tell("sku-1")  # a token below those of before
+    assert behind.ask(user_id="ann", k=1)["source"] == "model"
+    monkeypatch.setattr(Endpoint, "is_behind", lambda *_: True)
+    (answer,) = in_one_piece(behind, message('{"user_id": "ann", "k": 20, "exclude_seen": true}'))
+    assert answer["degraded"] == "overload"
+    assert {item["item_id"] for item in answer["items"]} == {f"sku-{n}" for n in range(20)} - {
+        "sku-1",
+        "sku-3",
+        "sku-5",
+    }
