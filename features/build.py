@@ -41,7 +41,7 @@ from recsys.histories import SCHEMA as HISTORY_SCHEMA
 __all__ = ["FeaturesConfig", "read_events", "run"]
 
 NUM_READERS = 4
-"""Files read and checked at a time, one batch of each."""
+"""Files read and checked at a time; of each, one batch is checked while the next is read."""
 NUM_WRITERS = 3
 """Partitions sorted and written at a time."""
 MAX_EVENT_TYPES = 256
