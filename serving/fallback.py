@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.contracts.ids import PAD, Floats, Tokens
 from serving.live import LiveRelease
@@ -70,16 +71,21 @@ class Allowed:
     def __getitem__(self, token: int) -> bool:
         return bool(self.mask[token]) and token not in self.hidden and not self._are_seen(np.array([token]))[0]
 
-    def first(self, tokens: Tokens, num: int, taken: Set[int] = frozenset()) -> list[int]:
+    def first(self, tokens: Tokens, num: int, taken: Set[int] = frozenset()) -> npt.NDArray[np.intp]:
         """Positions of the first `num` allowed tokens that are not taken; usually a look at a few is enough."""
         look = 4 * num
         while True:
-            shown = self.mask[tokens[:look]].nonzero()[0]
+            looked = tokens[:look]
+            shown = self.mask.take(looked)
             if len(self.seen):
-                shown = shown[~self._are_seen(tokens[shown])]
-            found = zip(shown.tolist(), tokens[shown].tolist(), strict=True)
-            free = (place for place, token in found if token not in self.hidden and token not in taken)
-            kept = list(islice(free, num))
+                shown &= ~self._are_seen(looked)
+            places = shown.nonzero()[0]
+            if self.hidden or taken:
+                found = zip(places.tolist(), looked.take(places).tolist(), strict=True)
+                free = (place for place, token in found if token not in self.hidden and token not in taken)
+                kept = np.fromiter(islice(free, num), dtype=np.intp)
+            else:
+                kept = places[:num]
             if len(kept) == num or look >= len(tokens):
                 return kept
             look *= 8
@@ -87,16 +93,15 @@ class Allowed:
     def _are_seen(self, tokens: Tokens) -> Mask:
         if not len(self.seen):
             return np.zeros(len(tokens), dtype=bool)
-        places = self.seen.searchsorted(tokens)
-        places[places == len(self.seen)] = 0  # greater than all of them, so not the first one
-        are_seen: Mask = self.seen[places] == tokens
+        # What is greater than all of them is compared with the last, which it is not.
+        are_seen: Mask = self.seen.take(self.seen.searchsorted(tokens), mode="clip") == tokens
         return are_seen
 
 
 def popular(live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
     """The k items with most events that the rules show, with boosts and pins; scores are counts."""
     allowed = Allowed(rules.shown)
-    tokens = rules.popular[allowed.first(rules.popular, k)]
+    tokens = rules.popular.take(allowed.first(rules.popular, k))
     return pinned(live, k, allowed, rules, Listed("popular", tokens, _counts(live, tokens)))
 
 
@@ -125,10 +130,10 @@ def best_at_hand(
     parts: list[tuple[Tokens, Floats]] = []
     for name, tokens, scores in _rungs(live, rules, last_answer, nearest, last_token, in_context):
         kept = allowed.first(tokens, k - len(taken), taken)
-        if kept:
-            source, shown = source or name, tokens[kept]
+        if len(kept):
+            source, shown = source or name, tokens.take(kept)
             taken.update(shown.tolist())
-            parts.append((shown, _counts(live, shown) if scores is None else scores[kept]))
+            parts.append((shown, _counts(live, shown) if scores is None else scores.take(kept)))
         if len(taken) == k:
             break
     if source is None:
@@ -159,5 +164,5 @@ def _rungs(
 
 
 def _counts(live: LiveRelease, tokens: Tokens) -> Floats:
-    counts: Floats = live.recommender.release.vocabulary.num_events[tokens].astype(np.float32)
+    counts: Floats = live.recommender.release.vocabulary.num_events.take(tokens).astype(np.float32)
     return counts

@@ -5,7 +5,7 @@ import logging
 import random
 from collections import defaultdict
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 _SAID_AFTER_S: Final = 0.1
 _MOST_IDS: Final = 200
 """In a line of the log: 7 KB."""
+_GAP: Final = b"\0"
+"""JSON has none: inside of strings it is escaped."""
+_Label = tuple[str, str, Source, Missing | None]
+"""What answers are told apart by, but for what they list: release, arm, source and reason."""
 
 
 class HandyAnswers:
@@ -34,8 +38,9 @@ class HandyAnswers:
         self._last_answers = last_answers
         self._metrics = metrics
         self._lag = lag
-        self._unsaid: dict[tuple[str, str, Source, Missing | None], list[str]] = defaultdict(list)
-        """Ids of answers that the log does not have yet, by release, arm, source and reason."""
+        self._unsaid: dict[_Label, list[str]] = defaultdict(list)
+        """Ids of answers that the log does not have yet."""
+        self._frames: dict[_Label, tuple[bytes, ...]] = {}
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
         self._parts: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         """What stands before and after the score of an item that was shed, by release and token."""
@@ -62,23 +67,36 @@ class HandyAnswers:
 
         Its first k items, if they are encoded already. `deadline_ms` is the request's own, if it has one.
         """
-        timings_ms = {"total": round(self._lag.seconds * 1000, 3)}
+        total_ms = self._lag.seconds * 1000
         source: Source = "last_answer" if listed.source == "model" else listed.source
-        self._metrics.count(source, live.name, arm, "overload", timings_ms, deadline_ms)
+        self._metrics.count(source, live.name, arm, "overload", {"total": total_ms}, deadline_ms)
         self._metrics.lost_impressions.inc()
+        label: _Label = live.name, arm, source, None if len(listed.tokens) else "no_items_match"
+        self._note(label, request_id)
         of_items = listed.encoded or self._encoded(live, listed)
+        before_id, before_items, before_total, end = self._frames.get(label) or self._framed(label)
+        items = b",".join(of_items[:k])
+        return b'%s"%s"%s[%s]%s%.3f%s' % (
+            *(before_id, request_id.encode(), before_items, items),
+            *(before_total, total_ms, end),
+        )
+
+    def _framed(self, label: _Label) -> tuple[bytes, ...]:
+        """The JSON of an answer with this label: what stands around its id, its items and its time."""
+        release, arm, source, reason = label
+        gap: Any = orjson.Fragment(_GAP)
         answer = RecommendationAnswer(
-            request_id=request_id,
-            items=orjson.Fragment(b"[" + b",".join(of_items[:k]) + b"]"),  # type: ignore[arg-type]
-            release=live.name,
+            request_id=gap,
+            items=gap,
+            release=release,
             arm=arm,
             source=source,
             degraded="overload",
-            reason=None if len(listed.tokens) else "no_items_match",
-            timings_ms=timings_ms,
+            reason=reason,
+            timings_ms={"total": gap},
         )
-        self._note(answer)
-        return orjson.dumps(answer)
+        frame = self._frames[label] = tuple(orjson.dumps(answer).split(_GAP))
+        return frame
 
     def _encoded(self, live: LiveRelease, listed: Listed) -> tuple[bytes, ...]:
         """The items in JSON, without reasons."""
@@ -97,12 +115,12 @@ class HandyAnswers:
             known = self._parts[live.name, token] = before, after
         return known
 
-    def _note(self, answer: RecommendationAnswer) -> None:
+    def _note(self, label: _Label, request_id: str) -> None:
         """For the log, where those of a tenth of a second that are alike share a line: here there is no time."""
         if not self._unsaid:
             asyncio.get_running_loop().call_later(_SAID_AFTER_S, self.say)
-        alike = self._unsaid[answer.release, answer.arm, answer.source, answer.reason]
-        alike.append(answer.request_id)
+        alike = self._unsaid[label]
+        alike.append(request_id)
         if len(alike) == _MOST_IDS:
             self.say()
 
@@ -128,6 +146,7 @@ class HandyAnswers:
         loaded = {*self._releases.loaded}
         self._popular = {key: value for key, value in self._popular.items() if key[0] in loaded}
         self._parts = {key: value for key, value in self._parts.items() if key[0] in loaded}
+        self._frames = {label: frame for label, frame in self._frames.items() if label[0] in loaded}
 
 
 def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
@@ -138,7 +157,7 @@ def encoded(listed: Listed, items: list[RecommendedItem]) -> Listed:
 def _is_whole(listed: Listed, k: int, rules: CompiledRules) -> bool:
     """Whether the first k are there, may all be shown, and are as the pins want it."""
     tokens = listed.tokens[:k]
-    if len(tokens) < k or not rules.shown[tokens].all():
+    if len(tokens) < k or not rules.shown.take(tokens).all():
         return False
     return all(tokens[position - 1] == token for position, token in rules.pins if position <= k and rules.shown[token])
 

@@ -18,4 +18,4 @@ def test_the_first_allowed_are_those_that_a_look_at_each_finds(seed: int) -> Non
     may = [bool(mask[token]) and token not in hidden and token not in {*seen.tolist()} for token in tokens.tolist()]
     assert [allowed[token] for token in tokens.tolist()] == may
     free = [place for place, token in enumerate(tokens.tolist()) if may[place] and token not in taken]
-    assert allowed.first(tokens, num, taken) == free[:num]
+    assert allowed.first(tokens, num, taken).tolist() == free[:num]
