@@ -140,7 +140,7 @@ class AnswerService:
         self.last_answers = LastAnswers()
         self.contexts = ContextLists()
         self._shed = RecentCount(_SHED_HALVED_AFTER_S, clock)
-        self.handy = HandyAnswers(releases, self.last_answers, metrics, self.lag)
+        self.handy = HandyAnswers(releases, self.last_answers, metrics)
 
     @property
     def num_under_way(self) -> int:
@@ -183,13 +183,24 @@ class AnswerService:
             logger.exception("engine failed")
         return self._finish(request_id, work, degraded, arrived)
 
-    def shed(self, request: RecommendationRequest) -> bytes:
-        """The labelled answer, as JSON, of a request that comes while too much is waited for; it waits for nothing."""
-        self._shed.add()
+    def shed(self, requests: Sequence[RecommendationRequest], since: Sequence[float]) -> list[bytes]:
+        """The labelled answers, as JSON, of requests that come while too much is waited for; they wait for nothing.
+
+        Each came after a moment of its own.
+        """
+        self._shed.add(len(requests))
+        begun = [self._begin(request) for request in requests]
+        listed = [self._at_once(work) for _, work in begun]
+        return [
+            self.handy.told(request_id, work.live, work.arm, found, work.request, self.lag.waited_s(moment))
+            for (request_id, work), found, moment in zip(begun, listed, since, strict=True)
+        ]
+
+    def _at_once(self, work: _Work) -> Listed:
+        request = work.request
         if request.user_id is not None and request.model_fields_set <= _PLAIN:
-            return self.handy.answer(request.user_id, request.k)
-        request_id, work = self._begin(request)
-        return self.handy.told(request_id, work.live, work.arm, self._fallback(work), deadline_ms=request.deadline_ms)
+            return self.handy.plain(work.live, request.user_id, request.k)
+        return self._fallback(work)
 
     @asynccontextmanager
     async def _turn(self, lane: BoundedPool, left_s: float) -> AsyncIterator[None]:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class Endpoint:
         self._writers = BoundedPool(_NUM_WRITERS, _MAX_WRITES, "events")
         self.service = AnswerService(config, releases, store, metrics)
         self.others = Others()
-        self.turns = Turns(self.service.lag)
+        self.turns = Turns(self, self.service.lag)
         self.access = Access(config)
         self.tracer = otlp_tracer() if config.traces else None
         self.warmed = threading.Event()
@@ -111,10 +111,10 @@ class Endpoint:
         scope = {"method": "POST", "path": PATH, "client": client, "headers": headers}
         return self.access.refusal(scope) is None
 
-    def shed(self, request: RecommendationRequest) -> bytes:
+    def shed(self, requests: Sequence[RecommendationRequest], since: Sequence[float]) -> list[bytes]:
         """See `Shedder`."""
-        self.metrics.count_request("POST", PATH, 200)
-        return self.service.shed(request)
+        self.metrics.count_request("POST", PATH, 200, len(requests))
+        return self.service.shed(requests, since)
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Keep nothing of users in memory, whoever is at work on them."""

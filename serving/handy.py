@@ -11,13 +11,12 @@ import orjson
 
 from recsys.contracts.ids import PAD
 from serving.fallback import LastAnswers, Listed, popular
-from serving.lag import LoopLag
 from serving.live import LiveRelease, Releases
 from serving.log import fields
 from serving.metrics import Metrics
 from serving.ranking import Reason
 from serving.rules import CompiledRules
-from serving.schemas import Because, Missing, RecommendationAnswer, RecommendedItem, Source
+from serving.schemas import Because, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem, Source
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +32,22 @@ _Label = tuple[str, str, Source, Missing | None]
 class HandyAnswers:
     """The user's last answer where today's rules allow all of it, or popular items. Some microseconds each."""
 
-    def __init__(self, releases: Releases, last_answers: LastAnswers, metrics: Metrics, lag: LoopLag) -> None:
+    def __init__(self, releases: Releases, last_answers: LastAnswers, metrics: Metrics) -> None:
         self._releases = releases
         self._last_answers = last_answers
         self._metrics = metrics
-        self._lag = lag
         self._unsaid: dict[_Label, list[str]] = defaultdict(list)
         """Ids of answers that the log does not have yet."""
-        self._frames: dict[_Label, tuple[bytes, ...]] = {}
+        self._frames: dict[_Label, bytes] = {}
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
         self._parts: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         """What stands before and after the score of an item that was shed, by release and token."""
 
-    def answer(self, user_id: str, k: int) -> bytes:
-        """The answer to a plain request."""
-        arm, live = self._releases.route(user_id)
+    def plain(self, live: LiveRelease, user_id: str, k: int) -> Listed:
+        """The list for a plain request, encoded: k items, or the first k of more."""
         rules = live.rules
         listed = self._last_answers.get(live.name, user_id)
-        if listed is None or not _is_whole(listed, k, rules):
-            listed = self._most_popular(live, k, rules)
-        return self.told(new_id(), live, arm, listed, k)
+        return listed if listed is not None and _is_whole(listed, k, rules) else self._most_popular(live, k, rules)
 
     def told(
         self,
@@ -60,29 +55,22 @@ class HandyAnswers:
         live: LiveRelease,
         arm: str,
         listed: Listed,
-        k: int | None = None,
-        deadline_ms: float | None = None,
+        request: RecommendationRequest,
+        waited_s: float,
     ) -> bytes:
-        """A list as a labelled answer, in JSON. It is counted, and named in the log, but has no impression.
-
-        Its first k items, if they are encoded already. `deadline_ms` is the request's own, if it has one.
-        """
-        total_ms = self._lag.seconds * 1000
+        """A list as a labelled answer, in JSON. It is counted, and named in the log, but has no impression."""
+        total_ms = waited_s * 1000
         source: Source = "last_answer" if listed.source == "model" else listed.source
-        self._metrics.count(source, live.name, arm, "overload", {"total": total_ms}, deadline_ms)
+        self._metrics.count(source, live.name, arm, "overload", {"total": total_ms}, request.deadline_ms)
         self._metrics.lost_impressions.inc()
         label: _Label = live.name, arm, source, None if len(listed.tokens) else "no_items_match"
         self._note(label, request_id)
         of_items = listed.encoded or self._encoded(live, listed)
-        before_id, before_items, before_total, end = self._frames.get(label) or self._framed(label)
-        items = b",".join(of_items[:k])
-        return b'%s"%s"%s[%s]%s%.3f%s' % (
-            *(before_id, request_id.encode(), before_items, items),
-            *(before_total, total_ms, end),
-        )
+        frame = self._frames.get(label) or self._framed(label)
+        return frame % (request_id.encode(), b",".join(of_items[: request.k]), total_ms)
 
-    def _framed(self, label: _Label) -> tuple[bytes, ...]:
-        """The JSON of an answer with this label: what stands around its id, its items and its time."""
+    def _framed(self, label: _Label) -> bytes:
+        """The JSON of an answer with this label, as a format of its id, its items and its time."""
         release, arm, source, reason = label
         gap: Any = orjson.Fragment(_GAP)
         answer = RecommendationAnswer(
@@ -95,7 +83,10 @@ class HandyAnswers:
             reason=reason,
             timings_ms={"total": gap},
         )
-        frame = self._frames[label] = tuple(orjson.dumps(answer).split(_GAP))
+        frame = orjson.dumps(answer).replace(b"%", b"%%")
+        for form in (b'"%s"', b"[%s]", b"%.3f"):  # in the order of the fields
+            frame = frame.replace(_GAP, form, 1)
+        self._frames[label] = frame
         return frame
 
     def _encoded(self, live: LiveRelease, listed: Listed) -> tuple[bytes, ...]:

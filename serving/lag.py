@@ -28,7 +28,11 @@ class LoopLag:
     @property
     def seconds(self) -> float:
         """The longest that a request which is seen now can have waited, less the usual distance of beats."""
-        return 0.0 if self._beats is None else max(0.0, self._clock() - self.seen_since - 2 * _EVERY_S)
+        return self.waited_s(self.seen_since)
+
+    def waited_s(self, since: float) -> float:
+        """The longest that what came after this moment can have waited, less the usual distance of beats."""
+        return 0.0 if self._beats is None else max(0.0, self._clock() - since - 2 * _EVERY_S)
 
     @property
     def behind_s(self) -> float:
@@ -93,7 +97,7 @@ class RecentCount:
         """At the moment."""
         return self._count * float(0.5 ** ((self._clock() - self._counted_at) / self._half_life_s))
 
-    def add(self) -> None:
-        """It happened once more."""
-        self._count = self.value + 1
+    def add(self, num: int = 1) -> None:
+        """It happened once more, or so often."""
+        self._count = self.value + num
         self._counted_at = self._clock()

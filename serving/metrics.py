@@ -99,9 +99,9 @@ class Metrics:
         """Whether an answer that took so long came after its deadline."""
         return total_ms > (deadline_ms or self._deadline_ms)
 
-    def count_request(self, method: str, route: str, status: int) -> None:
-        """One request, whatever became of it."""
-        self._child(self.requests, method, route, str(status)).inc()
+    def count_request(self, method: str, route: str, status: int, num: int = 1) -> None:
+        """One request, whatever became of it, or so many."""
+        self._child(self.requests, method, route, str(status)).inc(num)
 
     def _child(self, family: Any, *labels: str) -> Any:
         """`family.labels(*labels)`, found by one look: there are few, and they are counted for each answer."""

@@ -3,12 +3,17 @@
 A server that cannot keep up must answer what it cannot serve for much less than it costs to serve, or it is late for
 everybody. So while the event loop is behind, a request for recommendations (well-formed, not large, from a client that
 may ask) is answered where its bytes arrive: no parser, no task, no framework. All other requests go the usual way.
+
+They are answered some at a time, each step for all of them before the next: what a step's code has fetched into the
+processor's caches serves them all. One after the other, each would fetch it anew, and cost twice as much.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from pydantic import ValidationError
@@ -17,6 +22,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.guard import SAFE_HEADERS
 from serving.lag import LoopLag
 from serving.schemas import RecommendationRequest
+
+logger = logging.getLogger(__name__)
 
 _REQUEST_LINE: Final = b"POST /v1/recommendations HTTP/1.1"
 _JSON: Final = b"application/json"
@@ -28,7 +35,9 @@ _MAX_HELD_BYTES: Final = 4 * _MAX_BODY_BYTES
 """Of a client who goes on sending while its message waits for a turn; more is parsed at once."""
 _SHEDS: Final = "shedder"
 _TURN_S: Final = 0.004
-"""Longest that messages are shed in one turn of the event loop."""
+"""After so long no more are shed in one turn of the event loop."""
+_TOGETHER: Final = 16
+"""Messages at a time."""
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     + b"".join(b"%s: %s\r\n" % header for header in SAFE_HEADERS)
@@ -38,27 +47,29 @@ _Headers = list[tuple[bytes, bytes]]
 
 
 class Turns:
-    """Messages that wait to be shed, a few in each turn of the event loop.
+    """Messages that wait to be shed, some in each turn of the event loop.
 
     In a turn the loop does all that is ready. If it shed all messages that have come, the model's answers, which are
     ready as well, would wait for the end of it, and many came late.
     """
 
-    def __init__(self, lag: LoopLag, clock: Callable[[], float] = time.monotonic) -> None:
-        """`lag` is told how long a message has waited while it has its turn."""
-        self._lag = lag
+    def __init__(self, shedder: "Shedder", lag: LoopLag, clock: Callable[[], float] = time.monotonic) -> None:
+        """`lag` is told how long messages wait for their turn."""
+        self._shedder = shedder
+        self.lag = lag
         self._clock = clock
-        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
+        self._waiting: deque[tuple[Message, float]] = deque()
+        """With the moment after which it came."""
         self._is_coming = False
         """Whether the loop is to come back here."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wait(self, work: Callable[[], None]) -> None:
-        """Do it when those who came before have had their turn."""
-        self._waiting.append((self._lag.seen_since, work))
-        self._lag.backlog_since = self._waiting[0][0]
+    def wait(self, message: "Message") -> None:
+        """Answer it when those that came before have had their turn."""
+        self._waiting.append((message, self.lag.seen_since))
+        self.lag.backlog_since = self._waiting[0][1]
         self._come_back()
 
     def _come_back(self) -> None:
@@ -68,15 +79,39 @@ class Turns:
 
     def _take(self) -> None:
         self._is_coming = False
+        until = self._clock() + _TURN_S
+        while self._waiting and self._clock() < until:
+            self._answer([self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))])
+        self.lag.backlog_since = self._waiting[0][1] if self._waiting else None
+        self._come_back()
+
+    def _answer(self, messages: "Sequence[tuple[Message, float]]") -> None:
         try:
-            until = self._clock() + _TURN_S
-            while self._waiting and self._clock() < until:
-                since, work = self._waiting.popleft()
-                with self._lag.waited_since(since):
-                    work()
-        finally:
-            self._lag.backlog_since = self._waiting[0][0] if self._waiting else None
-            self._come_back()
+            read = [(message, message.read(since), since) for message, since in messages]
+            asked = [(message, request, since) for message, request, since in read if request is not None]
+            answers = self._shedder.shed([request for _, request, _ in asked], [since for _, _, since in asked])
+            for (message, _, _), answer in zip(asked, answers, strict=True):
+                message.answer(answer)
+        except Exception:
+            logger.exception("not shed")
+            for message, since in messages:
+                message.pass_on(since)
+
+
+class Message(Protocol):
+    """What has come on a connection, as far as it is known."""
+
+    def read(self, since: float) -> RecommendationRequest | None:
+        """The request, if it is one that may be answered here; if it is none, it has gone the usual way."""
+        ...
+
+    def answer(self, content: bytes) -> None:
+        """Send this to who asks."""
+        ...
+
+    def pass_on(self, since: float) -> None:
+        """It goes the usual way if it has no answer yet; it came after that moment."""
+        ...
 
 
 class Shedder(Protocol):
@@ -92,8 +127,8 @@ class Shedder(Protocol):
         """Whether this client may have recommendations now."""
         ...
 
-    def shed(self, request: RecommendationRequest) -> bytes:
-        """The body of an answer at hand."""
+    def shed(self, requests: Sequence[RecommendationRequest], since: Sequence[float]) -> list[bytes]:
+        """The bodies of answers at hand to requests that came after these moments."""
         ...
 
 
@@ -107,6 +142,9 @@ class SheddingProtocol(HttpToolsProtocol):
     _is_waiting = False
     """Whether what is held waits for its turn."""
 
+    _shedder: Shedder
+    """Known while it waits."""
+
     def data_received(self, data: bytes) -> None:
         """Parse, or wait for a turn to be answered; the rest of a message is parsed where its beginning was."""
         shedder: Shedder | None = self.app_state.get(_SHEDS)
@@ -118,7 +156,8 @@ class SheddingProtocol(HttpToolsProtocol):
             self._go_on()
         else:
             self._is_waiting = True
-            shedder.turns.wait(lambda: self._take_turn(shedder))
+            self._shedder = shedder
+            shedder.turns.wait(self)
 
     def shutdown(self) -> None:
         """Called when the server is to end: what has come is answered first."""
@@ -126,13 +165,35 @@ class SheddingProtocol(HttpToolsProtocol):
             self._go_on()
         super().shutdown()
 
-    def _take_turn(self, shedder: Shedder) -> None:
-        """Answer, hold back, or parse."""
+    def read(self, since: float) -> RecommendationRequest | None:
+        """See `Message`. The beginning of a message stays held."""
         if not self._is_waiting or self.transport.is_closing():
-            return
+            return None
         self._is_waiting = False
-        if not self._shed(shedder, self._held):
-            self._go_on()
+        is_free = not self._is_inside and (self.cycle is None or self.cycle.response_complete)
+        found = usual_head(self._held) if is_free else None
+        if found is not None:
+            headers, body, length = found
+            if len(body) < length:
+                return None
+            with suppress(ValidationError):
+                request = RecommendationRequest.model_validate_json(body)
+                if self._shedder.may_ask(self.client, headers):
+                    return request
+        self.pass_on(since)
+        return None
+
+    def answer(self, content: bytes) -> None:
+        """See `Message`."""
+        self._held = b""
+        self.transport.write(_HEAD % len(content) + content)
+        self.on_response_complete()
+
+    def pass_on(self, since: float) -> None:
+        """See `Message`."""
+        if self._held and not self.transport.is_closing():
+            with self._shedder.turns.lag.waited_since(since):
+                self._go_on()
 
     def _go_on(self) -> None:
         self._is_waiting = False
@@ -148,27 +209,6 @@ class SheddingProtocol(HttpToolsProtocol):
         """Called by the parser."""
         self._is_inside = False
         super().on_message_complete()
-
-    def _shed(self, shedder: Shedder, data: bytes) -> bool:
-        """Whether the data was one request, which now is answered, or the beginning of one, which stays held."""
-        if self._is_inside or not (self.cycle is None or self.cycle.response_complete):
-            return False
-        found = usual_head(data)
-        if found is None:
-            return False
-        headers, body, length = found
-        if len(body) < length:
-            return True
-        try:
-            request = RecommendationRequest.model_validate_json(body)
-        except ValidationError:
-            return False
-        if not shedder.may_ask(self.client, headers):
-            return False
-        answer, self._held = shedder.shed(request), b""
-        self.transport.write(_HEAD % len(answer) + answer)
-        self.on_response_complete()
-        return True
 
 
 def lifespan_state(shedder: Shedder) -> dict[str, Any]:

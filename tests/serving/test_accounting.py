@@ -76,7 +76,7 @@ def test_similar_items_are_counted_as_answers_with_their_trouble_and_their_time(
 
 def test_what_is_shed_is_counted_too(shop) -> None:
     async def shed() -> None:
-        shop.endpoint.shed(RecommendationRequest(user_id="ann", k=2))
+        shop.endpoint.shed([RecommendationRequest(user_id="ann", k=2)], [0.0])
 
     import asyncio
 

@@ -151,7 +151,8 @@ def test_answers_that_are_shed_are_all_named_in_lines_of_those_that_are_alike(sh
 
     def shed(**wishes) -> str:
         request = RecommendationRequest(user_id="very-private", k=2, **wishes)
-        return json.loads(shop.endpoint.shed(request))["request_id"]
+        (answer,) = shop.endpoint.shed([request], [0.0])
+        return json.loads(answer)["request_id"]
 
     monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server's own loop goes on
     monkeypatch.setattr(handy, "_MOST_IDS", 4)

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -207,11 +208,10 @@ def test_while_it_sheds_many_a_tenth_is_enough_and_work_gets_less_time(open_shop
     monkeypatch.setattr(LoopLag, "recent_s", 0.0)
     monkeypatch.setattr(service, "_clock", lambda: now[0])
     monkeypatch.setattr(service, "_shed", RecentCount(0.1, lambda: now[0]))
-    monkeypatch.setattr(service.handy, "told", lambda *_, **__: b"{}")
+    monkeypatch.setattr(service.handy, "told", lambda *_: b"{}")
 
     def shed(num: int) -> tuple[bool, float]:
-        for _ in range(num):
-            service.shed(RecommendationRequest(user_id="ann", exclude=["sku-1"]))
+        service.shed([RecommendationRequest(user_id="ann", exclude=["sku-1"])] * num, [now[0]] * num)
         return endpoint.is_behind(0), round(service.left_s(now[0]), 6)
 
     assert shed(0) == (False, 0.09)
@@ -275,6 +275,41 @@ def test_the_vocabulary_is_not_needed_for_a_shed_answer(behind, monkeypatch) -> 
     assert in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))[0]["source"] == "last_answer"
 
 
+class Told:
+    """A message that says when it is read, answered, or passed on."""
+
+    def __init__(self, read=lambda since: None, number: int = 0) -> None:
+        self._read = read
+        self.number = number
+        self.became: list[bytes | str] = []
+
+    def read(self, since: float) -> RecommendationRequest | None:
+        self._read(since)
+        return RecommendationRequest(user_id="ann", k=1 + self.number)
+
+    def answer(self, content: bytes) -> None:
+        self.became.append(content)
+
+    def pass_on(self, since: float) -> None:
+        if not self.became:
+            self.became.append("passed on")
+
+
+class Sheds:
+    """Answers each request with its k, but fails where it is to."""
+
+    def __init__(self, fails: Callable[[list[RecommendationRequest]], bool] = lambda _: False) -> None:
+        self._fails = fails
+        self.together: list[int] = []
+
+    def shed(self, requests: list[RecommendationRequest], since: list[float]) -> list[bytes]:
+        assert len(requests) == len(since)
+        self.together.append(len(requests))
+        if self._fails(requests):
+            raise ValueError
+        return [b"%d" % request.k for request in requests]
+
+
 def test_messages_that_wait_have_their_turns_and_what_else_is_ready_goes_on_between() -> None:
     done: list[int | str] = []
     now = [0.0]
@@ -283,8 +318,10 @@ def test_messages_that_wait_have_their_turns_and_what_else_is_ready_goes_on_betw
         now[0] += 1 / 4096
         done.append(number)
 
+    shedder = Sheds()
+
     async def main() -> None:
-        turns, loop = Turns(LoopLag(), lambda: now[0]), asyncio.get_running_loop()
+        turns, loop = Turns(shedder, LoopLag(), lambda: now[0]), asyncio.get_running_loop()
 
         def look() -> None:
             done.append("between")
@@ -292,7 +329,7 @@ def test_messages_that_wait_have_their_turns_and_what_else_is_ready_goes_on_betw
                 loop.call_soon(look)
 
         for n in range(40):
-            turns.wait(lambda n=n: take(n))
+            turns.wait(Told(lambda _, n=n: take(n)))
         assert (len(turns), done) == (40, [])
         loop.call_soon(look)
         while len(turns):
@@ -300,8 +337,8 @@ def test_messages_that_wait_have_their_turns_and_what_else_is_ready_goes_on_betw
 
     asyncio.run(main())
     assert [each for each in done if each != "between"] == list(range(40))
-    assert done.index("between") == 17  # in four milliseconds
-    assert done.count("between") >= 2
+    assert done.index("between") == 32  # after four milliseconds no more are begun
+    assert shedder.together == [16, 16, 8]
 
 
 def test_workers_give_way_while_the_loop_is_behind_or_has_a_backlog(open_shop, monkeypatch) -> None:
@@ -331,9 +368,9 @@ def test_a_backlog_lasts_until_the_last_has_had_its_turn() -> None:
     async def main() -> None:
         lag = LoopLag(lambda: now[0])
         lag.beat()
-        turns = Turns(lag, lambda: now[0])
+        turns = Turns(Sheds(), lag, lambda: now[0])
         for _ in range(2):
-            turns.wait(lambda: backlogs.append(lag.backlog_since))
+            turns.wait(Told(lambda _: backlogs.append(lag.backlog_since)))
             now[0] += 0.02
             lag.beat()
         while len(turns):
@@ -349,51 +386,95 @@ def test_what_is_shed_after_its_own_deadline_is_late_by_that(behind, monkeypatch
         in_one_piece(behind, message(json.dumps({"user_id": "ann", **wishes})))
         return behind.endpoint.metrics.registry.get_sample_value("recsys_late_total")
 
-    monkeypatch.setattr(LoopLag, "seconds", 0.2)  # of ten seconds
+    monkeypatch.setattr(LoopLag, "waited_s", lambda *_: 0.2)  # of ten seconds
     assert (late(), late(deadline_ms=201), late(deadline_ms=199)) == (0, 0, 1)
 
 
 def test_what_is_kept_encoded_leaves_with_its_release(behind, monkeypatch) -> None:
     handy = behind.endpoint.service.handy
     in_one_piece(behind, message('{"user_id": "nobody"}'))
-    assert {name for name, _ in [*handy._popular, *handy._parts]} == {"r1"}
+    assert {name for name, *_ in [*handy._popular, *handy._parts, *handy._frames]} == {"r1"}
     monkeypatch.setattr(type(handy._releases), "loaded", ["r2"])
     in_one_piece(behind, message('{"user_id": "nobody", "k": 3}'))
-    assert (len(handy._popular), handy._parts) == (1, {})
+    assert (len(handy._popular), handy._parts, list(handy._frames)) == (1, {}, [("r1", "all", "popular", None)])
 
 
-def test_one_that_fails_does_not_keep_the_others_from_their_turns() -> None:
-    done, failures = [], []
+@pytest.mark.parametrize("where", ["read", "shed"])
+def test_where_one_fails_those_beside_it_go_the_usual_way_and_the_others_have_their_turns(where: str, caplog) -> None:
+    messages = [Told(number=n) for n in range(20)]
+    if where == "read":
+        messages[3] = Told(lambda _: 1 / 0, number=3)
+    shedder = Sheds(lambda requests: where == "shed" and 4 in [request.k for request in requests])
 
     async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
-        turns = Turns(LoopLag())
-        for work in (lambda: done.append(1), lambda: 1 / 0, lambda: done.append(2)):
-            turns.wait(work)
+        turns = Turns(shedder, LoopLag())
+        for message in messages:
+            turns.wait(message)
         while len(turns):
             await asyncio.sleep(0)
+        assert turns.lag.backlog_since is None
 
     asyncio.run(main())
-    assert (done, len(failures)) == ([1, 2], 1)
+    assert [message.became for message in messages[:16]] == [["passed on"]] * 16
+    assert [message.became for message in messages[16:]] == [[b"17"], [b"18"], [b"19"], [b"20"]]
+    assert [record.getMessage() for record in caplog.records] == ["not shed"]
 
 
-def test_what_waited_for_its_turn_has_waited() -> None:
-    now, seen = [100.0], []
+def test_a_failure_of_ours_leaves_no_request_without_an_answer(behind, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(type(behind.endpoint.service), "shed", lambda *_: 1 / 0)
+    (answer,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
+    assert (answer["degraded"], len(answer["items"])) == (None, 4)
+    assert "not shed" in caplog.text
 
-    async def main() -> None:
-        lag = LoopLag(lambda: now[0])
-        lag.beat()
-        lag.beat()
-        turns = Turns(lag)
-        turns.wait(lambda: seen.append(lag.seconds))
-        now[0] += 0.05
-        lag.beat()
-        lag.beat()  # the loop itself is on time again
-        await asyncio.sleep(0)
-        seen.append(lag.seconds)
 
-    asyncio.run(main())
-    assert seen == [pytest.approx(0.04), 0]
+def test_what_waited_for_its_turn_has_waited(behind, monkeypatch) -> None:
+    now = [100.0]
+    lag = LoopLag(lambda: now[0])
+    lag.beat()
+    lag.beat()
+    since, now[0] = lag.seen_since, now[0] + 0.05
+    lag.beat()
+    lag.beat()  # the loop itself is on time again
+    assert (lag.waited_s(since), lag.seconds) == (pytest.approx(0.04), 0)
+    service = behind.endpoint.service
+    monkeypatch.setattr(service, "lag", lag)
+
+    async def shed() -> list[bytes]:
+        return service.shed([RecommendationRequest(user_id="ann", k=4)], [since])
+
+    (answer,) = asyncio.run(shed())
+    assert json.loads(answer)["timings_ms"] == {"total": pytest.approx(40)}
+
+
+def test_what_goes_the_usual_way_after_waiting_has_waited_too(behind, monkeypatch) -> None:
+    moments, waited_since = [], LoopLag.waited_since
+    monkeypatch.setattr(LoopLag, "seen_since", 7.0)
+    monkeypatch.setattr(
+        LoopLag, "waited_since", lambda lag, moment: (moments.append(moment), waited_since(lag, moment))[1]
+    )
+    assert behind.client.post("/v1/recommendations", json={"user_id": 7}).status_code == 422
+    assert set(moments) == {7.0}
+
+
+def test_each_of_many_that_are_shed_together_gets_its_own_answer(behind, monkeypatch) -> None:
+    together, shed = [], type(behind.endpoint.service).shed
+
+    def noting(service, requests, since) -> list[bytes]:
+        together.append(len(requests))
+        time.sleep(0.02)  # so that others come meanwhile
+        return shed(service, requests, since)
+
+    monkeypatch.setattr(type(behind.endpoint.service), "shed", noting)
+    address, wishes = behind.client.base_url, [{}, {"exclude": ["sku-1"]}, {"exclude_seen": True}]
+    connections = [socket.create_connection((address.host, address.port), timeout=30) for _ in range(40)]
+    for n, connection in enumerate(connections):
+        connection.sendall(message(json.dumps({"user_id": "ann", "k": 1 + n % 7, **wishes[n % 3]})))
+    for n, connection in enumerate(connections):
+        answer = json.loads(connection.recv(65_536).partition(b"\r\n\r\n")[2])
+        assert (answer["degraded"], len(answer["items"])) == ("overload", 1 + n % 7)
+        connection.close()
+    assert sum(together) == 40
+    assert 2 <= max(together) <= 16
 
 
 def test_a_client_that_left_while_its_message_waited_gets_nothing_and_the_next_gets_its_answer(
@@ -401,8 +482,8 @@ def test_a_client_that_left_while_its_message_waited_gets_nothing_and_the_next_g
 ) -> None:
     taken, wait = [], Turns.wait
 
-    def later(self: Turns, work) -> None:
-        asyncio.get_running_loop().call_later(0.2, lambda: (taken.append(1), wait(self, work)))
+    def later(self: Turns, message) -> None:
+        asyncio.get_running_loop().call_later(0.2, lambda: (taken.append(1), wait(self, message)))
 
     monkeypatch.setattr(Turns, "wait", later)
     address = behind.client.base_url
