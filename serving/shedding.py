@@ -4,8 +4,8 @@ A server that cannot keep up must answer what it cannot serve for much less than
 everybody. So while the event loop is behind, a request for recommendations (well-formed, not large, from a client that
 may ask) is answered where its bytes arrive: no parser, no task, no framework. All other requests go the usual way.
 
-They are answered some at a time, each step for all of them before the next: what a step's code has fetched into the
-processor's caches serves them all. One after the other, each would fetch it anew, and cost twice as much.
+They are answered some at a time, each step for all of them before the next: one after the other, each costs twice as
+much (`docs/benchmarks.md`).
 """
 
 import asyncio
