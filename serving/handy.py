@@ -12,7 +12,7 @@ import orjson
 from recsys.contracts.ids import PAD
 from serving.fallback import LastAnswers, Listed, popular
 from serving.live import LiveRelease, Releases
-from serving.log import fields
+from serving.log import lines
 from serving.metrics import Metrics
 from serving.ranking import Reason
 from serving.rules import CompiledRules
@@ -21,8 +21,6 @@ from serving.schemas import Because, Missing, RecommendationAnswer, Recommendati
 logger = logging.getLogger(__name__)
 
 _SAID_AFTER_S: Final = 0.1
-_MOST_IDS: Final = 200
-"""In a line of the log: 7 KB."""
 _GAP: Final = b"\0"
 """JSON has none: inside of strings it is escaped."""
 _Label = tuple[str, str, Source, Missing | None]
@@ -36,8 +34,8 @@ class HandyAnswers:
         self._releases = releases
         self._last_answers = last_answers
         self._metrics = metrics
-        self._unsaid: dict[_Label, list[str]] = defaultdict(list)
-        """Ids of answers that the log does not have yet."""
+        self._unsaid: dict[_Label, list[dict[str, Any]]] = defaultdict(list)
+        """Of answers that the log does not have yet: what is their own."""
         self._frames: dict[_Label, bytes] = {}
         self._popular: dict[tuple[str, int], tuple[CompiledRules, Listed]] = {}
         self._parts: dict[tuple[str, int], tuple[bytes, bytes]] = {}
@@ -58,13 +56,13 @@ class HandyAnswers:
         request: RecommendationRequest,
         waited_s: float,
     ) -> bytes:
-        """A list as a labelled answer, in JSON. It is counted, and named in the log, but has no impression."""
+        """A list as a labelled answer, in JSON. It is counted, and has a line in the log, but no impression."""
         total_ms = waited_s * 1000
         source: Source = "last_answer" if listed.source == "model" else listed.source
         self._metrics.count(source, live.name, arm, "overload", {"total": total_ms}, request.deadline_ms)
         self._metrics.lost_impressions.inc()
         label: _Label = live.name, arm, source, None if len(listed.tokens) else "no_items_match"
-        self._note(label, request_id)
+        self._note(label, request_id, total_ms)
         of_items = listed.encoded or self._encoded(live, listed)
         frame = self._frames.get(label) or self._framed(label)
         return frame % (request_id.encode(), b",".join(of_items[: request.k]), total_ms)
@@ -106,22 +104,19 @@ class HandyAnswers:
             known = self._parts[live.name, token] = before, after
         return known
 
-    def _note(self, label: _Label, request_id: str) -> None:
-        """For the log, where those of a tenth of a second that are alike share a line: here there is no time."""
+    def _note(self, label: _Label, request_id: str, total_ms: float) -> None:
+        """For the log, which has those of a tenth of a second from one call: here there is no time."""
         if not self._unsaid:
             asyncio.get_running_loop().call_later(_SAID_AFTER_S, self.say)
-        alike = self._unsaid[label]
-        alike.append(request_id)
-        if len(alike) == _MOST_IDS:
-            self.say()
+        self._unsaid[label].append({"request_id": request_id, "timings_ms": {"total": round(total_ms, 3)}})
 
     def say(self) -> None:
         """Log what is still to be logged."""
         unsaid = self._unsaid.copy()
         self._unsaid.clear()
-        for (release, arm, source, reason), request_ids in unsaid.items():
+        for (release, arm, source, reason), each in unsaid.items():
             line = {"release": release, "arm": arm, "source": source, "degraded": "overload", "reason": reason}
-            logger.warning("shed", extra=fields(request_ids=request_ids, **line))
+            logger.info("answer", extra=lines(each, **line))
 
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))

@@ -5,9 +5,11 @@ import logging
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
+import orjson
 from prometheus_client import Counter
 
 _MAX_WAITING: Final = 20_000
@@ -22,11 +24,23 @@ def fields(**values: Any) -> dict[str, Any]:
     return {"fields": values}
 
 
+def lines(each: Sequence[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    """The `extra` of a log call that stands for several lines: each has fields of its own, and these values.
+
+    Its own are written by `orjson`, for a tenth of the work: ASCII, and no names that the values have.
+    """
+    return {"fields": values, "lines": each}
+
+
+def _num_lines(record: logging.LogRecord) -> int:
+    return len(getattr(record, "lines", [{}]))
+
+
 class JsonLines(logging.Formatter):
     """One JSON object in ASCII on one line, whatever the record holds: docs/operate.md names the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The line, or those of a record that stands for several."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -36,7 +50,9 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        whole = json.dumps(line, default=str)
+        each = getattr(record, "lines", None)
+        return whole if each is None else "\n".join([f"{whole[:-1]}, {orjson.dumps(own).decode()[1:]}" for own in each])
 
 
 class BufferedHandler(logging.Handler):
@@ -48,6 +64,8 @@ class BufferedHandler(logging.Handler):
         self.setFormatter(JsonLines())
         self._stream = stream
         self._waiting: deque[logging.LogRecord] = deque()
+        self._num_waiting = 0
+        """Lines."""
         self._lost = 0
         self._line_is_torn = False
         self._counting = threading.Lock()
@@ -57,10 +75,14 @@ class BufferedHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the record for the next writing."""
-        if len(self._waiting) < _MAX_WAITING:
+        num_lines = _num_lines(record)
+        with self._counting:
+            is_taken = self._num_waiting + num_lines <= _MAX_WAITING
+            self._num_waiting += num_lines * is_taken
+        if is_taken:
             self._waiting.append(record)
         else:
-            self._lose(1)
+            self._lose(num_lines)
 
     def close(self) -> None:
         """Write what waits, for a second at most."""
@@ -75,6 +97,8 @@ class BufferedHandler(logging.Handler):
 
     def _write(self) -> None:
         waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        with self._counting:
+            self._num_waiting -= sum(map(_num_lines, waiting))
         lines = [line for line in map(self._line, waiting) if line is not None]
         said = self._lost
         if said:
@@ -100,7 +124,7 @@ class BufferedHandler(logging.Handler):
         try:
             return self.format(record)
         except Exception:
-            self._lose(1)
+            self._lose(_num_lines(record))
             return None
 
     def _lose(self, num_lines: int, num_said: int = 0) -> None:

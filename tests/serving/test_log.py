@@ -142,7 +142,34 @@ def test_a_line_that_cannot_be_made_is_counted_and_the_others_written() -> None:
     assert num_lost() == before + 1
 
 
-def test_answers_that_are_shed_are_all_named_in_lines_of_those_that_are_alike(shop, monkeypatch, caplog) -> None:
+def test_a_record_may_stand_for_several_lines_that_differ_in_some_fields() -> None:
+    extra = log.lines([{"request_id": "a", "timings_ms": {"total": 1.5}}, {"request_id": "b"}], release="r\u00e9")
+    first, second = log.JsonLines().format(record("answer", **extra)).split("\n")
+    assert first.isascii()
+    assert json.loads(first)["timings_ms"] == {"total": 1.5}
+    assert [(each["message"], each["release"], each["request_id"]) for each in map(json.loads, (first, second))] == [
+        ("answer", "r\u00e9", "a"), ("answer", "r\u00e9", "b"),
+    ]  # fmt: skip
+
+
+def test_lines_are_what_is_bounded_and_counted_however_many_a_record_stands_for(monkeypatch) -> None:
+    monkeypatch.setattr(log, "_MAX_WAITING", 5)
+    monkeypatch.setattr(log, "_EVERY_S", 30)
+    before, stream = num_lost(), io.BytesIO()
+    handler = log.BufferedHandler(stream)
+    many = log.lines([{"n": n} for n in range(3)])
+    for _ in range(2):
+        handler.emit(record("answer", **many))
+    handler.emit(record("one"))
+    handler.emit(record("%d broken", "not a number", **log.lines([{}])))
+    assert num_lost() == before + 3  # the second three
+    handler.close()
+    assert [line["message"] for line in lines(stream.getvalue())] == ["answer"] * 3 + ["one", "log lines were lost"]
+    assert lines(stream.getvalue())[-1]["num_lost"] == 4
+    assert handler._num_waiting == 0
+
+
+def test_each_answer_that_is_shed_has_a_line_of_its_own(shop, monkeypatch, caplog) -> None:
     timers = []
 
     class Loop:
@@ -155,21 +182,24 @@ def test_answers_that_are_shed_are_all_named_in_lines_of_those_that_are_alike(sh
         return json.loads(answer)["request_id"]
 
     monkeypatch.setattr(handy, "asyncio", SimpleNamespace(get_running_loop=Loop))  # the server's own loop goes on
-    monkeypatch.setattr(handy, "_MOST_IDS", 4)
     with caplog.at_level(logging.INFO, logger="serving.handy"):
         plain, none = [shed() for _ in range(3)], shed(filters={"category": ["none such"]})
         ((delay_s, say),) = timers
         say()
-        many = [shed() for _ in range(4)]  # as many as a line may have: said at once
         last = shed()
         shop.endpoint.service.handy.say()  # as the endpoint does when it closes
         for _, work in timers[1:]:
             work()
     assert delay_s == 0.1
-    line = {"release": "r1", "arm": "all", "source": "popular", "degraded": "overload", "reason": None}
-    assert [(record.getMessage(), record.fields) for record in caplog.records] == [
-        ("shed", {"request_ids": plain, **line}),
-        ("shed", {"request_ids": [none], **line, "reason": "no_items_match"}),
-        ("shed", {"request_ids": many, **line}),
-        ("shed", {"request_ids": [last], **line}),
-    ]
+    written = "\n".join(map(log.JsonLines().format, caplog.records))
+    assert "very-private" not in written
+    line = {"message": "answer", "level": "info", "logger": "serving.handy", "release": "r1", "arm": "all",
+            "source": "popular", "degraded": "overload"}  # fmt: skip
+    found = [json.loads(each) for each in written.splitlines()]
+    assert [each.pop("request_id") for each in found] == [*plain, none, last]
+    reasons = [each.pop("reason") for each in found]
+    assert reasons == [None, None, None, "no_items_match", None]
+    for each in found:
+        assert each.pop("timings_ms")["total"] >= 0
+        del each["time"]
+        assert each == line
