@@ -79,11 +79,13 @@ class Turns:
 
     def _take(self) -> None:
         self._is_coming = False
-        until = self._clock() + _TURN_S
-        while self._waiting and self._clock() < until:
-            self._answer([self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))])
-        self.lag.backlog_since = self._waiting[0][1] if self._waiting else None
-        self._come_back()
+        try:
+            until = self._clock() + _TURN_S
+            while self._waiting and self._clock() < until:
+                self._answer([self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))])
+        finally:
+            self.lag.backlog_since = self._waiting[0][1] if self._waiting else None
+            self._come_back()
 
     def _answer(self, messages: "Sequence[tuple[Message, float]]") -> None:
         try:
@@ -141,7 +143,6 @@ class SheddingProtocol(HttpToolsProtocol):
     """The beginning of a message whose rest is still to come: clients may send head and body one after the other."""
     _is_waiting = False
     """Whether what is held waits for its turn."""
-
     _shedder: Shedder
     """Known while it waits."""
 

@@ -420,6 +420,23 @@ def test_where_one_fails_those_beside_it_go_the_usual_way_and_the_others_have_th
     assert [record.getMessage() for record in caplog.records] == ["not shed"]
 
 
+def test_one_that_cannot_be_passed_on_either_keeps_no_later_ones_from_their_turns(monkeypatch) -> None:
+    messages, failures = [Told(number=n) for n in range(20)], []
+    monkeypatch.setattr(messages[0], "pass_on", lambda _: 1 / 0)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        turns = Turns(Sheds(lambda requests: len(requests) == 16), LoopLag())
+        for message in messages:
+            turns.wait(message)
+        while len(turns):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert [type(failure) for failure in failures] == [ZeroDivisionError]
+    assert [message.became for message in messages[16:]] == [[b"17"], [b"18"], [b"19"], [b"20"]]
+
+
 def test_a_failure_of_ours_leaves_no_request_without_an_answer(behind, monkeypatch, caplog) -> None:
     monkeypatch.setattr(type(behind.endpoint.service), "shed", lambda *_: 1 / 0)
     (answer,) = in_one_piece(behind, message('{"user_id": "ann", "k": 4}'))
