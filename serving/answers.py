@@ -191,9 +191,21 @@ class AnswerService:
         self._shed.add(len(requests))
         begun = [self._begin(request) for request in requests]
         listed = [self._at_once(work) for _, work in begun]
+        items = [
+            self.handy.items(work.live, found, work.request.k) for (_, work), found in zip(begun, listed, strict=True)
+        ]
+        # From here on nothing fails: what is counted and noted is sent, and soon.
         return [
-            self.handy.told(request_id, work.live, work.arm, found, work.request, self.lag.waited_s(moment))
-            for (request_id, work), found, moment in zip(begun, listed, since, strict=True)
+            self.handy.told(
+                request_id,
+                work.live,
+                work.arm,
+                found.source,
+                of_items,
+                self.lag.waited_s(moment),
+                work.request.deadline_ms,
+            )
+            for (request_id, work), found, of_items, moment in zip(begun, listed, items, since, strict=True)
         ]
 
     def _at_once(self, work: _Work) -> Listed:

@@ -113,8 +113,9 @@ class Endpoint:
 
     def shed(self, requests: Sequence[RecommendationRequest], since: Sequence[float]) -> list[bytes]:
         """See `Shedder`."""
-        self.metrics.count_request("POST", PATH, 200, len(requests))
-        return self.service.shed(requests, since)
+        answers = self.service.shed(requests, since)
+        self.metrics.count_request("POST", PATH, 200, len(answers))
+        return answers
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Keep nothing of users in memory, whoever is at work on them."""

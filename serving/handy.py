@@ -16,11 +16,13 @@ from serving.log import lines
 from serving.metrics import Metrics
 from serving.ranking import Reason
 from serving.rules import CompiledRules
-from serving.schemas import Because, Missing, RecommendationAnswer, RecommendationRequest, RecommendedItem, Source
+from serving.schemas import Because, Missing, RecommendationAnswer, RecommendedItem, Source
 
 logger = logging.getLogger(__name__)
 
 _SAID_AFTER_S: Final = 0.1
+_SAID_TOGETHER: Final = 100
+"""Lines of one record, which a log that is nearly full takes as a whole or not at all."""
 _GAP: Final = b"\0"
 """JSON has none: inside of strings it is escaped."""
 _Label = tuple[str, str, Source, Missing | None]
@@ -47,25 +49,29 @@ class HandyAnswers:
         listed = self._last_answers.get(live.name, user_id)
         return listed if listed is not None and _is_whole(listed, k, rules) else self._most_popular(live, k, rules)
 
+    def items(self, live: LiveRelease, listed: Listed, k: int) -> bytes:
+        """The first k of a list in JSON, without what stands around them."""
+        return b",".join((listed.encoded or self._encoded(live, listed))[:k])
+
     def told(
         self,
         request_id: str,
         live: LiveRelease,
         arm: str,
-        listed: Listed,
-        request: RecommendationRequest,
+        source: Source,
+        items: bytes,
         waited_s: float,
+        deadline_ms: float | None,
     ) -> bytes:
-        """A list as a labelled answer, in JSON. It is counted, and has a line in the log, but no impression."""
+        """Items as a labelled answer, in JSON. It is counted, and has a line in the log, but no impression."""
         total_ms = waited_s * 1000
-        source: Source = "last_answer" if listed.source == "model" else listed.source
-        self._metrics.count(source, live.name, arm, "overload", {"total": total_ms}, request.deadline_ms)
+        source = "last_answer" if source == "model" else source
+        self._metrics.count(source, live.name, arm, "overload", {"total": total_ms}, deadline_ms)
         self._metrics.lost_impressions.inc()
-        label: _Label = live.name, arm, source, None if len(listed.tokens) else "no_items_match"
+        label: _Label = live.name, arm, source, None if items else "no_items_match"
         self._note(label, request_id, total_ms)
-        of_items = listed.encoded or self._encoded(live, listed)
         frame = self._frames.get(label) or self._framed(label)
-        return frame % (request_id.encode(), b",".join(of_items[: request.k]), total_ms)
+        return frame % (request_id.encode(), items, total_ms)
 
     def _framed(self, label: _Label) -> bytes:
         """The JSON of an answer with this label, as a format of its id, its items and its time."""
@@ -116,7 +122,8 @@ class HandyAnswers:
         self._unsaid.clear()
         for (release, arm, source, reason), each in unsaid.items():
             line = {"release": release, "arm": arm, "source": source, "degraded": "overload", "reason": reason}
-            logger.info("answer", extra=lines(each, **line))
+            for first in range(0, len(each), _SAID_TOGETHER):
+                logger.info("answer", extra=lines(each[first : first + _SAID_TOGETHER], **line))
 
     def _most_popular(self, live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
         known = self._popular.get((live.name, k))

@@ -27,13 +27,14 @@ def fields(**values: Any) -> dict[str, Any]:
 def lines(each: Sequence[dict[str, Any]], **values: Any) -> dict[str, Any]:
     """The `extra` of a log call that stands for several lines: each has fields of its own, and these values.
 
-    Its own are written by `orjson`, for a tenth of the work: ASCII, and no names that the values have.
+    Its own are written by `orjson`, for a tenth of the work: one at least, in ASCII, no name that a value has.
     """
     return {"fields": values, "lines": each}
 
 
 def _num_lines(record: logging.LogRecord) -> int:
-    return len(getattr(record, "lines", [{}]))
+    each = getattr(record, "lines", None)
+    return 1 if each is None else len(each)
 
 
 class JsonLines(logging.Formatter):
@@ -97,8 +98,9 @@ class BufferedHandler(logging.Handler):
 
     def _write(self) -> None:
         waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        with self._counting:
-            self._num_waiting -= sum(map(_num_lines, waiting))
+        num_lines = sum(map(_num_lines, waiting))
+        with self._counting:  # nothing in here makes an object: a garbage collection may log, too
+            self._num_waiting -= num_lines
         lines = [line for line in map(self._line, waiting) if line is not None]
         said = self._lost
         if said:
