@@ -178,6 +178,8 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
             if layout.name == "generic":
                 hint = f"map it with --map {field.removesuffix('_id')}=COLUMN"
                 hint += ", or set the delimiter" if len(names) == 1 else ""
+            if path.suffix.lower() == ".parquet":
+                hint += "; columns of lists, structs, binary data and durations are not read"
             listed = ", ".join(names)[:300] or "none"
             raise MissingColumnError(f"{path}: no column {candidates[0]!r}; found {listed}; {hint}")
     return found

@@ -179,8 +179,8 @@ def _parquet(path: Path) -> Iterator[RawFile]:
 
 
 def _readable(column: pl.Series) -> pl.Series | None:
-    """Numbers and moments as they are, the rest as strings; None for binary data that is no text."""
-    if column.dtype.is_numeric() or column.dtype.is_temporal():
+    """Numbers and moments as they are, the rest as strings; None for binary data that is no text, and for durations."""
+    if column.dtype.is_numeric() or (column.dtype.is_temporal() and column.dtype != pl.Duration):
         return column
     try:
         return column.cast(pl.String)

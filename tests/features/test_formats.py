@@ -1,6 +1,7 @@
 """Each public format: a tiny file, and its events worked out by hand."""
 
 import gzip
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +11,7 @@ from polars.testing import assert_frame_equal
 from features.build import FeaturesConfig, read_events, run
 from features.clean import clean
 from features.formats import resolve
+from recsys.contracts.errors import DataError
 
 S = 1_600_000_000
 MS = S * 1000
@@ -69,6 +71,18 @@ def test_generic_reads_parquet_with_real_datetimes_and_ignores_nested_and_binary
     assert read_events(FeaturesConfig(), [path]).rows() == [
         ("7", "i", MS, "interaction", None, None, None, 0, 1),
     ]
+
+
+@pytest.mark.parametrize("field", ["user_id", "item_id", "timestamp"])
+@pytest.mark.parametrize(
+    "value", [timedelta(days=1), [1], {"a": 1}, b"\xff"], ids=["duration", "list", "struct", "binary"]
+)
+def test_a_column_that_is_of_no_use_by_its_type_is_named_as_missing_and_why(tmp_path: Path, field: str, value) -> None:
+    pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [S]} | {field: [value]}).write_parquet(
+        tmp_path / "log.parquet"
+    )
+    with pytest.raises(DataError, match=f"no column '{field}'; found .*lists, structs, binary data and durations"):
+        read_events(FeaturesConfig(), [tmp_path / "log.parquet"])
 
 
 @pytest.mark.parametrize("kind", [pl.Float64, pl.Float32])
