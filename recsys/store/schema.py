@@ -20,6 +20,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "pool_timeout": _BUSY_TIMEOUT_S,
         # A server that is gone without a word is noticed; libpq would wait for it for hours.
         "connect_args": {
+            "client_encoding": "utf8",  # of a database that names no encoding, texts would be bytes
             "connect_timeout": _BUSY_TIMEOUT_S,
             "keepalives_idle": 30,
             "keepalives_interval": 5,
@@ -28,6 +29,8 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
         },
     },
 }
+_ENCODINGS: Final = frozenset({"UTF8", "SQL_ASCII"})
+"""Of databases that hold every text; others refuse an event for a letter of its id."""
 _metadata = sa.MetaData()
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows by INTEGER keys only
 
@@ -188,11 +191,22 @@ def open_engine(url: str) -> sa.Engine:
     set_up = _set_up_sqlite if engine.dialect.name == "sqlite" else _set_up_postgresql
     sa.event.listen(engine, "connect", set_up)
     try:
-        _create_tables(engine)
+        encoding = _encoding(engine)
+        if encoding in _ENCODINGS:
+            _create_tables(engine)
+            return engine
     except SQLAlchemyError as error:
         engine.dispose()
         raise StoreError(f"store {shown}: cannot be opened: {_first_line(error)}") from None
-    return engine
+    engine.dispose()
+    raise StoreError(f"store {shown}: the database keeps texts as {encoding}; create one with ENCODING 'UTF8'")
+
+
+def _encoding(engine: sa.Engine) -> str:
+    if engine.dialect.name == "sqlite":
+        return "UTF8"
+    with engine.connect() as connection:
+        return str(connection.scalar(sa.text("SHOW server_encoding")))
 
 
 def _checked_url(url: str, shown: str) -> sa.URL:

@@ -46,11 +46,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of either kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
-    server = sa.make_url(request.getfixturevalue("postgres")).set(drivername="postgresql+psycopg")
+    return new_database(request.getfixturevalue("postgres"))
+
+
+def new_database(postgres: str, options: str = "template template0") -> str:
+    """The URL of an empty database of the cluster. From template1 none is made while anybody looks into that."""
+    server = sa.make_url(postgres).set(drivername="postgresql+psycopg")
     name = f"test_{uuid.uuid4().hex[:12]}"
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(sa.text(f"create database {name}"))
+        connection.execute(sa.text(f"create database {name} {options}"))
     engine.dispose()
     return server.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
 

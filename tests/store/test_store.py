@@ -10,6 +10,7 @@ from recsys.contracts.errors import StoreError
 from recsys.contracts.events import Event
 from recsys.store import EventStore, contexts, removals, retention, schema
 from recsys.store.rows import copy_histories
+from tests.store.conftest import new_database
 
 
 def event(item: str, at: int = 0, user: str = "u", event_id: str | None = None) -> Event:
@@ -101,6 +102,22 @@ def test_ids_of_any_characters_come_back_as_they_were_told(store: EventStore) ->
     odd = ['"', "\\", "a\nb", "\x01\x7f", "é", "\u2028", "🛒", "[1, 2]", "null", "'"]
     store.append([event(item, at) for at, item in enumerate(odd)])
     assert store.events_after("u").item_ids == odd
+
+
+@pytest.mark.service
+def test_a_database_without_an_encoding_keeps_ids_of_any_characters(postgres: str) -> None:
+    url = new_database(postgres, "encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0")
+    store = EventStore.open(url)
+    store.append([event("čaj ☕", 1, user="Žofie")])
+    assert store.history("Žofie") == ["čaj ☕"]
+    store.close()
+
+
+@pytest.mark.service
+def test_a_database_that_cannot_hold_every_text_is_refused(postgres: str) -> None:
+    url = new_database(postgres, "encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0")
+    with pytest.raises(StoreError, match=r"keeps texts as LATIN1; create one with ENCODING 'UTF8'$"):
+        EventStore.open(url)
 
 
 def test_a_forgotten_user_leaves_a_tombstone(store: EventStore) -> None:
