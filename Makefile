@@ -28,7 +28,7 @@ test: check
 	$(BIN)/pytest
 
 # Needs the programs that the `service` tests drive:
-# apt-get install postgresql chromium prometheus nginx-light systemd buildah debootstrap
+# apt-get install postgresql chromium prometheus nginx-light systemd buildah debootstrap docker.io docker-compose
 test-all: check
 	RECSYS_REQUIRE_SERVICES=1 $(BIN)/pytest -m 'not gpu'
 

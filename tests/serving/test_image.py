@@ -1,4 +1,4 @@
-"""The serving image: built from `deploy/Dockerfile`, looked into, and run."""
+"""The serving image: built from `deploy/Dockerfile`, looked into, and run, by itself and by `deploy/compose.yaml`."""
 
 import ast
 import json
@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import yaml
 
 from recsys.store import EventStore
 from tests.conftest import service_program
@@ -27,6 +29,33 @@ pytestmark = [pytest.mark.slow, pytest.mark.service]
 ROOT = DEPLOY.parent
 UID = 10_001
 MOST_MB = 900
+STAND_INS = {
+    "nginx": r"""#!/bin/sh
+set -e
+rm -f /etc/nginx/sites-enabled/*
+for template in /etc/nginx/templates/*.template; do
+  envsubst '$RECSYS_LISTEN $RECSYS_WORKERS' < "$template" > "/etc/nginx/conf.d/$(basename "$template" .template)"
+done
+exec nginx -g "daemon off;"
+""",
+    "postgres": r"""#!/bin/sh
+set -e
+cd /var/lib/postgresql/data
+mkdir -p /var/run/postgresql
+chown postgres . /var/run/postgresql
+if [ ! -s PG_VERSION ]; then
+  (umask 077; printf %s "$POSTGRES_PASSWORD" > /var/run/postgresql/word; chown postgres /var/run/postgresql/word)
+  su postgres -c "$BIN/initdb -D . -U $POSTGRES_USER -E UTF8 -A scram-sha-256 --pwfile /var/run/postgresql/word"
+  echo "host all all all scram-sha-256" >> pg_hba.conf
+  su postgres -c "$BIN/pg_ctl -D . -w -o '-c listen_addresses=' start"
+  sleep 3  # the official image makes its database meanwhile, and listens on its socket only
+  PGPASSWORD=$POSTGRES_PASSWORD $BIN/createdb -U "$POSTGRES_USER" "$POSTGRES_DB"
+  su postgres -c "$BIN/pg_ctl -D . -w stop"
+fi
+exec su postgres -c "exec $BIN/postgres -D . -c listen_addresses='*'"
+""",
+}
+"""Entries of images on our base, for those of compose.yaml that a registry would give: as much of them as it uses."""
 
 
 class Builder:
@@ -81,7 +110,8 @@ def image(builder: Builder) -> tuple[str, Path]:
     """(container, root folder), on Debian with its Python: no registry is asked for the usual base."""
     debootstrap, base = service_program("debootstrap", "debootstrap", [Path("/usr/sbin")]), builder.folder / "base"
     base.mkdir()
-    command = [debootstrap, "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm"]
+    packages = "python3,python3-venv,ca-certificates,nginx-light,gettext-base,postgresql"  # those of the stand-ins, too
+    command = [debootstrap, "--variant=minbase", f"--include={packages}", "bookworm"]
     done = subprocess.run([*command, base / "root"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout
     builder.build("base", base, "FROM scratch\nCOPY root /\n")
@@ -163,3 +193,97 @@ def test_the_image_answers_and_drains(image: tuple[str, Path], builder: Builder,
 
 def is_endpoint(process: psutil.Process) -> bool:
     return process.cmdline()[:3] == ["/opt/recsys/bin/python3", "/opt/recsys/bin/recsys", "serve"]
+
+
+@pytest.fixture(scope="module")
+def docker(builder: Builder, image: tuple[str, Path]) -> Iterator[list[str | Path]]:
+    """The client's command, of a daemon of our own that has the images of compose.yaml."""
+    daemon = service_program("dockerd", "docker.io", [Path("/usr/sbin")])
+    folder = builder.folder / "docker"
+    folder.mkdir()
+    places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
+    options = ["--host", f"unix://{folder / 'socket'}", "--bridge", "none", "--default-ulimit", "nofile=4096:4096"]
+    client: list[str | Path] = [service_program("docker", "docker.io"), "--host", f"unix://{folder / 'socket'}"]
+    with (folder / "log").open("wb") as log, subprocess.Popen([daemon, *places, *options], stderr=log) as run:
+        try:
+            wait_until(lambda: (folder / "socket").exists() or run.poll() is not None)
+            for service, entry in STAND_INS.items():
+                context = builder.folder / service
+                context.mkdir()
+                (context / "entry").write_text(entry)
+                (context / "entry").chmod(0o755)
+                path = (
+                    "ENV BIN=/usr/lib/postgresql/15/bin PATH=/usr/lib/postgresql/15/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+                )
+                builder.build(
+                    service, context, f'FROM localhost/base\nCOPY entry /entry\n{path}\nENTRYPOINT ["/entry"]\n'
+                )
+            services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"].values()
+            for name in {service["image"] for service in services}:
+                archive, tag = builder.folder / "image.tar", name if ":" in name else f"{name}:latest"
+                builder("push", f"localhost/{name.partition(':')[0]}", f"docker-archive:{archive}:{tag}")
+                told(*client, "load", "--quiet", "--input", archive)
+                archive.unlink()
+            yield client
+        finally:
+            run.terminate()
+
+
+def told(*command: object, **of_run: Any) -> str:
+    """What a command says; it succeeds."""
+    command = tuple(map(str, command))
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, **of_run)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.strip()
+
+
+def wait_until(is_there: Callable[[], bool], most_s: float = 60) -> None:
+    deadline = time.monotonic() + most_s
+    while not is_there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_compose_starts_a_shop_that_outlives_a_worker(
+    docker: list[str | Path], ring_releases: Path, tmp_path: Path
+) -> None:
+    """By docker-compose and a real daemon; nginx and PostgreSQL are Debian's, in images of ours."""
+    compose_program = service_program("docker-compose", "docker-compose")
+    place, ports = tmp_path / "deploy", {number: free_port() for number in (8000, 8001, 8002)}
+    shutil.copytree(DEPLOY, place)
+    zeros = {"shop": "0" * 64, "operator": "0" * 63 + "1"}
+    settings = (place / "serve.toml").read_text()
+    for name, zero in zeros.items():
+        settings = settings.replace(zero, token(name)["sha256"])
+    (place / "serve.toml").write_text(settings)
+    composed = (place / "compose.yaml").read_text()
+    for number, port in ports.items():
+        composed = re.sub(rf'"((127\.0\.0\.1:)?){number}:', rf'"\g<1>{port}:', composed)
+    (place / "compose.yaml").write_text(composed)
+    variables = {"RELEASES": str(ring_releases), "POSTGRES_PASSWORD": "a word", "DOCKER_HOST": str(docker[-1])}
+    how: dict[str, Any] = {"cwd": place, "env": os.environ | variables}
+    compose = [compose_program, "--project-name", "recsys-test"]
+
+    def client(number: int, name: str) -> httpx.Client:
+        of_token = {"Authorization": f"Bearer secret of {name}"}
+        return httpx.Client(base_url=f"http://127.0.0.1:{ports[number]}", headers=of_token, timeout=30)
+
+    try:
+        told(*compose, "up", "--detach", "--no-build", **how)
+        with client(8000, "shop") as shop, client(8001, "shop") as first, client(8002, "operator") as second:
+            wait_until(lambda: shop.get("/readyz").status_code == 200)
+            events = {"events": [{"user_id": "ann", "item_id": "sku-1"}]}
+            assert shop.post("/v1/events", json=events).json()["stored"] == 1
+            asked = {"user_id": "ann", "deadline_ms": 5_000}
+            answers = [each.post("/v1/recommendations", json=asked).json() for each in (shop, first, second)]
+            assert [(answer["source"], answer["degraded"]) for answer in answers] == [("model", None)] * 3
+            assert [shop.get(path).status_code for path in ("/metrics", "/v1/admin/releases", "/console")] == [404] * 3
+            assert second.get("/v1/admin/releases").status_code == 200
+            told(*docker, "kill", "recsys-test_worker-1_1")
+            assert {shop.post("/v1/recommendations", json=asked).status_code for _ in range(20)} == {200}
+        told(*compose, "stop", "worker-2", **how)
+        state = json.loads(told(*docker, "inspect", "recsys-test_worker-2_1"))[0]["State"]
+        assert (state["Status"], state["ExitCode"]) == ("exited", 0)
+        assert "Traceback" not in told(*compose, "logs", "--no-color", "worker-1", "worker-2", **how)
+    finally:
+        told(*compose, "down", "--volumes", **how)
