@@ -239,7 +239,7 @@ def test_an_item_of_any_id_has_similar_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_broken", [False, True])
 def test_what_answers_are_made_from_is_checked_against_exact_search(open_shop, monkeypatch, is_broken: bool) -> None:
-    monkeypatch.setattr("serving.answers._CHECKED_AT_ONCE", 7)
+    monkeypatch.setattr("serving.unseen._CHECKED_AT_ONCE", 7)
     if is_broken:
         true = ItemIndex.all_scores
         monkeypatch.setattr(ItemIndex, "all_scores", lambda index, vector_D: -true(index, vector_D))

@@ -349,7 +349,7 @@ def test_workers_give_way_while_the_loop_is_behind_or_has_a_backlog(open_shop, m
     service, now = open_shop().endpoint.service, [100.0]
     lag = LoopLag(lambda: now[0])
     monkeypatch.setattr(service, "lag", lag)
-    pools = (service.pool, service.cold_pool, service._background)
+    pools = (service.pool, service.cold_pool, service.unseen.pool)
 
     def give_way() -> bool:
         (answer,) = {pool._gives_way() for pool in pools}

@@ -17,13 +17,14 @@ import pytest
 from recsys.contracts.events import Event
 from recsys.runtime.recommender import Recommender
 from recsys.store import EventStore
-from serving.answers import AnswerService, _hidden, _Work
+from serving.answers import AnswerService
 from serving.config import ServeConfig
 from serving.live import Releases
 from serving.metrics import Metrics
 from serving.rules import Rules
 from serving.schemas import RecommendationAnswer, RecommendationRequest
 from serving.sessions import SessionCache
+from serving.work import Work
 from tests.serving.conftest import FakeEngine, fake_release
 
 DEADLINE_MS, RESERVE_MS = 100, 10
@@ -169,8 +170,8 @@ def test_purchases_that_are_learned_while_a_list_at_hand_is_made_are_not_shown()
     release = SimpleNamespace(vocabulary=Vocabulary())
     live = SimpleNamespace(recommender=SimpleNamespace(release=release))
     request = RecommendationRequest(user_id="ann", exclude_purchased=True)
-    work = _Work(request, live, "all", time.monotonic, seen=np.array([2], dtype=np.int32))
-    named, seen = _hidden(work)
+    work = Work(request, live, "all", time.monotonic, seen=np.array([2], dtype=np.int32))
+    named, seen = work.hidden()
     assert 2 in {*named, *seen}
 
 
