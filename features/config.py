@@ -4,6 +4,7 @@ from typing import Final
 
 from pydantic import Field
 
+from recsys.contracts.events import NEGATIVE_TYPES
 from recsys.contracts.pruning import PruningPolicy
 
 READING_FIELDS: Final = (
@@ -43,7 +44,9 @@ class FeaturesConfig(PruningPolicy):
     history_types: tuple[str, ...] = ()
     """Event types that make the history; empty: all. Everything is stored; this is a choice of the reader."""
     target_types: tuple[str, ...] = ()
-    """Event types that are to be predicted; empty: all."""
+    """Event types that validation and test want; empty: all."""
+    negative_types: tuple[str, ...] = NEGATIVE_TYPES
+    """Event types that say what a user does not want: read, and never predicted."""
     events_per_partition: int = Field(default=1_000_000, ge=1)
     """Events sorted in memory at a time: what bounds the memory of the job."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)

@@ -263,6 +263,7 @@ def _config(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> di
         "fusion": checkpoint.manifest.config["fusion"],
         "temperature": checkpoint.manifest.config.get("temperature", 1.0),  # checkpoints of before have none
         "window": checkpoint.window.model_dump(),
+        "history_types": data.manifest.config.get("history_types", []),
         "model": checkpoint.manifest.config["model"],
     }
 

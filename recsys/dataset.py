@@ -21,7 +21,7 @@ import polars as pl
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError
-from recsys.contracts.events import DEFAULT_EVENT_TYPE
+from recsys.contracts.events import DEFAULT_EVENT_TYPE, NEGATIVE_TYPES
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import DAY_MS, PruningPolicy
@@ -45,6 +45,8 @@ class Histories:
     timestamps_ms: npt.NDArray[np.int64]
     event_types: npt.NDArray[np.uint8] | None = None
     """Code of each event's type, its position in the artifact's `event_types`."""
+    negative_types: tuple[int, ...] = ()
+    """Codes of the types that say what a user does not want, such as returns: read, and never to be predicted."""
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -61,7 +63,21 @@ class Histories:
         keep[events] = False
         kept_before = np.concatenate([[0], np.cumsum(keep)])
         types = None if self.event_types is None else self.event_types[keep]
-        return Histories(self.user_ids, kept_before[self.offsets], self.tokens[keep], self.timestamps_ms[keep], types)
+        return replace(
+            self,
+            offsets=kept_before[self.offsets],
+            tokens=self.tokens[keep],
+            timestamps_ms=self.timestamps_ms[keep],
+            event_types=types,
+        )
+
+    @property
+    def targets(self) -> Tokens:
+        """What each event is as one to be predicted: its token, PAD where it is negative."""
+        if self.event_types is None or not self.negative_types:
+            return self.tokens
+        is_negative = np.isin(self.event_types, self.negative_types)
+        return np.where(is_negative, PAD, self.tokens).astype(self.tokens.dtype)
 
     def counts(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Events of each user where `chosen` (one entry an event) is true, shape [U]."""
@@ -225,7 +241,7 @@ class Dataset:
         targets = events.is_target & known[events.user]
         target_tokens = self._target_tokens(events.item_index, shown)
         return TestSet(
-            _histories(events, kept & known[events.user], self._token_of_index),
+            _histories(events, kept & known[events.user], self._token_of_index, self.fit.negative_types),
             events.by_user(target_tokens, targets),
             int(cold.sum()),
             target_times_ms=events.by_user(events.timestamps_ms, targets),
@@ -292,12 +308,14 @@ def load(
         )
     items = pl.read_parquet(features / ITEMS_FILE).sort("item_index")
     events = _read_events(features, manifest, protocol, split_ms, items.height)
-    num_events = np.bincount(events.item_index[events.is_fit], minlength=items.height + 1)
+    negative = negative_types(manifest)
+    is_positive = events.is_fit & ~np.isin(events.event_types, negative)
+    num_events = np.bincount(events.item_index[is_positive], minlength=items.height + 1)
     if vocabulary is None:
         end_ms = split_ms if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
         vocabulary = _kept_vocabulary(features, manifest, events, items, num_events, protocol, min_count, end_ms)
     token_of_index = _token_of_index(features, vocabulary, items)
-    fit = _histories(events, events.is_fit, token_of_index)
+    fit = _histories(events, events.is_fit, token_of_index, negative)
     return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, items, token_of_index)
 
 
@@ -426,7 +444,14 @@ def in_history(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) 
 
 def is_wanted(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Whether each event is of a type that is to be predicted."""
-    return _is_of_types(manifest, "target_types", event_types)
+    return _is_of_types(manifest, "target_types", event_types) & ~np.isin(event_types, negative_types(manifest))
+
+
+def negative_types(manifest: artifact.Manifest) -> tuple[int, ...]:
+    """Codes of the event types that are read and never predicted."""
+    names = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
+    negative = manifest.config.get("negative_types", NEGATIVE_TYPES)
+    return tuple(code for code, name in enumerate(names) if name in negative)
 
 
 def _is_of_types(
@@ -473,7 +498,9 @@ def _described(items: pl.DataFrame, num_events: npt.NDArray[np.int64], chosen: n
     ]
 
 
-def _histories(events: _Events, chosen: npt.NDArray[np.bool_], token_of_index: Tokens) -> Histories:
+def _histories(
+    events: _Events, chosen: npt.NDArray[np.bool_], token_of_index: Tokens, negative: tuple[int, ...]
+) -> Histories:
     """Histories of the users that have a kept event among the chosen ones."""
     kept = np.flatnonzero(chosen)
     tokens = token_of_index[events.item_index[kept]]
@@ -482,4 +509,4 @@ def _histories(events: _Events, chosen: npt.NDArray[np.bool_], token_of_index: T
     present = np.flatnonzero(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths[present])]).astype(np.int64)
     user_ids = [events.user_ids[user] for user in present]
-    return Histories(user_ids, offsets, tokens, events.timestamps_ms[kept], events.event_types[kept])
+    return Histories(user_ids, offsets, tokens, events.timestamps_ms[kept], events.event_types[kept], negative)

@@ -1,7 +1,7 @@
 """What followed what: counts of item pairs, the plain knowledge that a decoder starts from and is fused with.
 
 An event adds 1 / d to the count of (item, item d events later), d = 1 … reach, within a user; an item may
-follow itself. Divided by the sum of a row the counts read as P(next | item).
+follow itself, and a negative event follows nothing. Divided by the sum of a row the counts read as P(next | item).
 Source: sequential rules of Kamehkhosh, Jannach, Ludewig, RecTemp at RecSys 2017 (1 / d).
 """
 
@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from recsys.contracts import packing
 from recsys.contracts.errors import ArtifactError
-from recsys.contracts.ids import Floats, Tokens
+from recsys.contracts.ids import PAD, Floats, Tokens
 
 if TYPE_CHECKING:
     from recsys.dataset import Histories
@@ -37,9 +37,10 @@ def count(fit: "Histories", num_items: int, reach: int = REACH) -> Any:
     user = np.repeat(np.arange(len(fit), dtype=np.int32), fit.lengths)
     shape = (num_items + 1, num_items + 1)
     follows_VV = sparse.csr_array(shape, dtype=np.float32)
+    targets = fit.targets
     for distance in range(1, min(reach, len(user) - 1) + 1):
-        same_user = user[distance:] == user[:-distance]
-        first, second = fit.tokens[:-distance][same_user], fit.tokens[distance:][same_user]
+        counted = (user[distance:] == user[:-distance]) & (targets[distance:] != PAD)
+        first, second = fit.tokens[:-distance][counted], targets[distance:][counted]
         weights = np.full(len(first), 1 / distance, dtype=np.float32)
         follows_VV = follows_VV + sparse.coo_array((weights, (first, second)), shape=shape).tocsr()
     return follows_VV

@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import APIRouter, Query, Request
 from starlette.exceptions import HTTPException
 
-from recsys.contracts.events import Event
+from recsys.contracts.events import NEGATIVE_TYPES, Event
 from recsys.contracts.ids import PAD
 from serving.arms import NO_ARM
 from serving.endpoint import Endpoint
@@ -82,7 +82,11 @@ def event_routes(endpoint: Endpoint) -> APIRouter:
             for event in body.events
         ]
         done_with = [(e, sent.context) for e, sent in zip(told, body.events, strict=True) if e.event_type != IMPRESSION]
-        contexts = {place: context.values() for place, (_, context) in enumerate(done_with) if context is not None}
+        contexts = {
+            place: context.values()
+            for place, (event, context) in enumerate(done_with)
+            if context is not None and event.event_type not in NEGATIVE_TYPES
+        }
         shown = [event for event in told if event.event_type == IMPRESSION]
         done = await endpoint.write(lambda: endpoint.store.append([event for event, _ in done_with], contexts, shown))
         endpoint.metrics.events.inc(done.stored)

@@ -36,8 +36,8 @@ class Histories(Protocol):
         """Whether anything has changed."""
         ...
 
-    def events_after(self, user_id: str, seq: int = 0) -> StoredHistory:
-        """Events with higher numbers."""
+    def events_after(self, user_id: str, seq: int = 0, *, event_types: tuple[str, ...] = ()) -> StoredHistory:
+        """Events with higher numbers; items of these types only, or of all types."""
         ...
 
 
@@ -193,7 +193,10 @@ class Sessions:
         """What is kept, without a look at the store: for answers that cannot wait."""
         return self._cache.get(self._release.name, user_id)
 
-    def known(self, item_ids: Sequence[str]) -> tuple[Tokens, Tokens]:
+    def _events_after(self, user_id: str, seq: int = 0) -> StoredHistory:
+        return self._histories.events_after(user_id, seq, event_types=self._release.history_types)
+
+    def known(self, item_ids: Sequence[str | None]) -> tuple[Tokens, Tokens]:
         """Tokens of the kept items, in order; and of all that may be recommended, each once and in ascending order."""
         tokens = self._release.vocabulary.tokens(item_ids)
         kept: Tokens = tokens[(tokens != PAD) & (tokens <= self._release.vocabulary.num_kept)]
@@ -207,7 +210,7 @@ class Sessions:
     def _read(self, user_id: str, kept: UserState | None, glance: Glance) -> UserState:
         """The history from what is kept and newer events, or all of it where they do not simply follow."""
         if kept is not None and kept.glance.num_events < glance.num_events <= HISTORY_CAP:
-            news = self._histories.events_after(user_id, kept.glance.last_seq)
+            news = self._events_after(user_id, kept.glance.last_seq)
             follows = news.first_ms >= kept.last_ms or not kept.glance.num_events
             # Fewer than counted: something was committed under a lower number.
             if follows and kept.glance.num_events + len(news.item_ids) >= glance.num_events:
@@ -215,7 +218,7 @@ class Sessions:
                 tokens, items = self.known(news.item_ids)
                 tokens = np.concatenate([kept.tokens_L, tokens])
                 return UserState(seen, news.last_ms, tokens, np.union1d(kept.seen, items))
-        whole = self._histories.events_after(user_id)
+        whole = self._events_after(user_id)
         num_events = max(len(whole.item_ids), glance.num_events if len(whole.item_ids) == HISTORY_CAP else 0)
         seen = Glance(num_events, whole.last_seq, glance.revision)
         return UserState(seen, whole.last_ms, *self.known(whole.item_ids))

@@ -81,8 +81,17 @@ class Work:
         return now
 
     def told(self) -> tuple[Tokens, Tokens]:
-        """The kept history and all items seen, of the events in the request."""
-        return self.live.sessions.known([event.item_id for event in self.request.events or ()])
+        """The kept history and all items seen, of the events in the request.
+
+        An event that does not say its type is one of those that histories are made of.
+        """
+        types = self.live.recommender.release.history_types
+        told = [
+            event.item_id
+            for event in self.request.events or ()
+            if not types or event.event_type in types or "event_type" not in event.model_fields_set
+        ]
+        return self.live.sessions.known(told)
 
     def hidden(self) -> tuple[Tokens, Tokens]:
         """Tokens that are left out by name, and, in ascending order, as seen; filters and rules leave out others."""

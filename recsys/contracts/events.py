@@ -10,6 +10,9 @@ order of their file. Events from the store carry `source` = the store and `row` 
 DEFAULT_EVENT_TYPE: Final = "interaction"
 """The type of events from logs that have none."""
 
+NEGATIVE_TYPES: Final = ("return", "dislike")
+"""Types of events that say what a user does not want: part of the history, and never what is predicted or a success."""
+
 MAX_ID_LENGTH: Final = 256
 """Longest user_id or item_id, in characters; longer ones are bad rows."""
 

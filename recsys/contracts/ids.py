@@ -56,7 +56,7 @@ class Vocabulary:
         return len(self.items)
 
     @cached_property
-    def _token_of(self) -> dict[str, int]:
+    def _token_of(self) -> dict[str | None, int]:
         return {item.item_id: token for token, item in enumerate(self.items, start=1)}
 
     @cached_property
@@ -64,8 +64,8 @@ class Vocabulary:
         """Events per token, shape [V + 1]; entry PAD is 0."""
         return np.array([0, *(item.num_events for item in self.items)], dtype=np.int64)
 
-    def tokens(self, item_ids: Iterable[str]) -> Tokens:
-        """One token per item_id, PAD where the item is unknown or pruned."""
+    def tokens(self, item_ids: Iterable[str | None]) -> Tokens:
+        """One token per item_id, PAD where there is none, or the item is unknown or pruned."""
         return np.fromiter(map(self._token_of.get, item_ids, repeat(PAD)), dtype=np.int32)
 
     def history(self, item_ids: Iterable[str]) -> Tokens:

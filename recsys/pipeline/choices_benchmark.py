@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recsys.contracts.errors import DataError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import Tokens
 from recsys.contracts.protocol import Protocol
-from recsys.dataset import Histories
+from recsys.dataset import Histories, is_wanted
 from recsys.model.binary_loss import BinaryLoss
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
@@ -126,7 +128,7 @@ def run(
         "data": str(features),
         "num_events": len(of.split.train.tokens),
         "event_types": kinds,
-        "wanted_types": manifest.config.get("target_types") or kinds,
+        "wanted_types": [kinds[code] for code in np.flatnonzero(is_wanted(manifest, np.arange(len(kinds), dtype=np.uint8)))],
         "num_seeds": num_seeds,
         "reference": REFERENCE,
         "left_out": missing,

@@ -4,7 +4,7 @@ No test set is looked at. What differs is a benchmark's own: see `histories_benc
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from recsys import dataset, transitions
 from recsys.contracts.errors import ConfigError, DataError
-from recsys.contracts.ids import PAD, Tokens
+from recsys.contracts.ids import Tokens
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset, Histories, ValidationSet
 from recsys.evaluation.metrics import per_user_metrics
@@ -54,8 +54,6 @@ class Sample:
     split: ValidationSet
     num_items: int
     masks_seen: bool
-    is_wanted: npt.NDArray[np.bool_] | None = None
-    """Of each event to train on: whether its type is to be predicted. Targets are of such types only. None: all."""
     data: Dataset | None = None
     """Where they are from; None: simulated."""
 
@@ -111,12 +109,10 @@ def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Pr
     rows = np.sort(np.random.default_rng(0).permutation(long)[:num_users])
     place = {user_id: n for n, user_id in enumerate(found.train.user_ids)}
     train = _of_users(found.train, [place[found.user_ids[row]] for row in rows])
-    is_wanted = None if train.event_types is None else dataset.is_wanted(data.manifest, train.event_types)
     return Sample(
         split=ValidationSet(train, list(train), [found.targets[row] for row in rows], train.user_ids, found.from_ms),
         num_items=len(data.vocabulary),
         masks_seen=protocol.masks_seen,
-        is_wanted=is_wanted,
         data=data,
     )
 
@@ -125,9 +121,14 @@ def _of_users(histories: Histories, users: list[int]) -> Histories:
     spans = [slice(histories.offsets[user], histories.offsets[user + 1]) for user in users]
     events = np.concatenate([np.arange(span.start, span.stop) for span in spans])
     offsets = np.concatenate([[0], np.cumsum(histories.lengths[users])])
-    types = None if histories.event_types is None else histories.event_types[events]
-    ids = [histories.user_ids[user] for user in users]
-    return Histories(ids, offsets, histories.tokens[events], histories.timestamps_ms[events], types)
+    return replace(
+        histories,
+        user_ids=[histories.user_ids[user] for user in users],
+        offsets=offsets,
+        tokens=histories.tokens[events],
+        timestamps_ms=histories.timestamps_ms[events],
+        event_types=None if histories.event_types is None else histories.event_types[events],
+    )
 
 
 def compare(
@@ -166,8 +167,7 @@ def train_and_rank(rival: Rival, window: WindowConfig, of: Sample, epochs: float
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         model.embedding.weight[1:] = spectral.item_vectors(counts, MODEL.width, MODEL.init_std, generator)[1:]
-    wanted = None if of.is_wanted is None else np.where(of.is_wanted, train.tokens, PAD).astype(np.int32)
-    stream = WindowStream(train, recipe, np.random.default_rng(seed), events, wanted)
+    stream = WindowStream(train, recipe, np.random.default_rng(seed), events)
     num_events_V = torch.from_numpy(np.bincount(train.tokens, minlength=of.num_items + 1)[1:])
     trainer = Trainer(model, recipe, num_events_V, horizon=stream.epoch_steps, loss=rival.loss)
     stretch = trainer.train(stream, max(1, round(epochs * stream.epoch_steps)), rate=lambda taken: 1 - taken**2)

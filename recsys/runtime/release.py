@@ -36,6 +36,8 @@ class Release:
     index: ItemIndex
     temperature: float = 1.0
     """Scores over it are log-odds: found on validation, 1 in releases of before."""
+    history_types: tuple[str, ...] = ()
+    """Event types that histories are made of, in training too; empty: all."""
 
     @classmethod
     def open(
@@ -78,7 +80,20 @@ class Release:
             )
         fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
         temperature = float(manifest.config.get("temperature", 1.0))
-        return cls(folder.name, folder, manifest, vocabulary, window, fusion, transitions, opened, index, temperature)
+        history_types = tuple(manifest.config.get("history_types", ()))
+        return cls(
+            folder.name,
+            folder,
+            manifest,
+            vocabulary,
+            window,
+            fusion,
+            transitions,
+            opened,
+            index,
+            temperature,
+            history_types,
+        )
 
 
 def shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:

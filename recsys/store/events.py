@@ -166,14 +166,16 @@ class EventStore:
             row = connection.execute(users.GLANCE, {"wanted": user_id}).one()
         return Glance(row.num_events or 0, row.last_seq or 0, int(row.revision))
 
-    def events_after(self, user_id: str, seq: int = 0, limit: int = HISTORY_CAP) -> StoredHistory:
-        """The user's last `limit` events with a higher sequence number.
+    def events_after(
+        self, user_id: str, seq: int = 0, limit: int = HISTORY_CAP, event_types: tuple[str, ...] = ()
+    ) -> StoredHistory:
+        """The user's last `limit` events with a higher sequence number; items of these types only, or of all types.
 
         Raises:
             StoreError: the store cannot be read.
         """
         with trouble("history not read"), self._engine.connect() as connection:
-            return histories.read(connection, user_id, seq, limit)
+            return histories.read(connection, user_id, seq, limit, event_types)
 
     def history(self, user_id: str, limit: int = HISTORY_CAP) -> list[str]:
         """The user's last `limit` item_ids, oldest first, in the order (timestamp, arrival).
@@ -181,7 +183,7 @@ class EventStore:
         Raises:
             StoreError: the store cannot be read.
         """
-        return self.events_after(user_id, limit=limit).item_ids
+        return [item_id for item_id in self.events_after(user_id, limit=limit).item_ids if item_id is not None]
 
     def recent(self, user_id: str, limit: int) -> list[Event]:
         """The user's last events as they were told, oldest first.

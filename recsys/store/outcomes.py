@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from recsys.contracts.events import NEGATIVE_TYPES
 from recsys.store.recall import PURCHASE
 from recsys.store.schema import events, impressions, trouble
 
@@ -101,7 +102,8 @@ def _rows_by_user(
 def _outcome(entry: Entry, answers: list[Any], told: list[Any], window_ms: int) -> Outcome:
     end_ms = entry.first_ms + window_ms
     mine = [row for row in answers if row.arm == entry.arm and entry.first_ms <= row.served_ms <= end_ms]
-    after = [row for row in told if entry.first_ms < row.timestamp_ms <= end_ms]
+    done = [row for row in told if row.event_type not in NEGATIVE_TYPES]
+    after = [row for row in done if entry.first_ms < row.timestamp_ms <= end_ms]
     items = {row.request_id: set(json.loads(row.items)) for row in mine}
     recommended_ms: dict[str, int] = {}
     for row in sorted(mine, key=lambda row: row.served_ms, reverse=True):

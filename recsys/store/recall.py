@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from recsys.contracts.events import NEGATIVE_TYPES
 from recsys.store import joining
 from recsys.store.counts import ArmCounts
 from recsys.store.schema import (
@@ -37,6 +38,8 @@ SKEW_MS: Final = 300_000
 _OVERLAP_MS: Final = 60_000
 """Looked at again each time: a transaction may become visible some time after the moment written in its rows."""
 _STATE: Final = "attribution"
+_IS_NO_RETURN: Final = events.c.event_type.not_in(NEGATIVE_TYPES)
+"""Who sends an item back has not taken it."""
 
 _AT_ONCE: Final = 100
 """Answers that are counted in one transaction: events that come meanwhile wait for it."""
@@ -249,7 +252,7 @@ def _found(connection: sa.Connection, answers: Sequence[_Answer], window_ms: int
     """What became of each answer, from the rows."""
     request_ids = {answer.request_id for answer in answers}
     echoes: dict[str, list[Any]] = defaultdict(list)
-    for event in connection.execute(sa.select(events).where(events.c.request_id.in_(request_ids))):
+    for event in connection.execute(sa.select(events).where(events.c.request_id.in_(request_ids), _IS_NO_RETURN)):
         echoes[event.request_id].append(event)
     known_as = joining.known_as(connection, _strangers(answers, echoes))
     displayed = set(connection.scalars(sa.select(displays.c.request_id).where(displays.c.request_id.in_(request_ids))))
@@ -291,7 +294,7 @@ def _following(
         first_ms, last_ms = answers[-1].served_ms, answers[0].served_ms + window_ms
         wanted = sa.select(events.c.item_id, events.c.timestamp_ms)
         mine = sa.and_(events.c.user_id == user_id, events.c.timestamp_ms.between(first_ms, last_ms))
-        rows = list(connection.execute(wanted.where(mine).order_by(events.c.timestamp_ms.desc())))
+        rows = list(connection.execute(wanted.where(mine, _IS_NO_RETURN).order_by(events.c.timestamp_ms.desc())))
     entered = left = 0
     for answer in answers:
         while entered < len(rows) and rows[entered].timestamp_ms > answer.served_ms:

@@ -61,12 +61,14 @@ def fit(
     need = memory.estimate(trainer, stream, histories)
     if processes.is_first:
         Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
-    if config.num_threads is None and not resume:
-        trainer.choose_threads(stream)
-    judge = None
+    judge, first = None, Fitted(ndcg=-math.inf)
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
-        first = _first_look(trainer, judge, start)
+        if start is not None:
+            first = _first_look(trainer, judge, start)
+    if config.num_threads is None and not resume:
+        trainer.choose_threads(stream)  # takes steps
+    if judge is not None:
         fitted = _until_no_better(trainer, stream, judge, recipe, saved, listener, first, resume=resume)
     else:
         fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
@@ -83,10 +85,8 @@ def fit(
     return replace(fitted, memory_bytes=need.total, trained_before_ms=seen_ms)
 
 
-def _first_look(trainer: Trainer, judge: Judge, start: Start | None) -> Fitted:
-    """What the rounds have to beat: nothing, or what the run started from."""
-    if start is None:
-        return Fitted(ndcg=-math.inf)
+def _first_look(trainer: Trainer, judge: Judge, start: Start) -> Fitted:
+    """What the rounds have to beat: what the run starts from."""
     judge.fusion = start.fusion
     ndcg = _validated(trainer, judge)
     weights = [weight.clone() for weight in trainer.averaged]
@@ -106,7 +106,11 @@ def _until_no_better(
 ) -> Fitted:
     """Rounds of training and validation; the averaged weights of the best round, or `first` where none is better."""
     config = recipe.training
-    best, spent = saved.load(trainer, stream) if resume else (first, 0.0)
+    best, spent = first, 0.0
+    if resume:
+        best, spent = saved.load(trainer, stream)
+    elif trainer.processes.is_first:
+        saved.save(trainer, stream, best, spent)
     patience = config.start_patience if first.weights else config.patience
     judge.fusion = best.last_fusion
     for row in best.log:

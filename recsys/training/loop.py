@@ -48,11 +48,10 @@ class WindowStream:
         recipe: Recipe,
         generator: np.random.Generator,
         events: Tokens | None = None,
-        wanted: Tokens | None = None,
     ) -> None:
-        """`events` are what the model reads, `wanted` what is predicted (see `batches.epoch`); without, the tokens."""
+        """`events` are what the model reads (see `batches.epoch`); without, the tokens."""
         self._events = histories.tokens if events is None else events
-        self._wanted = histories.tokens if wanted is None else wanted
+        self._wanted = histories.targets
         windows = batches.training_windows(histories, recipe.window)
         self._windows = [w for w in windows if self._wanted[w.first_target : w.stop].any()]
         self._generator = generator

@@ -1,8 +1,8 @@
-"""What a training run needs to go on after it was killed: an artifact beside the checkpoint's place, one a round.
+"""What a training run needs to go on after it was killed: an artifact beside the checkpoint's place.
 
-The round under way is trained again. Weights, optimizer, average, generators and the place in the shuffled epoch
-are as they were, so the steps are those of a run that was never interrupted, bit for bit with the same number of
-threads.
+It is written before the first step and after each round; what was under way is trained again. Weights, optimizer,
+average, generators and the place in the shuffled epoch are as they were, so the steps are those of a run that was
+never interrupted, bit for bit with the same number of threads.
 """
 
 import json
@@ -39,6 +39,7 @@ class SavedRun:
         plain = {
             "stream": stream.state(),
             "best": {"epochs": best.epochs, "ndcg": best.ndcg, "round": best.round},
+            "num_best": len(best.weights),
             "fusion": best.fusion.model_dump(),
             "last_fusion": best.last_fusion.model_dump(),
             "log": [asdict(row) for row in best.log],
@@ -72,7 +73,7 @@ class SavedRun:
             **plain["best"],
             fusion=Fusion.from_mapping(plain["fusion"], str(self.place)),
             last_fusion=Fusion.from_mapping(plain["last_fusion"], str(self.place)),
-            weights=[tensors[f"{_BEST}{i}"] for i in range(len(trainer.averaged))],
+            weights=[tensors[f"{_BEST}{i}"] for i in range(plain["num_best"])],
             log=[RoundResult(**row) for row in plain["log"]],
         )
         return best, plain["seconds"]

@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError
+from recsys.contracts.ids import PAD
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.model import pretrained
@@ -60,7 +62,8 @@ def run(
     started = time.monotonic()
     torch.set_num_threads(recipe.training.num_threads or 1)
     data = dataset.load(features, protocol, split_ms=split_ms)
-    if not (data.fit.lengths > 1).any():
+    following = np.delete(data.fit.targets, data.fit.offsets[:-1])
+    if not (following != PAD).any():
         raise DataError(f"{features}: no user has two events on kept items, so there is nothing to predict")
     known = None if refit is None else _found_before(refit, data)
     older = None if start is None else Start.open(start, recipe)

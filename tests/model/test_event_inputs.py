@@ -104,7 +104,7 @@ def test_a_return_is_told_from_a_purchase_by_its_type(reads_types: bool) -> None
     torch.manual_seed(0)
     model: SequenceModel = EventInputsModel(SMALL, 5, 4, [2]) if reads_types else SequenceModel(SMALL, 5, 4)
     events = np.stack([tokens, type_numbers(train)], axis=1) if reads_types else tokens
-    stream = WindowStream(train, recipe, np.random.default_rng(0), events, tokens)
+    stream = WindowStream(train, recipe, np.random.default_rng(0), events)
     Trainer(model, recipe, torch.ones(5), horizon=10).train(stream, 100)
     bought, returned = (np.array([[1, 1 + kind]], dtype=np.int32) for kind in (PURCHASE, RETURN))
     windows = [bought, returned] if reads_types else [bought[:, 0], returned[:, 0]]

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.ids import PAD
 from recsys.pipeline import choices_benchmark, rivals, tables
 from recsys.pipeline.kept_runs import KeptRuns
 from recsys.windows import WindowConfig, reachable
@@ -51,9 +52,8 @@ def test_types_that_are_not_wanted_are_read_and_not_predicted(typed_features: Pa
     of = rivals.sample(typed_features, 100)
     train = of.split.train
     assert train.event_types is not None
-    assert of.is_wanted is not None
     assert set(train.event_types) == {VIEW, PURCHASE, RETURN}
-    np.testing.assert_array_equal(of.is_wanted, train.event_types != RETURN)
+    np.testing.assert_array_equal(train.targets != PAD, train.event_types != RETURN)
     for user_id, context, wanted in zip(train.user_ids, of.split.contexts, of.split.targets, strict=True):
         following = len(context) + np.arange(90)
         kept = following[(following % 3 != RETURN) & (following < min(90, 70 + int(user_id[1:])))]

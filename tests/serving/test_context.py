@@ -73,3 +73,15 @@ def test_an_event_that_is_told_twice_is_counted_once(store: EventStore) -> None:
     }
     store.forget("u")  # nobody's name was counted
     assert found == store.popular_by_context(min_events=1, num_items=5)
+
+
+def test_what_people_send_back_is_not_popular(shop) -> None:
+    rows = [
+        {"user_id": f"u{n}", "item_id": "sku-3", "event_type": "return", "context": {"country": "DE"}}
+        for n in range(2 * MIN_EVENTS)
+    ]
+    for start in range(0, len(rows), 100):
+        shop.client.post("/v1/events", json={"events": rows[start : start + 100]}).raise_for_status()
+    seen(shop, "sku-2", MIN_EVENTS, country="DE")
+    shop.endpoint.learn_contexts()
+    assert items(shop.ask(user_id="new", k=2, context={"country": "DE"}))[0] == "sku-2"

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,33 @@ def assert_as_if_cold(worker: Worker, user: str = "ann") -> None:
     np.testing.assert_array_equal(warm.session.vector_D, cold.session.vector_D)
 
 
+def test_a_history_is_made_of_the_event_types_that_the_release_was_trained_on(store: EventStore) -> None:
+    worker = Worker(store)
+    worker.release = replace(worker.release, history_types=("purchase",))
+    worker.sessions = Sessions(worker.release, store, worker.cache)
+    kinds = ["view", "purchase", "view", "purchase"]
+
+    def tell_each(start: int) -> None:
+        store.append(
+            [
+                Event(user_id="ann", item_id=f"sku-{start + n}", timestamp_ms=start + n, event_type=kind)
+                for n, kind in enumerate(kinds)
+            ]
+        )
+
+    tell_each(0)
+    state = worker.state()
+    assert state.tokens_L.tolist() == state.seen.tolist() == [2, 4]
+    tell_each(4)
+    assert worker.outcome() == "appended"
+    state = worker.state()
+    assert state.tokens_L.tolist() == [2, 4, 6, 8]
+    assert (worker.engine.opened, worker.engine.appended) == ([2], [2])
+    store.append([Event(user_id="ann", item_id="sku-0", timestamp_ms=99, event_type="view")])
+    assert worker.outcome() == "unchanged"
+    assert worker.state().tokens_L.tolist() == [2, 4, 6, 8]
+
+
 def test_new_events_cost_a_step_each_and_no_event_costs_nothing(worker: Worker) -> None:
     tell(worker.store, 1, 2, 3)
     assert worker.outcome() == "opened"
@@ -180,8 +208,8 @@ def test_an_event_committed_under_a_lower_number_is_not_missed(worker: Worker) -
             seen = worker.store.glance(user_id)
             return type(seen)(seen.num_events - self.hidden, seen.last_seq, seen.revision)
 
-        def events_after(self, user_id: str, seq: int = 0):
-            found = worker.store.events_after(user_id, seq)
+        def events_after(self, user_id: str, seq: int = 0, **of):
+            found = worker.store.events_after(user_id, seq, **of)
             if self.hidden and seq == 0:
                 return type(found)([found.item_ids[1]], found.last_seq, found.last_ms, found.last_ms)
             return found

@@ -77,6 +77,12 @@ def test_an_outcome_counts_what_happened_within_the_window_and_after_the_answer(
     assert outcome_of(ledger, "ann").click == 1
 
 
+def test_who_sends_an_item_back_has_not_taken_it(ledger: EventStore, clock: Clock) -> None:
+    show(ledger, "q1", "ann", "x", "y")
+    act(ledger, "ann", "x", clock.ms + 1, event_type="return", request_id="q1")
+    assert outcome_of(ledger, "ann") == Outcome(hit=0, click=0, conversion=0, revenue=0, degraded=0, late=0)
+
+
 def test_a_hit_needs_the_item_to_have_been_recommended_before(ledger: EventStore, clock: Clock) -> None:
     show(ledger, "q1", "ann", "x")
     act(ledger, "ann", "y", clock.ms + 5)

@@ -71,6 +71,19 @@ def test_the_figures_of_a_log_with_known_truth(ledger: EventStore, clock: Clock)
     assert counts.recall().value == 0.5
 
 
+def test_what_is_sent_back_or_disliked_is_no_success(ledger: EventStore, clock: Clock) -> None:
+    show(ledger, "q1", "ann", "x", "y")
+    show(ledger, "q2", "bob", "x", "y")
+    act(ledger, "ann", "x", clock.ms + 1, event_type="return", request_id="q1")
+    act(ledger, "ann", "y", clock.ms + 2, event_type="dislike")
+    act(ledger, "bob", "x", clock.ms + 3, event_type="purchase", request_id="q2")
+    act(ledger, "bob", "x", clock.ms + 4, event_type="return")
+    clock.ms += 5 * 60_000
+    ledger.attribution.update(WINDOW_MS)
+    counts = ledger.attribution.totals()["r1", "a"]
+    assert (counts.answers, counts.with_targets, counts.targets, counts.hits, counts.clicked) == (2, 1, 1, 1, 1)
+
+
 def test_a_count_that_is_interrupted_between_transactions_ends_right(ledger: EventStore, clock: Clock) -> None:
     shown = [
         Impression(request_id=f"q{n}", user_id=f"u{n % 7}", release="r1", arm="a", source="model", items=["x", "y"])

@@ -13,8 +13,8 @@ from recsys.store.rows import copy_histories
 from tests.store.conftest import new_database
 
 
-def event(item: str, at: int = 0, user: str = "u", event_id: str | None = None) -> Event:
-    return Event(user_id=user, item_id=item, timestamp_ms=at, event_id=event_id)
+def event(item: str, at: int = 0, user: str = "u", event_id: str | None = None, **fields) -> Event:
+    return Event(user_id=user, item_id=item, timestamp_ms=at, event_id=event_id, **fields)
 
 
 def test_events_come_back_in_order_of_time_then_arrival(store: EventStore) -> None:
@@ -96,6 +96,15 @@ def test_events_after_a_number_say_when_the_first_and_last_happened(store: Event
     assert (fresh.item_ids, fresh.first_ms, fresh.last_ms) == (["c", "d"], 30, 40)
     assert fresh.last_seq == store.glance("u").last_seq
     assert store.events_after("u", fresh.last_seq).item_ids == []
+
+
+def test_a_history_of_some_types_has_no_items_of_others(store: EventStore) -> None:
+    kinds = ["view", "purchase", "view", "return"]
+    store.append([event(f"i{at}", at, event_type=kind) for at, kind in enumerate(kinds)])
+    found = store.events_after("u", event_types=("purchase", "return"))
+    assert (found.item_ids, found.first_ms, found.last_ms) == ([None, "i1", None, "i3"], 0, 3)
+    assert store.events_after("u", event_types=("view",)).item_ids == ["i0", None, "i2", None]
+    assert store.events_after("u").item_ids == ["i0", "i1", "i2", "i3"]
 
 
 def test_ids_of_any_characters_come_back_as_they_were_told(store: EventStore) -> None:

@@ -14,7 +14,9 @@ from recsys.model.checkpoint import START_FILE, Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.training import train
 from recsys.training.config import Recipe
+from recsys.training.loop import Trainer
 from recsys.training.start import Start
+from recsys.training.validation import Judge
 from tests.conftest import NUM_ITEMS, cyclic_histories, write_features
 
 
@@ -53,6 +55,19 @@ def test_a_started_run_is_validated_before_its_first_step_and_stops_sooner(
     assert manifest.metrics["num_rounds"] < before.metrics["num_rounds"]
     assert manifest.metrics["trained_before_ms"] >= before.metrics["trained_before_ms"]
     assert Checkpoint.open(tmp_path / "c").vocabulary.items == dataset.load(features, Protocol.TIME).vocabulary.items
+
+
+def test_the_start_is_looked_at_before_steps_that_choose_the_number_of_threads(
+    ring_checkpoint: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Judge.ndcg_at_10
+    order: list[str] = []
+    monkeypatch.setattr(Judge, "ndcg_at_10", lambda *given: (order.append("look"), look(*given))[1])
+    monkeypatch.setattr(Trainer, "choose_threads", lambda *_: order.append("steps"))
+    training = tiny_recipe.training.model_copy(update={"num_threads": None})
+    recipe = tiny_recipe.model_copy(update={"training": training})
+    train.run(recipe, later_features(tmp_path / "f"), tmp_path / "c", protocol=Protocol.TIME, start=ring_checkpoint)
+    assert order[:2] == ["look", "steps"]
 
 
 def test_what_a_run_starts_from_has_not_absorbed_the_held_out_events(ring_checkpoint: Path) -> None:

@@ -1,23 +1,28 @@
 import json
+import multiprocessing
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
-from recsys import dataset
+from recsys import dataset, transitions
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import PAD
 from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
+from recsys.model.reference import encode
 from recsys.training import batches, train
 from recsys.training.config import Recipe
 from recsys.training.fit import UNVALIDATED_EPOCHS
 from recsys.training.loop import Trainer, WindowStream
 from recsys.training.validation import Judge
 from recsys.windows import WindowConfig
-from tests.conftest import write_features
+from tests.conftest import write_events, write_features
 
 WINDOW = WindowConfig(size=8, overlap_share=0.25)  # stride 6, overlap 2
 
@@ -52,10 +57,11 @@ def test_without_overlap_the_first_event_of_a_window_is_an_input_only() -> None:
     assert sorted(batch.targets_BL.tolist()) == [[2, 3], [5, 6]]
 
 
-def test_events_that_are_not_wanted_are_read_and_never_predicted(tiny_recipe: Recipe) -> None:
-    fit = dataset.Histories(["u", "v"], np.array([0, 10, 13]), np.arange(1, 14, dtype=np.int32), np.arange(13))
-    wanted = np.where(np.isin(fit.tokens, [3, 9]), fit.tokens, PAD).astype(np.int32)
-    stream = WindowStream(fit, tiny_recipe, np.random.default_rng(0), wanted=wanted)
+def test_negative_events_are_read_and_never_predicted(tiny_recipe: Recipe) -> None:
+    tokens = np.arange(1, 14, dtype=np.int32)
+    kinds = np.where(np.isin(tokens, [3, 9]), 0, 1).astype(np.uint8)
+    fit = dataset.Histories(["u", "v"], np.array([0, 10, 13]), tokens, np.arange(13), kinds, negative_types=(1,))
+    stream = WindowStream(fit, tiny_recipe, np.random.default_rng(0))
     read, predicted = set(), set()
     for _ in range(2 * stream.epoch_steps):
         batch = next(stream)
@@ -63,6 +69,39 @@ def test_events_that_are_not_wanted_are_read_and_never_predicted(tiny_recipe: Re
         predicted |= set(batch.targets_BL.flatten().tolist())
     assert predicted == {PAD, 3, 9}
     assert read == {PAD, *range(1, 10)}  # 10 is a window's last event; v has nothing to predict
+
+
+def test_a_trained_model_never_recommends_what_was_only_ever_sent_back(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Everybody buys 1 … 4 in turn and sends back item 5 after each; half of all events are that return."""
+    rows = [
+        (f"u{u:02d}", item, 10 * i + late, late)
+        for u in range(30)
+        for i in range(12)
+        for late, item in ((0, 1 + (u + i) % 4), (1, 5))
+    ]
+    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
+    write_events(tmp_path / "f", events, 5, {"split_ms": 100, "event_types": ["purchase", "return"]}, {"min_count": 1})
+    out = tmp_path / "checkpoint"
+    train.run(tiny_recipe, tmp_path / "f", out, protocol=Protocol.TIME)
+    data = dataset.load(tmp_path / "f", Protocol.TIME)
+    num_events = [item.num_events for item in data.vocabulary.items]
+    assert (sum(num_events), num_events[4]) == (300, 0)
+    assert all((targets != 5).all() for targets in data.validation(30, 0).targets)
+    assert not transitions.count(data.fit, 5)[:, [5]].sum()
+    checkpoint = Checkpoint.open(out)
+    scores = encode(checkpoint.model, list(data.fit)) @ checkpoint.model.items_VD.detach().numpy().T
+    assert (scores.argmax(axis=1) != 4).all()
+
+
+def test_a_log_of_returns_alone_leaves_nothing_to_predict(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    events = pl.DataFrame(
+        [("a", 1, 0, 0), ("a", 1, 1, 1), ("a", 1, 2, 1)],
+        ["user_id", "item_index", "timestamp_ms", "event_type"],
+        orient="row",
+    )
+    write_events(tmp_path / "f", events, 1, {"split_ms": None, "event_types": ["purchase", "return"]}, {"min_count": 1})
+    with pytest.raises(DataError, match="nothing to predict"):
+        train.run(tiny_recipe, tmp_path / "f", tmp_path / "o", protocol=Protocol.FINAL)
 
 
 def test_a_batch_stays_within_its_size(ring_features: Path) -> None:
@@ -138,31 +177,54 @@ class KilledError(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
-@pytest.mark.parametrize("step", [1, 7, 20, 40])
+@pytest.mark.parametrize("step", [1, 7, 20, 40, -1])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    whole = train.run(tiny_recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
-    take_step, taken = Trainer._step, 0
+    """The last step (-1) is one of those that absorb what was held out."""
+    take_step, taken, dies_at = Trainer._step, 0, 0
 
     def step_or_die(self: Trainer, *arguments: Any) -> tuple[float, int]:
         nonlocal taken
         taken += 1
-        if taken == step:
+        if taken == dies_at:
             raise KilledError
         return take_step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_step", step_or_die)
+    whole = train.run(tiny_recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
+    dies_at = step if step > 0 else taken
+    taken = 0
     with pytest.raises(KilledError):
         train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME)
     assert not (tmp_path / "cut").exists()
-    was_saved = (tmp_path / ".cut.training").exists()
-    again = train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=was_saved)
-    assert was_saved == (step > 6)
+    again = train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=True)
     assert again.files["model.safetensors"] == whole.files["model.safetensors"]
     losses = [[(row["loss"], row["validation_ndcg"]) for row in m.metrics["log"]] for m in (whole, again)]
     assert losses[0] == losses[1]
     assert not (tmp_path / ".cut.training").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_checkpoint(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    whole = train.run(tiny_recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
+    killed = multiprocessing.get_context("spawn").Process(
+        target=train.run,
+        args=(tiny_recipe, ring_features, tmp_path / "cut"),
+        kwargs={"protocol": Protocol.TIME},
+    )
+    killed.start()
+    state = tmp_path / ".cut.training" / artifact.MANIFEST_NAME
+    while killed.is_alive() and not state.exists():
+        time.sleep(0.001)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    again = train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=True)
+    assert again.files["model.safetensors"] == whole.files["model.safetensors"]
 
 
 def test_resuming_another_recipe_or_nothing_at_all_is_refused(
