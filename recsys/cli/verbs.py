@@ -54,7 +54,7 @@ def train_command(
 
     protocol = Protocol.FINAL if final else protocol
     settings = load_recipe(recipe, seed, max_minutes)
-    with joined() as processes:
+    with joined(settings.training.device) as processes:
         manifest = train.run(
             settings,
             features,

@@ -63,7 +63,10 @@ class NegativeSampler:
         self._num_negatives = num_negatives
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """(items_S counted from 0, with replacement; the logarithm of how often each is expected among S draws)."""
+        """(items_S counted from 0, with replacement; the logarithm of how often each is expected among S draws).
+
+        On the CPU, so that all processes draw alike.
+        """
         items_S = torch.searchsorted(self._cumulative_V, torch.rand(self._num_negatives, dtype=torch.float64))
         items_S.clamp_(max=len(self._cumulative_V) - 1)
         return items_S, self._log_expected_V[items_S]
@@ -108,5 +111,6 @@ def sampled_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor,
     exact, and left out where it is drawn.
     Source: Bengio, Senécal, IEEE TNN 19(4), 2008 (importance sampling); Yi et al., RecSys 2019 (logQ correction).
     """
-    loss: Tensor = _SampledSoftmax.apply(hidden_ND, items_VD, targets_N, *sampler.draw())  # type: ignore[no-untyped-call]
+    drawn = (tensor.to(hidden_ND.device) for tensor in sampler.draw())
+    loss: Tensor = _SampledSoftmax.apply(hidden_ND, items_VD, targets_N, *drawn)  # type: ignore[no-untyped-call]
     return loss

@@ -15,8 +15,9 @@ from recsys.windows import padded_batches
 @torch.inference_mode()
 def encode(model: SequenceModel, windows: Sequence[Tokens]) -> Floats:
     """One user vector per window, shape [B, D]. No window is empty."""
-    encoder = UserEncoder(model).eval()
+    encoder, device = UserEncoder(model).eval(), model.items_VD.device
     vectors = np.empty((len(windows), model.config.width), dtype=np.float32)
     for rows, tokens_BL, last_B in padded_batches(windows):
-        vectors[rows] = encoder(torch.from_numpy(tokens_BL).long(), torch.from_numpy(last_B)).float().numpy()
+        tokens, last = torch.from_numpy(tokens_BL).long().to(device), torch.from_numpy(last_B).to(device)
+        vectors[rows] = encoder(tokens, last).float().cpu().numpy()
     return vectors

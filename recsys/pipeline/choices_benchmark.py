@@ -122,13 +122,14 @@ def run(
         if name not in missing
     }
     kept = KeptRuns(out, settings)
+    codes = np.arange(len(kinds), dtype=np.uint8)
     rows = compare(wanted, of, window, epochs=epochs, num_seeds=num_seeds, reference=REFERENCE, kept=kept)
     return {
         **settings,
         "data": str(features),
         "num_events": len(of.split.train.tokens),
         "event_types": kinds,
-        "wanted_types": [kinds[code] for code in np.flatnonzero(is_wanted(manifest, np.arange(len(kinds), dtype=np.uint8)))],
+        "wanted_types": [kinds[code] for code in np.flatnonzero(is_wanted(manifest, codes))],
         "num_seeds": num_seeds,
         "reference": REFERENCE,
         "left_out": missing,

@@ -24,6 +24,15 @@ class Precision(StrEnum):
     """More digits than bf16 and a small range: the loss is scaled up so that small gradients do not vanish."""
 
 
+class Device(StrEnum):
+    """What a model is trained on."""
+
+    AUTO = "auto"
+    """An NVIDIA GPU where torch finds one, else the processor."""
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class TrainingConfig(Config):
     """How the model is fitted."""
 
@@ -55,6 +64,7 @@ class TrainingConfig(Config):
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Precision = Precision.FP32
     """bf16 and fp16 pay off on processors that multiply in them; elsewhere they are slower."""
+    device: Device = Device.AUTO
     tensorboard: bool | None = None
     """Write events for TensorBoard. Without it: if tensorboardX is installed."""
     num_threads: int | None = Field(default=None, ge=1)

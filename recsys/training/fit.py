@@ -81,6 +81,8 @@ def fit(
         fitted = replace(fitted, new_items=chosen)
     epochs = fitted.epochs if start is None else max(1.0, fitted.epochs)
     _absorb(trainer, WindowStream(data.fit, recipe, generator), config.absorb_share * epochs)
+    model.cpu()
+    fitted = replace(fitted, weights=[weight.cpu() for weight in fitted.weights])
     seen_ms = data.fit_end_ms if validation is None else validation.from_ms
     return replace(fitted, memory_bytes=need.total, trained_before_ms=seen_ms)
 

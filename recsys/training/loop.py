@@ -104,8 +104,11 @@ class Trainer:
         processes: Processes = Processes(),  # noqa: B008 (frozen)
         loss: Loss | None = None,
     ) -> None:
-        """`horizon` is the number of last steps that the average is mostly made of; `loss` replaces the softmax."""
-        self.model = model
+        """`horizon` is the number of last steps that the average is mostly made of; `loss` replaces the softmax.
+
+        The model moves to the device of the processes.
+        """
+        self.model = model.to(processes.device)
         self.processes = processes
         self._config = recipe.training
         self._other_loss = loss
@@ -115,7 +118,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
         )
-        self._mixed = MixedPrecision(self._config.precision)
+        self._mixed = MixedPrecision(self._config.precision, processes.device)
         self._parameters = list(model.parameters())
         self._weights = [parameter.data for parameter in self._parameters]
         self.averaged = [weight.clone() for weight in self._weights]
@@ -157,8 +160,10 @@ class Trainer:
     def choose_threads(self, stream: WindowStream) -> None:
         """Take a few steps with one thread and with all cores, and stay with what was faster.
 
-        Several processes divide the cores among themselves instead.
+        Several processes divide the cores among themselves instead; a GPU needs none of them.
         """
+        if self.processes.device.type != "cpu":
+            return
         if self.processes.count > 1:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.processes.local_count))
             return
@@ -197,7 +202,7 @@ class Trainer:
 
         With several processes: this one's part of that mean, so that the parts add up to it.
         """
-        mine, num_targets = self.processes.share(batch), int((batch.targets_BL != PAD).sum())
+        mine, num_targets = self.processes.here(self.processes.share(batch)), int((batch.targets_BL != PAD).sum())
         if self.processes.count > 1:
             num_rows = len(batch.tokens_BL)
             self.model.dropout.part = self.processes.rows(num_rows), num_rows
@@ -235,6 +240,8 @@ class Trainer:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on but the batch, by name."""
         tensors = {"num_steps": torch.tensor(self._num_steps), "random": torch.get_rng_state()}
+        if self.processes.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.processes.device)
         for i, (weight, averaged) in enumerate(zip(self._weights, self.averaged, strict=True)):
             tensors |= {f"weight.{i}": weight, f"averaged.{i}": averaged}
         for i, moments in self._optimizer.state_dict()["state"].items():
@@ -245,6 +252,8 @@ class Trainer:
         """Go on from what `state` gave."""
         self._num_steps = int(tensors["num_steps"])
         torch.set_rng_state(tensors["random"])
+        if self.processes.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.processes.device)
         torch._foreach_copy_(self._weights, [tensors[f"weight.{i}"] for i in range(len(self._weights))])
         torch._foreach_copy_(self.averaged, [tensors[f"averaged.{i}"] for i in range(len(self._weights))])
         moments: dict[int, dict[str, torch.Tensor]] = {}

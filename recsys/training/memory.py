@@ -87,7 +87,8 @@ def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
     num_items = trainer.model.embedding.num_embeddings - 1
     tokens_1L = torch.from_numpy(1 + np.arange(length, dtype=np.int64) % num_items)[None]
     trainer.model.train()
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    devices = [device] if (device := trainer.processes.device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss, _ = trainer.loss(Batch(tokens_1L, tokens_1L))
         del loss  # only now are all sizes known, and nothing is kept
     scale = batch_tokens / length

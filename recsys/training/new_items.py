@@ -119,7 +119,7 @@ class _Lists:
         num_before_V = np.bincount(validation.train.tokens, minlength=len(index_V))
         hidden = np.flatnonzero(np.isin(index_V, new_index) | (num_before_V == 0))[1:].astype(np.int32)
         shown = np.setdiff1d(np.arange(1, len(index_V)), hidden)
-        items_VD = model.items_VD.detach().numpy()
+        items_VD = model.items_VD.detach().cpu().numpy()
         vectors_ND = place(
             [data.vocabulary.item(int(token)) for token in shown],
             items_VD[shown - 1],

@@ -19,13 +19,14 @@ class MixedPrecision:
     Source: Micikevicius et al., Mixed precision training, ICLR 2018.
     """
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, device: torch.device) -> None:
         self._precision = precision
-        self.scaler = torch.amp.GradScaler("cpu", enabled=precision is Precision.FP16)
+        self._device = device.type
+        self.scaler = torch.amp.GradScaler(self._device, enabled=precision is Precision.FP16)
 
     def autocast(self) -> torch.autocast:
         """The block in which the forward pass is computed."""
-        return torch.autocast("cpu", _DTYPES[self._precision], enabled=self._precision is not Precision.FP32)
+        return torch.autocast(self._device, _DTYPES[self._precision], enabled=self._precision is not Precision.FP32)
 
     def problem(self, gradient_norm: float) -> str | None:
         """What is wrong with gradients of this norm; None where a step can be taken, or a smaller scale may help."""

@@ -46,7 +46,8 @@ class SavedRun:
             "num_threads": torch.get_num_threads(),
             "seconds": seconds,
         }
-        tensors = trainer.state() | {f"{_BEST}{i}": weight for i, weight in enumerate(best.weights)}
+        state = trainer.state() | {f"{_BEST}{i}": weight for i, weight in enumerate(best.weights)}
+        tensors = {name: tensor.cpu() for name, tensor in state.items()}
         with artifact.writing(self.place, KIND) as writer:
             safetensors.torch.save_file(tensors, writer.folder / _TENSORS_FILE)
             (writer.folder / _PLAIN_FILE).write_text(json.dumps(plain))

@@ -29,7 +29,7 @@ from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
 from recsys.training.new_items import Choice
-from recsys.training.processes import Processes
+from recsys.training.processes import Processes, device_of
 from recsys.training.resume import SavedRun
 from recsys.training.start import Start
 
@@ -44,7 +44,7 @@ def run(
     resume: bool = False,
     start: Path | None = None,
     split_ms: int | None = None,
-    processes: Processes = Processes(),  # noqa: B008 (frozen)
+    processes: Processes | None = None,
 ) -> artifact.Manifest:
     """Train on what the protocol allows and write a checkpoint.
 
@@ -52,14 +52,16 @@ def run(
     then trained on from the start, and nothing is held out. `resume` goes on with a run that was interrupted.
     `start` is an older checkpoint to go on from, such as last night's, of any features of the same shop.
     `split_ms` cuts the protocol `time` at another moment than the features' own.
-    Several `processes` train one model; the first of them writes.
+    Several `processes` train one model; the first of them writes. Without them this one does, on the recipe's device.
 
     Raises:
         DataError: nothing to train on.
+        ConfigError: the recipe wants a GPU, and there is none.
         ArtifactError: `refit` is no checkpoint of these features, `start` is of another model or has seen what is
             held out, or there is no such run to resume.
     """
     started = time.monotonic()
+    processes = processes or Processes(device=device_of(recipe.training.device))
     torch.set_num_threads(recipe.training.num_threads or 1)
     data = dataset.load(features, protocol, split_ms=split_ms)
     following = np.delete(data.fit.targets, data.fit.offsets[:-1])

@@ -33,7 +33,7 @@ class Judge:
         """
         vectors_UD = encode(model.eval(), self._windows)
         with torch.no_grad():
-            index = ItemIndex.build(model.items_VD.numpy())
+            index = ItemIndex.build(model.items_VD.cpu().numpy())
         self.fusion, ndcg = fusion.fit(vectors_UD, index, self._known, self._targets, self._exclude, self.fusion)
         return ndcg
 
@@ -41,5 +41,5 @@ class Judge:
         """What fused scores are divided by to be log-odds (see `recsys/training/fusion.py`)."""
         vectors_UD = encode(model.eval(), self._windows)
         with torch.no_grad():
-            index = ItemIndex.build(model.items_VD.numpy())
+            index = ItemIndex.build(model.items_VD.cpu().numpy())
         return fusion.temperature(vectors_UD, index, self._known, self._targets, self._exclude, weights)

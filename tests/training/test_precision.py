@@ -7,10 +7,13 @@ import torch
 
 from recsys.contracts.errors import DataError
 from recsys.contracts.protocol import Protocol
+from recsys.model.decoder import SequenceModel
 from recsys.training import train
+from recsys.training.batches import Batch
 from recsys.training.config import Precision, Recipe
 from recsys.training.loop import Trainer
 from recsys.training.precision import LEAST_SCALE, MixedPrecision
+from recsys.training.processes import CPU
 
 
 def changed(recipe: Recipe, **training: Any) -> Recipe:
@@ -28,12 +31,25 @@ def test_sixteen_bits_learn_the_ring_and_say_so(
     assert losses[-1] < losses[0] / 2
 
 
-def test_the_decoder_computes_in_the_precision_of_the_recipe() -> None:
-    matrix = torch.ones(2, 2)
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    for precision in Precision:
-        with MixedPrecision(precision).autocast():
-            assert (matrix @ matrix).dtype == dtypes[precision]
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [(Precision.FP32, torch.float32), (Precision.BF16, torch.bfloat16), (Precision.FP16, torch.float16)],
+)
+def test_matrices_are_multiplied_in_the_precision_of_the_recipe_and_weights_stay_float32(
+    tiny_recipe: Recipe, precision: Precision, expected: torch.dtype
+) -> None:
+    model = SequenceModel(tiny_recipe.model, 9, tiny_recipe.window.size)
+    trainer = Trainer(model, changed(tiny_recipe, precision=precision), torch.ones(9), horizon=1)
+    found = set()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda *given: found.add(given[2].dtype))
+    tokens_BL = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    loss, num_targets = trainer.loss(Batch(tokens_BL, tokens_BL))
+    loss.backward()
+    assert (found, num_targets) == ({expected}, 8)
+    assert loss.dtype == torch.float32
+    assert {p.dtype for p in model.parameters()} | {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
 class KilledError(Exception):
@@ -77,10 +93,10 @@ def test_a_loss_that_is_no_number_stops_training_and_names_the_batch(
 
 
 def test_fp16_gives_up_only_when_no_scale_of_the_loss_helps() -> None:
-    mixed = MixedPrecision(Precision.FP16)
+    mixed = MixedPrecision(Precision.FP16, CPU)
     mixed.scaler.scale(torch.ones(()))
     assert mixed.problem(math.inf) is None
     mixed.scaler.update(LEAST_SCALE / 2)
     assert "at any scale" in str(mixed.problem(math.inf))
     assert mixed.problem(1.0) is None
-    assert "gradients became inf" in str(MixedPrecision(Precision.BF16).problem(math.inf))
+    assert "gradients became inf" in str(MixedPrecision(Precision.BF16, CPU).problem(math.inf))
