@@ -141,7 +141,7 @@ def _segments(values: dict[str, Any]) -> str:
         parts.append(
             _table((by, "users", "targets", *rankers, *compared), _segment_rows(rows, metric, rankers, bool(compared)))
         )
-        ours = {row["segment"]: row["values"][MODEL] for row in rows}
+        ours = {row["segment"]: row["values"][MODEL] for row in rows if row["num_users"]}
         measured = [name for name in _OF_SEGMENTS if any(name in own for own in ours.values())]
         if measured:
             parts.append(_table((f"{MODEL}, every metric", *measured), _metric_rows(ours, measured)))
