@@ -150,7 +150,8 @@ def road_summary(result: "RoadResult", out: Path) -> str:
 def batch_summary(values: dict[str, Any]) -> str:
     """How many users and rows went where."""
     unknown = values["num_users_without_known_items"]
-    without = f"; {unknown:,} users without an item that the release knows have none" if unknown else ""
+    have = "the popular items, which are among these" if values["popular_for_unknown"] else "none"
+    without = f"; {unknown:,} users without an item that the release knows have {have}" if unknown else ""
     return f"{values['out']}: {values['num_rows']:,} rows of {values['num_users']:,} users{without}"
 
 
