@@ -2,30 +2,23 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from recsys.contracts.config import Config
-from recsys.contracts.events import MAX_ID_LENGTH
 from recsys.contracts.ids import PAD, Floats, Tokens, Vocabulary
+from recsys.runtime.filters import ItemFilters, ItemId
 
 Mask = npt.NDArray[np.bool_]
 RULES_DOCUMENT: Final = "rules"
-NO_NUL: Final = r"^[^\x00]+$"
-"""No database stores it as it is."""
-ItemId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH, pattern=NO_NUL)]
 
 
-class Filters(Config):
+class Filters(ItemFilters):
     """Which items may be shown; all conditions must hold. An item without the field does not match."""
 
-    category: list[ItemId] | None = Field(default=None, min_length=1, max_length=100)
-    """Any of these."""
-    min_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     available: bool = True
     """Leave out items that are out of stock."""
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic.config import JsonDict
 
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
-from serving.rules import NO_NUL, Filters
+from recsys.runtime.filters import NO_NUL
+from serving.rules import Filters
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=NO_NUL)]
 ContextText = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_NUL)]

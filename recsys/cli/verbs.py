@@ -126,6 +126,19 @@ def recommend_command(
     out: Annotated[Path | None, typer.Option(help="A .parquet file for --all or --users.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000)] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    category: Annotated[list[str] | None, typer.Option(help="Only items of this category; may be repeated.")] = None,
+    min_price: Annotated[float | None, typer.Option(help="Only items of this price or more.")] = None,
+    max_price: Annotated[float | None, typer.Option(help="Only items of this price or less.")] = None,
+    popular_for_unknown: Annotated[
+        bool,
+        typer.Option(
+            "--popular-for-unknown/--no-popular-for-unknown",
+            help="With --all or --users: popular items for users without an item that the release knows, or no rows.",
+        ),
+    ] = True,
+    with_source: Annotated[
+        bool, typer.Option("--with-source", help="With --all or --users: a column `source`: model or popular.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend for one user or one history, or for many users into a Parquet file."""
@@ -133,17 +146,32 @@ def recommend_command(
 
     from recsys.contracts.errors import ConfigError
     from recsys.pipeline import recommend, recommend_all, tables
+    from recsys.runtime.filters import ItemFilters
 
     ways = {"--user": user, "--history": history, "--all": everyone or None, "--users": users}
     if len(given(ways)) != 1:
         raise ConfigError("give one of --user with --features, --history FILE, or --all or --users FILE with --out")
+    asked = given({"category": category or None, "min_price": min_price, "max_price": max_price})
+    keep = ItemFilters.from_mapping(asked, "recsys recommend").keep if asked else None
     if user is not None or history is not None:
-        items = recommend.run(release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen)
+        items = recommend.run(
+            release, user_id=user, features=features, history=history, k=k, exclude_seen=exclude_seen, keep=keep
+        )
         emit(as_json, {"items": [asdict(item) for item in items]}, tables.items_table(items))
         return
     if features is None or out is None:
         raise ConfigError("--all and --users need --features DIR, where the histories are, and --out FILE.parquet")
-    values = recommend_all.run(release, features, out, users=users, k=k, exclude_seen=exclude_seen)
+    values = recommend_all.run(
+        release,
+        features,
+        out,
+        users=users,
+        k=k,
+        exclude_seen=exclude_seen,
+        keep=keep,
+        popular_for_unknown=popular_for_unknown,
+        with_source=with_source,
+    )
     emit(as_json, values, tables.batch_summary(values))
 
 

@@ -5,6 +5,7 @@ None of these is better high or better low by itself; they say what a change of 
 
 # U users, K length of the lists, V items of the catalogue (a V axis here has V + 1 entries, entry 0 = PAD)
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +43,27 @@ class ListFacts:
         return cls(np.bincount(fit.tokens, minlength=num_items + 1), users_of_item)
 
 
-def list_metrics(ranked: Tokens, seen: Pairs, facts: ListFacts, k: int) -> dict[str, float]:
-    """Means over users of what their first k items are like, and the Gini index of them all.
+def list_values(ranked: Tokens, seen: Pairs, facts: ListFacts, k: int) -> dict[str, PerUser]:
+    """What the first k items of each list, shape [U, K], are like; nan where it is undefined (see each metric).
 
-    `seen` holds the items of each user's context. A user whose value is undefined (see each metric) is
-    skipped; nan if all are.
+    `seen` holds the items of each user's context.
     """
     top = ranked[:, :k]
-    per_user = {
+    return {
         f"novelty@{k}": novelty(top, facts.num_events_V),
         f"diversity@{k}": diversity(top, facts.users_of_item),
         f"repeat_share@{k}": repeat_share(top, seen),
     }
-    means = {name: float(values[~np.isnan(values)].mean()) for name, values in per_user.items() if _any(values)}
-    return {**dict.fromkeys(per_user, float("nan")), **means, f"gini@{k}": gini(top, len(facts.num_events_V) - 1)}
+
+
+def list_means(ranked: Tokens, values: Mapping[str, PerUser], num_items: int, k: int) -> dict[str, float]:
+    """Means of what `list_values` gave of these lists, then the Gini index of them all.
+
+    A user whose value is undefined is skipped; nan if all are.
+    """
+    defined = {name: value[~np.isnan(value)] for name, value in values.items()}
+    means = {name: float(value.mean()) if len(value) else float("nan") for name, value in defined.items()}
+    return {**means, f"gini@{k}": gini(ranked[:, :k], num_items)}
 
 
 def novelty(ranked: Tokens, num_events_V: npt.NDArray[np.int64]) -> PerUser:
@@ -125,7 +133,3 @@ def _ratio(total: npt.NDArray[Any], count: npt.NDArray[np.int64]) -> PerUser:
     quotients = np.full(len(count), np.nan)
     np.divide(total, count, out=quotients, where=count > 0)
     return quotients
-
-
-def _any(values: PerUser) -> bool:
-    return bool((~np.isnan(values)).any())

@@ -176,20 +176,30 @@ def per_user_metrics(ranked: Tokens, targets: Sequence[Targets], ks: Sequence[in
     if len(ranked) != len(targets):
         raise ValueError(f"{len(ranked)} ranked lists for {len(targets)} users")
     pairs = distinct_pairs(targets)
-    hits = is_in(ranked, pairs)
-    num_relevant = np.where(pairs.num_relevant == 0, np.nan, pairs.num_relevant)
-    nothing = 0 * num_relevant  # nan where there is no target
+    return metrics_of_hits(is_in(ranked, pairs), pairs.num_relevant, ks)
+
+
+def metrics_of_hits(
+    hits: npt.NDArray[np.bool_], num_relevant: npt.NDArray[np.int64], ks: Sequence[int]
+) -> dict[str, PerUser]:
+    """What `per_user_metrics` returns, of where the lists hold relevant items, shape [U, K], and how many there are.
+
+    Raises:
+        ValueError: k < 1.
+    """
+    divisor = np.where(num_relevant == 0, np.nan, num_relevant)
+    nothing = 0 * divisor  # nan where there is no target
     precision = np.cumsum(hits, axis=1) / np.arange(1, 1 + hits.shape[1])
-    discount = 1 / np.log2(np.arange(2, 2 + max(*ks, ranked.shape[1], 1)))
+    discount = 1 / np.log2(np.arange(2, 2 + max(*ks, hits.shape[1], 1)))
     ideal = np.concatenate([[np.nan], np.cumsum(discount)])
     values: dict[str, PerUser] = {}
     for k in ks:
         _check_k(k)
         top = hits[:, :k]
-        values[f"recall@{k}"] = top.sum(axis=1) / num_relevant
-        values[f"ndcg@{k}"] = top @ discount[: top.shape[1]] / ideal[np.minimum(k, pairs.num_relevant)]
+        values[f"recall@{k}"] = top.sum(axis=1) / divisor
+        values[f"ndcg@{k}"] = top @ discount[: top.shape[1]] / ideal[np.minimum(k, num_relevant)]
         values[f"hit_rate@{k}"] = top.any(axis=1) + nothing
-        values[f"map@{k}"] = (top * precision[:, :k]).sum(axis=1) / num_relevant
+        values[f"map@{k}"] = (top * precision[:, :k]).sum(axis=1) / divisor
     first = hits.argmax(axis=1) if hits.shape[1] else np.zeros(len(hits))
     values["mrr"] = np.where(hits.any(axis=1), 1 / (first + 1), 0.0) + nothing
     return values

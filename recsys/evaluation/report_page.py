@@ -13,7 +13,7 @@ from recsys.evaluation.protocols import AGAINST, MODEL
 
 _ACCURACY = ("ndcg@10", "recall@10", "hit_rate@10", "map@10", "mrr", "recall@100")
 _LISTS = ("coverage@10", "gini@10", "novelty@10", "diversity@10", "repeat_share@10")
-_SEGMENTS = ("ndcg@10", "recall@10", "hit_rate@10")
+_OF_SEGMENTS = ("recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr", *_LISTS)
 _COMPARISON_COLUMNS = ("", "A", "B", "difference", "95 % interval", "relative", "95 % interval", "p", "p, Holm")
 _VERDICTS = {
     Verdict.BETTER: "A is better than B: the whole interval of the difference lies above 0.",
@@ -123,20 +123,28 @@ def _lists(values: dict[str, Any]) -> str:
 
 
 def _segments(values: dict[str, Any]) -> str:
-    metric = values["metric"] if values["metric"] in _SEGMENTS else _SEGMENTS[0]
+    metric = values["metric"]
     rankers = [MODEL, *([AGAINST] if AGAINST in values else []), _baseline(values, metric)]
+    compared = () if values["comparison"] is None else ("A − B", "95 % interval")
     parts = [
         "<h2>Segments</h2>"
-        f'<p class="note">{escape(metric)}; users in brackets. An item segment keeps only the targets in it, so its '
-        "figures compare rankers within a row, not rows with one another. Rows of fewer than about 50 users are "
-        "noise.</p>"
+        f'<p class="note">{escape(metric)}; users in brackets. A segment of items or events keeps only the targets in '
+        "it, so its figures compare rankers within a row, not rows with one another, and say nothing of what the lists "
+        "are like. Rows of fewer than about 50 users are noise; differences are exploratory, and not corrected for "
+        "being many.</p>"
     ]
     for by, group in groupby(values["segments"], key=lambda row: row["by"]):
         rows = list(group)
         parts.append(f"<h3>By {escape(by)}</h3>")
         if sum(row["num_users"] > 0 for row in rows) > 1:
             parts.append(_image(figures.segments(rows, metric, rankers), f"{metric} by {by}"))
-        parts.append(_table((by, "users", "targets", *rankers), _segment_rows(rows, metric, rankers)))
+        parts.append(
+            _table((by, "users", "targets", *rankers, *compared), _segment_rows(rows, metric, rankers, bool(compared)))
+        )
+        ours = {row["segment"]: row["values"][MODEL] for row in rows if row["num_users"]}
+        measured = [name for name in _OF_SEGMENTS if any(name in own for own in ours.values())]
+        if measured:
+            parts.append(_table((f"{MODEL}, every metric", *measured), _metric_rows(ours, measured)))
     return "\n".join(parts)
 
 
@@ -148,16 +156,28 @@ def _baseline(values: dict[str, Any], metric: str) -> str:
     return str(against if against in baselines else best)
 
 
-def _segment_rows(rows: Sequence[dict[str, Any]], metric: str, rankers: Sequence[str]) -> list[Sequence[str]]:
+def _segment_rows(
+    rows: Sequence[dict[str, Any]], metric: str, rankers: Sequence[str], is_compared: bool
+) -> list[Sequence[str]]:
     return [
         (
             row["segment"],
             f"{row['num_users']:,}",
             f"{row['num_targets']:,}",
             *(_number(row["values"][name].get(metric)) for name in rankers),
+            *_difference(row["difference"], is_compared),
         )
         for row in rows
     ]
+
+
+def _difference(found: dict[str, Any] | None, is_compared: bool) -> Sequence[str]:
+    """A − B and its interval; no cells where nothing is compared."""
+    if not is_compared:
+        return ()
+    if found is None:
+        return "–", "–"
+    return f"{found['difference']:+.4f}", f"{found['low']:+.4f} … {found['high']:+.4f}"
 
 
 def _limits(values: dict[str, Any]) -> str:

@@ -1,37 +1,45 @@
 """The same figures for parts of the test: which users, which items, which events the mean hides.
 
-A segment is a set of target events. A user's relevant items are then those of the segment; a user without
-any is not counted in it. Nothing is dropped silently: users and items unknown at the cut are segments too.
+A segment of users (by history length; users unknown at the cut) has every metric: of the accuracy of its users'
+lists, and of what these lists are like: coverage, Gini, novelty, diversity, repeat share.
+
+A segment of target events (by item age, item popularity, event type, whether the item is known) has recall, hit
+rate, NDCG, MAP and MRR: a user's relevant items are then those of the segment, and a user without any is not
+counted in it. What a list is like does not depend on what is looked for in it, so those metrics are left out.
+
+Nothing is dropped silently: users and items unknown at the cut are segments too.
 """
 
-# U users of the report, E their target events, V items of the catalogue (a V axis has V + 1 entries, entry 0 = PAD)
+# U users of the report, E their target events, P distinct (user, target) pairs, K length of the ranked lists,
+# V items of the catalogue (a V axis has V + 1 entries, entry 0 = PAD)
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from recsys.contracts.ids import PAD, Tokens, Vocabulary
 from recsys.dataset import Dataset, TestSet
-from recsys.evaluation.metrics import Targets, distinct_pairs, per_user_metrics
-from recsys.evaluation.protocols import Report
-from recsys.histories import ITEMS_FILE
+from recsys.evaluation import divisions
+from recsys.evaluation.divisions import TargetFacts
+from recsys.evaluation.lists import ListFacts, list_means, list_values
+from recsys.evaluation.metrics import (
+    Pairs,
+    PerUser,
+    Targets,
+    coverage_at_k,
+    distinct_pairs,
+    is_in,
+    metrics_of_hits,
+    per_user_metrics,
+)
+from recsys.evaluation.protocols import MODEL, Report
+from recsys.evaluation.statistics import PairedDifference, paired_difference
 
-HISTORY_BOUNDS = (20, 200, 717, 2_048)
-"""Upper ends of history lengths, in kept events. 717 is the stride of the default window."""
-AGE_BOUNDS_DAYS = (7, 30, 90)
-"""Upper ends of an item's age: time of the target event less time of the item's first event."""
-POPULAR_SHARES = (0.01, 0.10)
-"""Shares of the catalogue, the items with the most fitted events first."""
 UNKNOWN_USERS = "no kept event before the cut"
-IN_VOCABULARY, PRUNED, NEVER_SEEN = "in the vocabulary", "seen before the cut, pruned", "first seen after the cut"
-_DAY_MS = 86_400_000
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,139 +53,181 @@ class Segment:
     num_targets: int
     """Distinct (user, target) pairs."""
     values: dict[str, dict[str, float]]
-    """Means over the segment's users by ranker and metric; no metric where there is no user."""
+    """By ranker and metric, means over the segment's users; nan where undefined, no metric where there is no user."""
+    difference: PairedDifference | None = None
+    """Of the primary metric, A − B; None without a B or without users."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        counts = {"num_users": self.num_users, "num_targets": self.num_targets}
-        return {"by": self.by, "segment": self.name, **counts, "values": self.values}
+        """Plain values; what is undefined is None."""
+        return {
+            "by": self.by,
+            "segment": self.name,
+            "num_users": self.num_users,
+            "num_targets": self.num_targets,
+            "values": {ranker: _plain(values) for ranker, values in self.values.items()},
+            "difference": None if self.difference is None else _plain(asdict(self.difference)),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetFacts:
-    """What is known of each target event of the report's users, users in order."""
+class Question:
+    """What is asked of every segment."""
 
-    user: npt.NDArray[np.int64]
-    """Row in the report, shape [E]."""
-    target: Targets
-    """Token, or a negative number outside the vocabulary, shape [E]."""
-    history_length: npt.NDArray[np.int64]
-    age_ms: npt.NDArray[np.int64] | None
-    """None where the log has no times."""
-    type_code: npt.NDArray[np.int64]
-    popular_share: npt.NDArray[np.float64]
-    """Place of the item by fitted events / V, in (0, 1]; nan outside the vocabulary."""
-    is_pruned: Mask
-    """Not kept, though there were events on the item before the cut."""
-    is_unseen: Mask
-    """No event on the item before the cut."""
+    k: int
+    """Length at which lists are judged."""
+    metric: str
+    """The primary one, of accuracy; it may be at another length."""
+    against: str | None
+    """Name of the ranker that is B."""
 
-    @classmethod
-    def of(cls, data: Dataset, shown: Vocabulary, features: Path, test: TestSet, report: Report) -> "TargetFacts":
-        """Look the targets up in the item table of the features artifact; `shown` is what their tokens mean."""
-        items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "first_ms"]).sort("item_index")
-        first_ms = np.concatenate([[0], items["first_ms"].to_numpy()])
-        index_V = np.array([PAD, *(item.item_index for item in shown.items)], dtype=np.int64)
-        user = np.repeat(np.arange(len(report.rows)), [len(test.targets[row]) for row in report.rows])
-        target = _flat(test.targets, report.rows)
-        token = np.maximum(target, PAD)
-        first_event_ms = first_ms[np.where(target < PAD, -target, index_V[token])]
-        is_kept = (token != PAD) & (token <= shown.num_kept)
-        kept_token = np.where(is_kept, token, PAD)
-        is_pruned = ~is_kept & (first_event_ms < (data.split_ms or 0))
-        has_times = data.manifest.metrics.get("has_timestamps", True)
-        return cls(
-            user=user,
-            target=target,
-            history_length=test.contexts.lengths[report.rows][user],
-            age_ms=_flat(test.target_times_ms, report.rows) - first_event_ms if has_times else None,
-            type_code=_flat(test.target_types, report.rows),
-            popular_share=_popular_shares(data.vocabulary.num_events)[kept_token],
-            is_pruned=is_pruned,
-            is_unseen=(data.vocabulary.num_events[kept_token] == 0) & ~is_pruned,
-        )
+    @property
+    def ks(self) -> list[int]:
+        """Lengths that the metrics of accuracy need."""
+        _, at, k = self.metric.partition("@")
+        return sorted({self.k, int(k)} if at else {self.k})
+
+    @property
+    def accuracy(self) -> list[str]:
+        """Metrics of accuracy, each once."""
+        names = [f"{name}@{self.k}" for name in ("recall", "hit_rate", "ndcg", "map")]
+        return list(dict.fromkeys([*names, "mrr", self.metric]))
 
 
 def by_segment(
-    data: Dataset, shown: Vocabulary, features: Path, test: TestSet, report: Report, k: int
+    data: Dataset,
+    shown: Vocabulary,
+    features: Path,
+    test: TestSet,
+    report: Report,
+    question: Question,
+    list_facts: ListFacts,
+    lists: Mapping[str, Mapping[str, PerUser]],
 ) -> list[Segment]:
-    """Recall, NDCG and hit rate at k of every ranker in every segment, empty segments among them."""
+    """Every ranker in every segment, empty segments among them; see the head of this file for which metrics.
+
+    `lists` are the `list_values` of each ranker. Where there is a B, the primary metric is compared, paired by user.
+    """
+    lengths = test.contexts.lengths[report.rows]
+    parts = _Parts(report, question, distinct_pairs([test.targets[row] for row in report.rows]))
     facts = TargetFacts.of(data, shown, features, test, report)
-    ranked = {name: result.ranked for name, result in report.results.items()}
-    known = [
-        _measure(by, name, facts.user[mask], facts.target[mask], len(report.rows), ranked, k)
-        for by, name, mask in _masks(facts, data.manifest.metrics.get("event_types", []))
+    return [
+        *(
+            parts.of_users("history length", name, np.flatnonzero(mask), lists)
+            for name, mask in divisions.bands(lengths, divisions.HISTORY_BOUNDS, "")
+        ),
+        *(
+            parts.of_targets(by, name, facts.user[mask], facts.target[mask])
+            for by, name, mask in divisions.of_targets(facts, data.manifest.metrics.get("event_types", []))
+        ),
+        _unknown_users(data, test, report, question, list_facts),
     ]
-    return [*known, _unknown_users(data, test, list(report.results), k)]
 
 
-def _masks(facts: TargetFacts, event_types: Sequence[str]) -> Iterator[tuple[str, str, Mask]]:
-    """(by, name, which target events) of every segment of known users."""
-    for name, mask in _bands(facts.history_length, HISTORY_BOUNDS, ""):
-        yield "history length", name, mask
-    if facts.age_ms is not None:
-        for name, mask in _bands(facts.age_ms / _DAY_MS, AGE_BOUNDS_DAYS, " days"):
-            yield "item age", name, mask
-    lower = 0.0
-    for upper in (*POPULAR_SHARES, 1.0):
-        inside = (facts.popular_share > lower) & (facts.popular_share <= upper)
-        yield "item popularity", f"top {upper:.0%}" if not lower else f"{lower:.0%} to {upper:.0%}", inside
-        lower = upper
-    for code, name in enumerate(event_types):
-        yield "event type", name, facts.type_code == code
-    yield "item", IN_VOCABULARY, ~facts.is_pruned & ~facts.is_unseen
-    yield "item", PRUNED, facts.is_pruned
-    yield "item", NEVER_SEEN, facts.is_unseen
+class _Parts:
+    """Parts of a report. Which target each place of a list holds is found out once for all of them."""
+
+    def __init__(self, report: Report, question: Question, wanted: Pairs) -> None:
+        self._report = report
+        self._question = question
+        self._wanted = wanted
+        self._low = int(wanted.target.min(initial=PAD))
+        self._span = 1 + int(wanted.target.max(initial=PAD)) - self._low
+        self._keys_P = self._key(wanted.user, wanted.target)
+        self._hits = {name: self._hits_of(result.ranked) for name, result in report.results.items()}
+
+    def of_users(
+        self, by: str, name: str, rows: npt.NDArray[np.int64], lists: Mapping[str, Mapping[str, PerUser]]
+    ) -> Segment:
+        """These rows of the report, with all their targets."""
+        results, k = self._report.results, self._question.k
+        accuracy = {ranker: _rows(result.headline, rows) for ranker, result in results.items()}
+        described = {
+            ranker: _described(result.ranked[rows], _rows(lists[ranker], rows), self._report.num_items, k)
+            for ranker, result in results.items()
+            if len(rows)
+        }
+        return _segment(by, name, accuracy, described, int(self._wanted.num_relevant[rows].sum()), self._question)
+
+    def of_targets(self, by: str, name: str, user: npt.NDArray[np.int64], target: Targets) -> Segment:
+        """These targets alone; entry e of `user` is the row of the user who has target e."""
+        chosen_P = np.zeros(len(self._keys_P), dtype=bool)
+        chosen_P[self._pair(user, target)] = True
+        num_relevant = np.bincount(self._wanted.user[chosen_P], minlength=self._wanted.num_users).astype(np.int64)
+        rows = np.flatnonzero(num_relevant)
+        row_of_user = np.cumsum(num_relevant > 0) - 1
+        accuracy = {}
+        for ranker, (hit_user, place, pair) in self._hits.items():
+            hits = np.zeros((len(rows), self._report.results[ranker].ranked.shape[1]), dtype=bool)
+            is_chosen = chosen_P[pair]
+            hits[row_of_user[hit_user[is_chosen]], place[is_chosen]] = True
+            accuracy[ranker] = metrics_of_hits(hits, num_relevant[rows], self._question.ks)
+        return _segment(by, name, accuracy, {}, int(chosen_P.sum()), self._question)
+
+    def _hits_of(self, ranked: Tokens) -> tuple[npt.NDArray[np.int64], ...]:
+        """Row, place in the list and pair of everything that the lists found."""
+        user, place = np.nonzero(is_in(ranked, self._wanted))
+        return user, place, self._pair(user, ranked[user, place].astype(np.int64))
+
+    def _pair(self, user: npt.NDArray[np.int64], target: Targets) -> npt.NDArray[np.int64]:
+        """Positions of pairs, all of them wanted."""
+        return np.searchsorted(self._keys_P, self._key(user, target))
+
+    def _key(self, user: npt.NDArray[np.int64], target: Targets) -> npt.NDArray[np.int64]:
+        return user * self._span + (target - self._low)
 
 
-def _bands(values: npt.NDArray[Any], bounds: Sequence[int], unit: str) -> Iterator[tuple[str, Mask]]:
-    """Bands up to each bound, then the rest; every value is in exactly one."""
-    band = np.searchsorted(bounds, values, side="left")
-    for place, bound in enumerate(bounds):
-        yield f"<= {bound:,}{unit}", band == place
-    yield f"> {bounds[-1]:,}{unit}", band == len(bounds)
-
-
-def _measure(
+def _segment(
     by: str,
     name: str,
-    user: npt.NDArray[np.int64],
-    target: Targets,
-    num_users: int,
-    ranked: dict[str, Tokens],
-    k: int,
+    accuracy: Mapping[str, Mapping[str, PerUser]],
+    described: Mapping[str, Mapping[str, float]],
+    num_targets: int,
+    question: Question,
 ) -> Segment:
-    """Every ranker against these targets; entry e of `user` is the row of the user who has target e."""
-    targets = np.split(target, np.cumsum(np.bincount(user, minlength=num_users))[:-1])
-    rows = np.unique(user)
-    kept = [targets[row] for row in rows]
-    values: dict[str, dict[str, float]] = {}
-    for ranker, lists in ranked.items():
-        measured = per_user_metrics(lists[rows, :k], kept, [k]) if len(rows) else {}
-        values[ranker] = {
-            m: float(measured[m].mean()) for m in (f"recall@{k}", f"ndcg@{k}", f"hit_rate@{k}") if measured
-        }
-    pairs = distinct_pairs(kept)
-    return Segment(by=by, name=name, num_users=len(rows), num_targets=len(pairs.target), values=values)
+    """Means of per-user values, beside what is a mean already."""
+    num_users = len(next(iter(accuracy.values()))[question.metric])
+    names = question.accuracy if num_users else []
+    values = {
+        ranker: {metric: float(own[metric].mean()) for metric in names} | dict(described.get(ranker, {}))
+        for ranker, own in accuracy.items()
+    }
+    difference = None
+    if question.against is not None and num_users:
+        a, b = accuracy[MODEL][question.metric], accuracy[question.against][question.metric]
+        difference = paired_difference(a, b, seed=0)
+    return Segment(by=by, name=name, num_users=num_users, num_targets=num_targets, values=values, difference=difference)
 
 
-def _unknown_users(data: Dataset, test: TestSet, rankers: Sequence[str], k: int) -> Segment:
-    """Users without a history get popular items, from a release as from every baseline."""
-    popular = data.vocabulary.popular()[:k]
+def _described(ranked: Tokens, values: Mapping[str, PerUser], num_items: int, k: int) -> dict[str, float]:
+    return {f"coverage@{k}": coverage_at_k(ranked, k, num_items), **list_means(ranked, values, num_items, k)}
+
+
+def _unknown_users(data: Dataset, test: TestSet, report: Report, question: Question, list_facts: ListFacts) -> Segment:
+    """Users without a history get popular items, the same list for all, from a release as from every baseline."""
     targets = [row for row in test.cold_targets if len(row)]
-    user = np.repeat(np.arange(len(targets)), [len(row) for row in targets])
-    lists = np.tile(popular, (len(targets), 1))
-    flat = np.concatenate([np.empty(0, dtype=np.int64), *targets])
-    return _measure("user", UNKNOWN_USERS, user, flat, max(1, len(targets)), dict.fromkeys(rankers, lists), k)
+    k = question.k
+    popular = data.vocabulary.popular()[: max(result.ranked.shape[1] for result in report.results.values())]
+    measured = per_user_metrics(np.tile(popular, (len(targets), 1)), targets, question.ks)
+    had_nothing = distinct_pairs([np.empty(0, dtype=np.int64)])
+    described = {}
+    if targets:
+        one = popular[None, :]
+        described = _described(one, list_values(one, had_nothing, list_facts, k), report.num_items, k)
+    rankers = list(report.results)
+    num_targets = len(distinct_pairs(targets).target)
+    return _segment(
+        "user",
+        UNKNOWN_USERS,
+        dict.fromkeys(rankers, measured),
+        dict.fromkeys(rankers, described),
+        num_targets,
+        question,
+    )
 
 
-def _popular_shares(num_events_V: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Place of each token by fitted events, most first, ties by token, as a share of V; nan for PAD."""
-    shares_V = np.full(len(num_events_V), np.nan)
-    order = np.argsort(-num_events_V[1:], kind="stable") + 1
-    shares_V[order] = np.arange(1, len(num_events_V)) / (len(num_events_V) - 1)
-    return shares_V
+def _rows(values: Mapping[str, PerUser], rows: npt.NDArray[np.int64]) -> dict[str, PerUser]:
+    return {name: value[rows] for name, value in values.items()}
 
 
-def _flat(rows: Sequence[npt.NDArray[np.int64]], chosen: Sequence[int]) -> npt.NDArray[np.int64]:
-    return np.concatenate([np.empty(0, dtype=np.int64), *(rows[row] for row in chosen)])
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if np.isnan(value) else value for name, value in values.items()}

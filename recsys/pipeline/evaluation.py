@@ -14,11 +14,11 @@ from recsys.dataset import Dataset
 from recsys.evaluation import looks
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Ranker
 from recsys.evaluation.comparison import DEFAULT_MARGIN, DEFAULT_METRIC, Comparison, compare
-from recsys.evaluation.lists import ListFacts, list_metrics
+from recsys.evaluation.lists import ListFacts, list_means, list_values
 from recsys.evaluation.looks import Look
 from recsys.evaluation.metrics import distinct_pairs
 from recsys.evaluation.protocols import AGAINST, MODEL, Report, evaluate
-from recsys.evaluation.segments import by_segment
+from recsys.evaluation.segments import Question, by_segment
 from recsys.evaluation.summary import Evaluation, Origin
 from recsys.evaluation.translation import Translated
 from recsys.pipeline.progress import bar
@@ -84,12 +84,14 @@ def run(
         report = evaluate(rankers, test, len(shown), fitted, ks=KS, progress=advance)
     facts = ListFacts.of(data.fit, len(shown))
     seen = distinct_pairs([test.contexts[row] for row in report.rows])
+    lists = {name: list_values(result.ranked, seen, facts, KS[0]) for name, result in report.results.items()}
+    question = Question(k=KS[0], metric=metric, against=None if opponent is None else _result_of(opponent))
     return Evaluation(
         origin=_record(recommender, data, report, log, metric, opponent),
         report=report,
         metric=metric,
-        lists={name: list_metrics(r.ranked, seen, facts, KS[0]) for name, r in report.results.items()},
-        segments=by_segment(data, shown, features, test, report, KS[0]),
+        lists={name: list_means(r.ranked, lists[name], len(shown), KS[0]) for name, r in report.results.items()},
+        segments=by_segment(data, shown, features, test, report, question, facts, lists),
         comparison=None if opponent is None else _compare(report, opponent, metric, margin),
     )
 
@@ -176,9 +178,14 @@ def _rankers(recommender: Recommender, opponent: Opponent | None, data: Dataset)
     return rankers | {baseline.name: baseline(data.fit, len(data.vocabulary)) for baseline in BASELINES}
 
 
+def _result_of(opponent: Opponent) -> str:
+    """Its name among the results of a report."""
+    return opponent.name if opponent.ranker is None else AGAINST
+
+
 def _compare(report: Report, opponent: Opponent, metric: str, margin: float) -> Comparison:
     metrics = [metric, *(name for name in _COMPARED if name != metric)]
-    a, b = report.results[MODEL], report.results[opponent.name if opponent.ranker is None else AGAINST]
+    a, b = report.results[MODEL], report.results[_result_of(opponent)]
     return compare(a.headline, b.headline, opponent.name, metrics=metrics, margin=margin)
 
 

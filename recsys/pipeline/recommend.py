@@ -1,18 +1,30 @@
 """The one-off answer: a user of the features, or a history from a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
+from recsys.contracts.ids import Item, Tokens
 from recsys.runtime.recommender import Recommender, ScoredItem
 from recsys.whole_histories import WholeHistories
 
 
 def run(
-    release: Path, *, user_id: str | None, features: Path | None, history: Path | None, k: int, exclude_seen: bool
+    release: Path,
+    *,
+    user_id: str | None,
+    features: Path | None,
+    history: Path | None,
+    k: int,
+    exclude_seen: bool,
+    keep: Callable[[Item], bool] | None = None,
 ) -> list[ScoredItem]:
     """The k best items for one history: that of a user of the features, or that in a file.
 
+    `keep` says of an item whether it may be shown.
+
     Raises:
+        ConfigError: `keep` leaves no item.
         UnknownUserError: the features have no such user.
         UnknownItemError: no item of the history is in the release.
     """
@@ -26,7 +38,23 @@ def run(
         if found is None:
             raise UnknownUserError(f"{features}: no user {user_id!r}; check the id, or give --history")
         items = found
-    return Recommender.load(release).recommend(items, k, exclude_seen=exclude_seen)
+    recommender = Recommender.load(release)
+    check_some_left(recommender, recommender.hidden((), keep))
+    return recommender.recommend(items, k, exclude_seen=exclude_seen, keep=keep)
+
+
+def check_some_left(recommender: Recommender, hidden: Tokens) -> None:
+    """Refuse filters that hide every item of the release.
+
+    Raises:
+        ConfigError: they do.
+    """
+    num_items = len(recommender.release.vocabulary)
+    if len(hidden) == num_items:
+        raise ConfigError(
+            f"none of the {num_items:,} items of release {recommender.release.name} passes the filters; "
+            "ask for other categories or a wider range of prices"
+        )
 
 
 def _read_history(path: Path) -> list[str]:

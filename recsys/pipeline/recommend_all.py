@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import numpy as np
 import polars as pl
 
 from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
-from recsys.contracts.ids import PAD
+from recsys.contracts.ids import PAD, Item
 from recsys.pipeline.progress import bar
+from recsys.pipeline.recommend import check_some_left
 from recsys.runtime.recommender import Recommender, UserBatch
 from recsys.whole_histories import WholeHistories
 
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "score": pl.Float32, "rank": pl.UInt16}
+SOURCE = {"source": pl.String}
+"""Who ranked the list, as the endpoint says it: `model` or `popular`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,21 +31,34 @@ class Counts:
     num_users: int = 0
     """Users with rows."""
     num_unknown: int = 0
-    """Users without an item that the release knows: no rows."""
+    """Users without an item that the release knows: popular items, or no rows."""
     num_rows: int = 0
 
 
 def run(
-    release: Path, features: Path, out: Path, *, users: Path | None, k: int, exclude_seen: bool, num_threads: int = 1
+    release: Path,
+    features: Path,
+    out: Path,
+    *,
+    users: Path | None,
+    k: int,
+    exclude_seen: bool,
+    exclude: Collection[str] = (),
+    keep: Callable[[Item], bool] | None = None,
+    popular_for_unknown: bool = True,
+    with_source: bool = False,
+    num_threads: int = 1,
 ) -> dict[str, Any]:
     """Write the lists of all users of the features, or of those that the file `users` names, one a line.
 
     Rows of a user stand together, rank 1 first, equal scores in the order of tokens. The file is written beside
-    its place and renamed; the same input gives the same bytes.
+    its place and renamed; the same input gives the same bytes. Users without an item that the release knows get the
+    popular items, whose scores are numbers of events, or no rows. `with_source` adds the column `source`, which is
+    `model` or `popular`. `exclude` are item_ids to leave out; `keep` says of an item whether it may be shown.
 
     Raises:
         UnknownUserError: the features lack a user of the file.
-        ConfigError: `out` is no Parquet file.
+        ConfigError: `out` is no Parquet file, or the filters leave no item.
     """
     started = time.monotonic()
     if out.suffix != ".parquet":
@@ -51,13 +67,19 @@ def run(
     chosen = None if users is None else _read_users(users, stored, features)
     recommender = Recommender.load(release, num_threads=num_threads)
     counts = Counts()
-    batches = recommender.batches(stored, k, chosen, exclude_seen=exclude_seen)
-    _write(_frames(recommender, batches, counts, len(stored) if chosen is None else len(chosen)), out)
+    hidden = recommender.hidden(exclude, keep)
+    check_some_left(recommender, hidden)
+    batches = recommender.batches(
+        stored, k, chosen, hidden, exclude_seen=exclude_seen, popular_for_unknown=popular_for_unknown
+    )
+    num_users = len(stored) if chosen is None else len(chosen)
+    _write(_frames(recommender, batches, counts, num_users, with_source=with_source), out)
     return {
         "out": str(out),
         "release": recommender.release.name,
         "num_users": counts.num_users,
         "num_users_without_known_items": counts.num_unknown,
+        "popular_for_unknown": popular_for_unknown,
         "num_rows": counts.num_rows,
         "seconds": round(time.monotonic() - started, 2),
     }
@@ -83,27 +105,29 @@ def _read_users(path: Path, stored: WholeHistories, features: Path) -> list[str]
 
 
 def _frames(
-    recommender: Recommender, batches: Iterator[UserBatch], counts: Counts, num_users: int
+    recommender: Recommender, batches: Iterator[UserBatch], counts: Counts, num_users: int, *, with_source: bool
 ) -> Iterator[pl.DataFrame]:
     """One table a batch."""
     item_ids = np.array([None, *(item.item_id for item in recommender.release.vocabulary.items)], dtype=object)
+    schema, num_done = SCHEMA | (SOURCE if with_source else {}), 0
     with bar("recommend") as advance:
         for batch in batches:
             shown_BK = batch.tokens_BK != PAD
             rank_BK = np.broadcast_to(np.arange(1, shown_BK.shape[1] + 1), shown_BK.shape)
-            frame = pl.DataFrame(
-                {
-                    "user_id": np.repeat(np.array(batch.user_ids, dtype=object), shown_BK.sum(axis=1)),
-                    "item_id": item_ids[batch.tokens_BK[shown_BK]],
-                    "score": batch.scores_BK[shown_BK],
-                    "rank": rank_BK[shown_BK],
-                },
-                schema=SCHEMA,
-            )
+            lengths_B = shown_BK.sum(axis=1)
+            columns = {
+                "user_id": np.repeat(np.array(batch.user_ids, dtype=object), lengths_B),
+                "item_id": item_ids[batch.tokens_BK[shown_BK]],
+                "score": batch.scores_BK[shown_BK],
+                "rank": rank_BK[shown_BK],
+                "source": np.repeat(np.where(batch.is_popular_B, "popular", "model").astype(object), lengths_B),
+            }
+            frame = pl.DataFrame({name: columns[name] for name in schema}, schema=schema)
             counts.num_users += len(batch.user_ids)
-            counts.num_unknown += batch.num_unknown
+            counts.num_unknown += batch.num_left_out + int(batch.is_popular_B.sum())
             counts.num_rows += len(frame)
-            advance("users", counts.num_users + counts.num_unknown, num_users)
+            num_done += len(batch.user_ids) + batch.num_left_out
+            advance("users", num_done, num_users)
             yield frame
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
     from recsys.runtime.recommender import ScoredItem
 
 _COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
+_ACCURACY = ("recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr")
+_LISTS = ("coverage@10", "gini@10", "novelty@10", "diversity@10", "repeat_share@10")
+_SEGMENTS_WIDTH = 100
 
 
 def _text(table: Table, width: int = 110) -> str:
@@ -68,22 +71,29 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
     )
 
 
-def accuracy_table(report: dict[str, Any]) -> str:
+def accuracy_table(report: dict[str, Any], columns: Sequence[str] = _COLUMNS) -> str:
     """Model and baselines, all targets and the next one."""
-    from recsys.evaluation.protocols import AGAINST, MODEL
-
     title = f"{report['num_users']:,} users, protocol {report['protocol']}, full ranking"
-    table = _table(title, "", *_COLUMNS, "next: recall@10", "next: ndcg@10")
-    ours = {name: report[name] for name in (AGAINST, MODEL) if name in report}
-    for name, values in {**report["baselines"], **ours}.items():
-        cells = [values[column] for column in _COLUMNS] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
+    table = _table(title, "", *columns, "next: recall@10", "next: ndcg@10")
+    for name, values in _rankers(report).items():
+        cells = [values[column] for column in columns] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
         table.add_row(name, *(f"{value:.4f}" for value in cells))
     return _text(table)
 
 
+def _rankers(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of every ranker, the model last."""
+    from recsys.evaluation.protocols import AGAINST, MODEL
+
+    return {**report["baselines"], **{name: report[name] for name in (AGAINST, MODEL) if name in report}}
+
+
 def evaluation_summary(report: dict[str, Any]) -> str:
-    """The accuracy table, the verdict if there is one, and how often this test set was looked at."""
-    lines = [accuracy_table(report)]
+    """Every metric, the segments, the verdict if there is one, and how often this test set was looked at."""
+    lists = _table("what the lists are like", "", *_LISTS)
+    for name, values in _rankers(report).items():
+        lists.add_row(name, *("–" if values[column] is None else f"{values[column]:.4f}" for column in _LISTS))
+    lines = [accuracy_table(report, _ACCURACY), "", _text(lists), "", _segments_table(report), ""]
     comparison = report["comparison"]
     if comparison is not None:
         primary = comparison["primary"]
@@ -94,6 +104,23 @@ def evaluation_summary(report: dict[str, Any]) -> str:
         )
     lines.append(f"evaluations of this test set in the log: {report['num_looks']}")
     return "\n".join(lines)
+
+
+def _segments_table(report: dict[str, Any]) -> str:
+    """The primary metric of the segments that have users: of the model and what it is compared with."""
+    from recsys.evaluation.protocols import MODEL
+
+    metric = report["metric"]
+    compared = [] if report["comparison"] is None else ["A − B, 95 % interval"]
+    table = _table(f"{metric} by segment; --json has every metric", "segment", "users", MODEL, *compared)
+    for row in report["segments"]:
+        if row["num_users"]:
+            found = row["difference"]
+            cells = [f"{row['num_users']:,}", f"{row['values'][MODEL][metric]:.4f}"]
+            if found is not None:
+                cells.append(f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]")
+            table.add_row(f"{row['by']}: {row['segment']}", *cells)
+    return _text(table, _SEGMENTS_WIDTH)
 
 
 def _relative(row: dict[str, Any]) -> str:
@@ -123,7 +150,8 @@ def road_summary(result: "RoadResult", out: Path) -> str:
 def batch_summary(values: dict[str, Any]) -> str:
     """How many users and rows went where."""
     unknown = values["num_users_without_known_items"]
-    without = f"; {unknown:,} users without an item that the release knows have none" if unknown else ""
+    have = "the popular items, which are among these" if values["popular_for_unknown"] else "none"
+    without = f"; {unknown:,} users without an item that the release knows have {have}" if unknown else ""
     return f"{values['out']}: {values['num_rows']:,} rows of {values['num_users']:,} users{without}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.contracts.errors import UnknownItemError, UnknownUserError
 from recsys.contracts.ids import PAD, Floats, Item, Tokens
@@ -41,8 +42,10 @@ class UserBatch:
     user_ids: list[str]
     tokens_BK: Tokens
     scores_BK: Floats
-    num_unknown: int
-    """Users of the batch without a known item; they are not in `user_ids`."""
+    is_popular_B: npt.NDArray[np.bool_]
+    """Users without a known item, whose list is the popular items with their counts as scores."""
+    num_left_out: int
+    """Users of the batch without a known item who have no list; they are not in `user_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Recommender:
                 f"none of the {len(history)} items of the history is in release {self.release.name}; "
                 "send at least one item of the catalogue"
             )
-        hidden = self._hidden(exclude, keep)
+        hidden = self.hidden(exclude, keep)
         seen = _known(self.release.vocabulary.tokens(history))
         found, scores = self.ranked([tokens], k, [_without(hidden, seen, exclude_seen)])
         return self._list(found[0], scores[0])
@@ -151,7 +154,7 @@ class Recommender:
             raise UnknownUserError(
                 f"{features}: {len(unknown)} of {len(user_ids)} users are not in it, the first is {unknown[0]!r}"
             )
-        hidden = self._hidden(exclude, keep)
+        hidden = self.hidden(exclude, keep)
         answers: dict[str, list[ScoredItem]] = {user_id: [] for user_id in user_ids}
         for batch in self.batches(stored, k, user_ids, hidden, exclude_seen=exclude_seen):
             for user_id, found, scores in zip(batch.user_ids, batch.tokens_BK, batch.scores_BK, strict=True):
@@ -166,23 +169,47 @@ class Recommender:
         hidden: Tokens = _NOTHING,
         *,
         exclude_seen: bool = False,
+        popular_for_unknown: bool = False,
     ) -> "Iterator[UserBatch]":
-        """Lists of all stored users or of these, `ENCODE_BATCH` at a time; users without a known item are counted."""
+        """Lists of all stored users or of these, `ENCODE_BATCH` at a time, in the order of the features.
+
+        Users without a known item get the popular items, or are left out and counted.
+        """
         token_of_index = np.concatenate([[PAD], self.release.vocabulary.tokens(stored.item_ids())]).astype(np.int32)
+        num_kept = self.release.vocabulary.num_kept
+        popular = self._popular_without(hidden)
         histories = stored.each(user_ids)
         while batch := list(islice(histories, ENCODE_BATCH)):
-            seen = [(user_id, _known(token_of_index[history])) for user_id, history in batch]
-            num_kept = self.release.vocabulary.num_kept
-            known = [(user_id, tokens) for user_id, tokens in seen if (tokens <= num_kept).any()]
-            without = [_without(hidden, tokens, exclude_seen) for _, tokens in known]
-            kept = [tokens[tokens <= num_kept] for _, tokens in known]
-            found_BK, scores_BK = self.ranked(kept, k, without)
-            yield UserBatch([user_id for user_id, _ in known], found_BK, scores_BK, len(batch) - len(known))
+            users = [(user_id, _known(token_of_index[history])) for user_id, history in batch]
+            is_known = np.array([bool((seen <= num_kept).any()) for _, seen in users])
+            without = [_without(hidden, seen, exclude_seen) for _, seen in users]
+            rows = np.flatnonzero(is_known)
+            kept = [users[row][1][users[row][1] <= num_kept] for row in rows]
+            tokens_BK = np.full((len(users), k), PAD, dtype=np.int32)
+            scores_BK = np.full((len(users), k), -np.inf, dtype=np.float32)
+            tokens_BK[rows], scores_BK[rows] = self.ranked(kept, k, [without[row] for row in rows])
+            for row in np.flatnonzero(~is_known) if popular_for_unknown else ():
+                seen = users[row][1] if exclude_seen else _NOTHING
+                head = popular[: k + len(seen)]
+                found = head[~np.isin(head, seen)][:k]
+                tokens_BK[row, : len(found)] = found
+                scores_BK[row, : len(found)] = self.release.vocabulary.num_events[found]
+            chosen = np.arange(len(users)) if popular_for_unknown else rows
+            user_ids_B = [users[row][0] for row in chosen]
+            yield UserBatch(
+                user_ids_B, tokens_BK[chosen], scores_BK[chosen], ~is_known[chosen], len(users) - len(chosen)
+            )
 
-    def popular(self, k: int, *, exclude: Collection[str] = ()) -> list[ScoredItem]:
+    def popular(
+        self, k: int, *, exclude: Collection[str] = (), keep: Callable[[Item], bool] | None = None
+    ) -> list[ScoredItem]:
         """The k items with most events: the answer when nothing is known of a user. Scores are counts."""
-        chosen = self._popular[~np.isin(self._popular, self._hidden(exclude, None))][:k]
+        chosen = self._popular_without(self.hidden(exclude, keep))[:k]
         return [self._scored(token, self.release.vocabulary.num_events[token]) for token in chosen]
+
+    def _popular_without(self, hidden: Tokens) -> Tokens:
+        chosen: Tokens = self._popular[~np.isin(self._popular, hidden)]
+        return chosen
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """Ranked tokens of many kept histories, none empty, shape [B, k], PAD where fewer exist."""
@@ -207,8 +234,8 @@ class Recommender:
         """A kept history, and the vector of its open window, ready to be ranked."""
         return Query.of(self.release, vector_D, history)
 
-    def _hidden(self, exclude: Collection[str], keep: Callable[[Item], bool] | None) -> Tokens:
-        """Tokens that may not be shown."""
+    def hidden(self, exclude: Collection[str], keep: Callable[[Item], bool] | None) -> Tokens:
+        """Tokens that may not be shown: those of the item_ids `exclude`, and what `keep` refuses."""
         hidden = _known(self.release.vocabulary.tokens(exclude))
         if keep is None:
             return hidden

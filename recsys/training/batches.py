@@ -33,6 +33,8 @@ class Batch:
     tokens_BL: Tensor
     """Or [B, L, F], for a model that reads more of an event than its item."""
     targets_BL: Tensor
+    starts: tuple[int, ...] = ()
+    """Of each window: where its first event is among the events of all users."""
 
 
 def training_windows(histories: Histories, config: WindowConfig) -> list[TrainingWindow]:
@@ -96,4 +98,4 @@ def _batch(tokens: Tokens, wanted: Tokens, windows: list[TrainingWindow]) -> Bat
         length = w.stop - w.start
         tokens_BL[row, : length - 1] = tokens[w.start : w.stop - 1]
         targets_BL[row, w.first_target - w.start - 1 : length - 1] = wanted[w.first_target : w.stop]
-    return Batch(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL))
+    return Batch(torch.from_numpy(tokens_BL), torch.from_numpy(targets_BL), tuple(w.start for w in windows))

@@ -122,7 +122,8 @@ def _until_no_better(
     round_steps = min(stream.epoch_steps, config.max_round_steps)
     while not _is_over(best, config.max_epochs, patience) and trainer.is_before(deadline):
         number, round_started = len(best.log) + 1, time.monotonic()
-        with _bar(trainer, f"train {number}", round_steps, best.ndcg) as advance:
+        title = _round_title(number, math.ceil(config.max_epochs * stream.epoch_steps / round_steps), deadline)
+        with _bar(trainer, title, round_steps, best.ndcg) as advance:
             stretch = trainer.train(stream, round_steps, deadline=deadline, advance=advance)
         ndcg = _validated(trainer, judge)
         seen = best.log[-1].epochs if best.log else 0.0
@@ -135,6 +136,12 @@ def _until_no_better(
         if trainer.processes.is_first:
             saved.save(trainer, stream, best, time.monotonic() - started)
     return best
+
+
+def _round_title(number: int, most_rounds: int, deadline: float) -> str:
+    """What the time left on the bar is of, and what bounds the rounds; `deadline` by `time.monotonic()`."""
+    minutes = max(0.0, deadline - time.monotonic()) / 60
+    return f"train round {number} of at most {most_rounds}{'' if math.isinf(minutes) else f', {minutes:.0f} min'}"
 
 
 def _validated(trainer: Trainer, judge: Judge) -> float:

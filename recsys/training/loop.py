@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recsys.contracts.errors import DataError
-from recsys.contracts.ids import PAD, Tokens
+from recsys.contracts.ids import PAD, Tokens, Vocabulary
 from recsys.dataset import Histories
 from recsys.model.decoder import SequenceModel
 from recsys.model.loss import Loss, NegativeSampler, full_softmax_loss, sampled_softmax_loss
@@ -25,6 +25,21 @@ from recsys.training.processes import Processes
 _BATCHES_PER_EPOCH = 200
 _LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS = 512, 4096
 _PROBE_STEPS = 8
+_NAMED = 5
+"""Users and items by which a batch is named."""
+
+
+class DivergedError(DataError):
+    """Training gives no numbers any more: at which batch, whose windows they are, how the first one begins."""
+
+    def __init__(self, where: str, tokens: list[int], problem: str) -> None:
+        super().__init__(f"{where}, the first begins with tokens {tokens}: {problem}")
+        self._where, self._tokens, self._problem = where, tokens, problem
+
+    def named(self, vocabulary: Vocabulary) -> DataError:
+        """The same with item_ids, which can be looked up in the log."""
+        item_ids = ", ".join(repr(vocabulary.item(token).item_id) for token in self._tokens)
+        return DataError(f"{self._where}, the first begins with items {item_ids}: {self._problem}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +70,7 @@ class WindowStream:
         windows = batches.training_windows(histories, recipe.window)
         self._windows = [w for w in windows if self._wanted[w.first_target : w.stop].any()]
         self._generator = generator
+        self._histories = histories
         self._batch_tokens = recipe.training.batch_tokens or _suitable_batch(len(histories.tokens))
         self.epoch_steps = len(batches.plan(self._windows, self._batch_tokens, np.random.default_rng(0)))
         """Batches of an epoch; varies a little with the shuffle."""
@@ -75,6 +91,21 @@ class WindowStream:
             batch = next(self._epoch)
         self._taken += 1
         return batch
+
+    def users(self, batch: Batch) -> list[str]:
+        """Whose windows a batch of this stream is made of, each user once."""
+        return [self._histories.user_ids[row] for row in dict.fromkeys(self._rows(batch))]
+
+    def beginning(self, batch: Batch) -> list[int]:
+        """The first tokens of its first window."""
+        start, end = batch.starts[0], int(self._histories.offsets[self._rows(batch)[0] + 1])
+        tokens: list[int] = self._histories.tokens[start : min(start + _NAMED, end)].tolist()
+        return tokens
+
+    def _rows(self, batch: Batch) -> list[int]:
+        """The user of each window."""
+        rows: list[int] = (np.searchsorted(self._histories.offsets, batch.starts, side="right") - 1).tolist()
+        return rows
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, as plain values."""
@@ -148,7 +179,7 @@ class Trainer:
         started = time.monotonic()
         total_loss, tokens, steps = 0.0, 0, 0
         while steps < num_steps and (not steps or self.is_before(deadline)):
-            loss, count = self._step(next(stream), rate(steps / num_steps))
+            loss, count = self._step(stream, rate(steps / num_steps))
             total_loss, tokens, steps = total_loss + loss * count, tokens + count, steps + 1
             advance(total_loss / tokens, tokens)
         return Stretch(steps=steps, loss=total_loss / tokens, tokens=tokens, seconds=time.monotonic() - started)
@@ -175,8 +206,9 @@ class Trainer:
             speeds[num_threads] = stretch.tokens / stretch.seconds
         torch.set_num_threads(max(speeds, key=lambda n: speeds[n]))
 
-    def _step(self, batch: Batch, rate: float) -> tuple[float, int]:
+    def _step(self, stream: WindowStream, rate: float) -> tuple[float, int]:
         """One update; returns (mean loss, number of targets)."""
+        batch = next(stream)
         self._num_steps += 1
         warmup = min(1.0, self._num_steps / self._config.warmup_steps)
         for group in self._optimizer.param_groups:
@@ -186,11 +218,11 @@ class Trainer:
         self._mixed.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value = self.processes.add_up(self._parameters, loss.item())
         if not math.isfinite(value):
-            raise self._stop(batch, f"loss became {value}; lower learning_rate")
+            raise self._stop(stream, batch, f"loss became {value}; lower learning_rate")
         self._mixed.scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
         if problem := self._mixed.problem(norm.item()):
-            raise self._stop(batch, problem)
+            raise self._stop(stream, batch, problem)
         self._mixed.scaler.step(self._optimizer)
         self._mixed.scaler.update()
         memory = min(1 - 1 / self._horizon, self._num_steps / (self._num_steps + 10))
@@ -212,10 +244,12 @@ class Trainer:
         loss = self._loss(hidden_ND, mine.targets_BL[wanted_BL] - 1)
         return loss * self.processes.weight(batch, len(hidden_ND), num_targets), num_targets
 
-    def _stop(self, batch: Batch, problem: str) -> DataError:
-        first = batch.tokens_BL[0, :5].tolist()
-        where = f"step {self._num_steps}, {len(batch.tokens_BL)} windows, the first begins with tokens {first}"
-        return DataError(f"{where}: {problem}")
+    def _stop(self, stream: WindowStream, batch: Batch, problem: str) -> DivergedError:
+        users = stream.users(batch)
+        more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
+        whose = f"users {', '.join(map(repr, users[:_NAMED]))}{more}"
+        where = f"step {self._num_steps}, {len(batch.tokens_BL)} windows of {whose}"
+        return DivergedError(where, stream.beginning(batch), problem)
 
     def _loss(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         if self._other_loss is not None:

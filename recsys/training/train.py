@@ -28,6 +28,7 @@ from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
+from recsys.training.loop import DivergedError
 from recsys.training.new_items import Choice
 from recsys.training.processes import Processes, device_of
 from recsys.training.resume import SavedRun
@@ -55,7 +56,7 @@ def run(
     Several `processes` train one model; the first of them writes. Without them this one does, on the recipe's device.
 
     Raises:
-        DataError: nothing to train on.
+        DataError: nothing to train on, or the loss became no number: names the batch by its users and items.
         ConfigError: the recipe wants a GPU, and there is none.
         ArtifactError: `refit` is no checkpoint of these features, `start` is of another model or has seen what is
             held out, or there is no such run to resume.
@@ -76,7 +77,10 @@ def run(
     model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
     if recipe.model.pretrained is not None:
         parents["pretrained"] = pretrained.load_into(model, Path(recipe.model.pretrained))
-    fitted = fit(model, data, recipe, known, saved, journal, processes, older, resume=resume)
+    try:
+        fitted = fit(model, data, recipe, known, saved, journal, processes, older, resume=resume)
+    except DivergedError as error:
+        raise error.named(data.vocabulary) from None
     names = [name for name, _ in model.named_parameters()]
     if processes.is_first:
         metrics = _metrics(model, fitted, len(data.vocabulary)) | {"seconds": round(time.monotonic() - started, 2)}

@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from features.config import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys import dataset
-from recsys.contracts import packing
+from recsys.contracts import artifact, packing
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset, Histories, TestSet
 from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity
@@ -25,6 +26,16 @@ from tests.evaluation.test_protocols import Scored
 NUM_ITEMS = 25
 
 
+class Pair(NamedTuple):
+    """Features of the log, and of the same with what the protocol holds out changed."""
+
+    protocol: Protocol
+    places: tuple[Path, Path]
+
+    def load(self) -> list[Dataset]:
+        return [dataset.load(features, self.protocol) for features in self.places]
+
+
 def events() -> pl.DataFrame:
     """A small log: 60 users, each item of the ring after the other, one event a minute over all."""
     generator = np.random.default_rng(2)
@@ -34,83 +45,119 @@ def events() -> pl.DataFrame:
     for u in user.tolist():
         steps[u] += 1
         items.append(f"i{steps[u] % NUM_ITEMS}")
-    times = 1_600_000_000 + 60 * np.arange(len(user))
-    return pl.DataFrame({"user_id": [f"u{u}" for u in user], "item_id": items, "timestamp": times})
+    return pl.DataFrame(
+        {
+            "user_id": [f"u{u}" for u in user],
+            "item_id": items,
+            "timestamp": 1_600_000_000 + 60 * np.arange(len(user)),
+            "event_type": generator.choice(["view", "cart", "purchase"], size=len(user)).tolist(),
+        }
+    )
 
 
 def build_features(log: pl.DataFrame, folder: Path) -> Path:
+    """Title, category and price are an item's last known ones, also from after the cut: docs/evaluate.md, Limits.
+
+    So an item has the same ones in every event here.
+    """
+    item = pl.col("item_id")
+    number = item.str.slice(1).cast(pl.UInt32, strict=False).fill_null(99)
+    described = log.with_columns(
+        title=pl.format("Thing {}", item), category=pl.format("c{}", number % 4), price=number.cast(pl.Float64) / 4
+    )
     folder.mkdir()
     with gzip.open(folder / "log.csv.gz", "wb") as file:
-        log.write_csv(file)
+        described.write_csv(file)
     build.run(FeaturesConfig(), [folder / "log.csv.gz"], folder / "features")
     return folder / "features"
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Features of the log, and of the log with users and items after T shuffled, some of them new."""
-    folder, log = tmp_path_factory.mktemp("leaks"), events()
-    first = build_features(log, folder / "real")
-    split_ms = dataset.load(first, Protocol.TIME).split_ms
-    past, future = (log.filter(side) for side in _sides(split_ms))
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_features(events(), tmp_path_factory.mktemp("leaks") / "real")
+
+
+@pytest.fixture(scope="module", params=[Protocol.TIME, Protocol.LAST_OUT])
+def both(request: pytest.FixtureRequest, real: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    change = after_t if request.param is Protocol.TIME else last_events
+    changed = build_features(change(events(), real), tmp_path_factory.mktemp("leaks") / "changed")
+    return Pair(request.param, (real, changed))
+
+
+def after_t(log: pl.DataFrame, features: Path) -> pl.DataFrame:
+    """Users, items and event types after T shuffled, some of the items new."""
+    before = pl.col("timestamp") * 1000 < dataset.load(features, Protocol.TIME).split_ms
+    past, future = log.filter(before), log.filter(~before)
     generator = np.random.default_rng(7)
-    shuffled = future.with_columns(
-        pl.Series("user_id", generator.permutation(future["user_id"].to_list()).tolist()),
-        pl.Series("item_id", generator.permutation([*future["item_id"].to_list()[3:], "x", "x", "y"]).tolist()),
-    )
-    return first, build_features(pl.concat([past, shuffled]), folder / "shuffled")
+    shuffled = {name: generator.permutation(future[name].to_list()).tolist() for name in ("user_id", "event_type")}
+    items = generator.permutation([*future["item_id"].to_list()[3:], "x", "x", "y"]).tolist()
+    return pl.concat([past, future.with_columns(item_id=pl.Series(items), **_series(shuffled))])
 
 
-def _sides(split_ms: int | None) -> tuple[pl.Expr, pl.Expr]:
-    assert split_ms is not None
-    before = pl.col("timestamp") * 1000 < split_ms
-    return before, ~before
+def last_events(log: pl.DataFrame, features: Path) -> pl.DataFrame:
+    """Items and event types of the users' last events shuffled among them, and these events a day later."""
+    last = log["timestamp"] == log.select(pl.col("timestamp").max().over("user_id")).to_series()
+    past, future = log.filter(~last), log.filter(last)
+    generator = np.random.default_rng(7)
+    shuffled = {name: generator.permutation(future[name].to_list()).tolist() for name in ("item_id", "event_type")}
+    return pl.concat([past, future.with_columns(pl.col("timestamp") + 86_400, **_series(shuffled))])
+
+
+def _series(columns: dict[str, list[str]]) -> dict[str, pl.Series]:
+    return {name: pl.Series(values) for name, values in columns.items()}
 
 
 def same(one: Histories, other: Histories) -> bool:
-    arrays = ((one.offsets, other.offsets), (one.tokens, other.tokens), (one.timestamps_ms, other.timestamps_ms))
-    return one.user_ids == other.user_ids and all(np.array_equal(a, b) for a, b in arrays)
+    fields = ("offsets", "tokens", "timestamps_ms", "event_types")
+    return one.user_ids == other.user_ids and all(
+        np.array_equal(getattr(one, field), getattr(other, field)) for field in fields
+    )
 
 
-def test_the_future_differs_and_what_may_be_fitted_does_not(both: tuple[Path, Path]) -> None:
-    real, shuffled = (dataset.load(features, Protocol.TIME) for features in both)
-    futures = [[row.tolist() for row in data.test_set().targets] for data in (real, shuffled)]
-    assert futures[0] != futures[1]
-    assert real.split_ms == shuffled.split_ms
-    assert real.vocabulary.items == shuffled.vocabulary.items
-    assert same(real.fit, shuffled.fit)
-    assert same(real.validation(20, seed=1).train, shuffled.validation(20, seed=1).train)
+def test_what_is_held_out_differs_and_what_may_be_fitted_does_not(both: Pair) -> None:
+    real, changed = both.load()
+    held_out = [[row.tolist() for row in data.test_set().targets] for data in (real, changed)]
+    types = [[row.tolist() for row in data.test_set().target_types] for data in (real, changed)]
+    assert held_out[0] != held_out[1]
+    assert types[0] != types[1]
+    assert real.vocabulary.items == changed.vocabulary.items
+    assert {item.category for item in real.vocabulary.items} == {"c0", "c1", "c2", "c3"}
+    assert same(real.fit, changed.fit)
+    assert len(set(real.fit.event_types.tolist())) == 3
+    assert same(real.validation(20, seed=1).train, changed.validation(20, seed=1).train)
+    if both.protocol is Protocol.TIME:
+        assert real.split_ms == changed.split_ms
 
 
 @pytest.mark.parametrize("kind", [Popularity, LastItem, Cooccurrence])
-def test_baselines_do_not_see_the_future(both: tuple[Path, Path], kind) -> None:
-    lists = []
-    for features in both:
-        data = dataset.load(features, Protocol.TIME)
-        lists.append(kind(data.fit, len(data.vocabulary)).rank(list(data.fit), 10))
+def test_baselines_do_not_see_what_is_held_out(both: Pair, kind) -> None:
+    lists = [kind(data.fit, len(data.vocabulary)).rank(list(data.fit), 10) for data in both.load()]
     np.testing.assert_array_equal(lists[0], lists[1])
 
 
 @pytest.fixture(scope="module")
-def checkpoints(both: tuple[Path, Path], tiny_recipe: Recipe) -> list[Path]:
+def checkpoints(both: Pair, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The same recipe and seed, trained on both."""
-    places = [features.parent / "checkpoint" for features in both]
-    for features, place in zip(both, places, strict=True):
-        train.run(tiny_recipe, features, place, protocol=Protocol.TIME)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    places = [folder / "real", folder / "changed"]
+    for features, place in zip(both.places, places, strict=True):
+        train.run(tiny_recipe, features, place, protocol=both.protocol)
     return places
 
 
-def test_trained_weights_do_not_see_the_future(checkpoints: list[Path]) -> None:
-    real, shuffled = ((place / "model.safetensors").read_bytes() for place in checkpoints)
-    assert real == shuffled
+def test_trained_weights_and_what_training_found_do_not_see_what_is_held_out(checkpoints: list[Path]) -> None:
+    real, changed = ((place / "model.safetensors").read_bytes() for place in checkpoints)
+    assert real == changed
+    configs = [artifact.read_manifest(place).config for place in checkpoints]
+    assert configs[0] == configs[1]
+    assert {"fusion", "temperature", "new_items"} <= set(configs[0])
 
 
-def test_what_training_found_and_the_table_of_a_release_do_not_see_the_future(
-    both: tuple[Path, Path], checkpoints: list[Path]
-) -> None:
+@pytest.mark.parametrize("both", [Protocol.TIME], indirect=True)
+def test_fusion_and_the_table_of_a_release_do_not_see_what_is_held_out(both: Pair, checkpoints: list[Path]) -> None:
     found = []
-    for features, checkpoint in zip(both, checkpoints, strict=True):
-        releases = features.parent / "releases"
+    for features, checkpoint in zip(both.places, checkpoints, strict=True):
+        releases = checkpoint.with_name(f"{checkpoint.name}-releases")
         name, manifest = optimize_build.run(OptimizeConfig(bits=32), checkpoint, features, releases, force=True)
         found.append((manifest.config["fusion"], packing.read(releases / name / TransitionTable.FILE_NAME)))
     assert found[0] == found[1]
@@ -124,8 +171,8 @@ def targets_of(data: Dataset, test: TestSet) -> np.ndarray:
     return scores
 
 
-def test_a_model_given_the_targets_scores_1(both: tuple[Path, Path]) -> None:
-    data = dataset.load(both[0], Protocol.TIME)
+def test_a_model_given_the_targets_scores_1(real: Path) -> None:
+    data = dataset.load(real, Protocol.TIME)
     test = data.test_set()
     assert all((row > 0).all() for row in test.targets)  # every target can be ranked
     most = max(len(set(row.tolist())) for row in test.targets)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.evaluation import lists
-from recsys.evaluation.lists import ListFacts, diversity, gini, list_metrics, novelty, repeat_share
+from recsys.evaluation.lists import ListFacts, diversity, gini, list_means, list_values, novelty, repeat_share
 from recsys.evaluation.metrics import distinct_pairs
 from tests.evaluation.test_baselines import histories
 
@@ -90,7 +90,8 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_means_skip_users_without_a_value_and_are_nan_without_any() -> None:
     seen = distinct_pairs([np.array([1]), np.array([2])])
-    values = list_metrics(padded([1, 2], []), seen, FACTS, 1)  # only the first item of each list
+    ranked = padded([1, 2], [])
+    values = list_means(ranked, list_values(ranked, seen, FACTS, 1), NUM_ITEMS, 1)  # the first item of each list
     assert values["novelty@1"] == 1
     assert values["repeat_share@1"] == 1
     assert values["gini@1"] == 1

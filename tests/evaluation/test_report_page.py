@@ -12,6 +12,7 @@ from recsys.evaluation.figures import COLORS
 from recsys.evaluation.protocols import MODEL, RankerResult, Report
 from recsys.evaluation.report_page import page
 from recsys.evaluation.segments import Segment
+from recsys.evaluation.statistics import paired_difference
 from recsys.evaluation.summary import Evaluation, Origin, interval
 from tests.conftest import service_program
 
@@ -25,15 +26,18 @@ def result(generator: np.random.Generator, lift: float = 0.0) -> RankerResult:
     )
 
 
-def evaluation(against: str | None = "popularity", release: str = "r1", num_looks: int = 3) -> dict[str, Any]:
+def evaluation(
+    against: str | None = "popularity", release: str = "r1", num_looks: int = 3, metric: str = "ndcg@10"
+) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     results = {MODEL: result(generator, 0.2), "popularity": result(generator)}
     report = Report(
         protocol=Protocol.TIME, num_items=9, user_ids=["u"] * 60, rows=list(range(60)), num_cold_users=4,
         num_targets=100, num_targets_outside_vocabulary=7, num_targets_seen=8, results=results,
     )  # fmt: skip
-    values = {name: {"ndcg@10": 0.3, "recall@10": 0.2, "hit_rate@10": 0.4} for name in results}
+    values = {name: {"ndcg@10": 0.3, "recall@10": 0.2, "map@10": 0.1234, "novelty@10": 7.75} for name in results}
     a, b = (found.headline for found in results.values())
+    gap = None if against is None else paired_difference(np.array([0.5, 0.25]), np.array([0.25, 0.25]), seed=0)
     comparison = None if against is None else compare(a, b, against, metrics=NAMES[:4])
     return Evaluation(
         origin=Origin(
@@ -41,11 +45,11 @@ def evaluation(against: str | None = "popularity", release: str = "r1", num_look
             features_digest="b" * 64, test_set="c" * 64, num_looks=num_looks, split_ms=1_700_000_000_000,
         ),
         report=report,
-        metric="ndcg@10",
+        metric=metric,
         lists={name: {"gini@10": 0.5, "novelty@10": 9.5, "diversity@10": float("nan")} for name in results},
         segments=[
-            Segment(by="history length", name="<= 20", num_users=40, num_targets=70, values=values),
-            Segment(by="history length", name="> 20", num_users=20, num_targets=30, values=values),
+            Segment(by="history length", name="<= 20", num_users=40, num_targets=70, values=values, difference=gap),
+            Segment(by="history length", name="> 20", num_users=20, num_targets=30, values=values, difference=gap),
             Segment(by="item", name="never seen", num_users=0, num_targets=0, values={n: {} for n in results}),
         ],
         comparison=comparison,
@@ -58,6 +62,18 @@ def test_the_page_holds_verdict_figures_tables_and_the_number_of_looks() -> None
     assert all(word in text for word in ('class="verdict better"', "3 times", "never seen", "ndcg@10 (primary)"))
     assert "7 targets (7.0%)" in text
     assert "4 users without a kept event" in text
+
+
+def test_segments_are_shown_by_the_primary_metric_with_their_difference_and_every_metric() -> None:
+    text = page(evaluation(metric="map@10"))
+    assert 'alt="map@10 by history length"' in text
+    row = "<tr><td>&lt;= 20</td><td>40</td><td>70</td><td>0.1234</td><td>0.1234</td>"
+    assert f"{row}<td>+0.1250</td><td>+0.0000 … +0.2500</td></tr>" in text  # 0 and 1/4 of two users
+    assert "<tr><td>never seen</td><td>0</td><td>0</td>" + 4 * "<td>–</td>" + "</tr>" in text
+    head, ours = "<th>model, every metric</th>", "<td>0.2000</td><td>0.3000</td><td>0.1234</td><td>7.7500</td>"
+    assert f"{head}<th>recall@10</th><th>ndcg@10</th><th>map@10</th><th>novelty@10</th>" in text
+    assert ours in text
+    assert "95 % interval" not in page(evaluation(against=None, metric="map@10")).split("<h2>Segments</h2>")[1]
 
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_runs() -> None:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,12 @@ import pytest
 
 from recsys import dataset
 from recsys.contracts.protocol import Protocol
-from recsys.evaluation.baselines import Popularity
-from recsys.evaluation.protocols import evaluate
-from recsys.evaluation.segments import HISTORY_BOUNDS, _bands, by_segment
+from recsys.evaluation.baselines import Popularity, Ranker
+from recsys.evaluation.divisions import HISTORY_BOUNDS, NEVER_SEEN, bands
+from recsys.evaluation.lists import ListFacts, list_values
+from recsys.evaluation.metrics import distinct_pairs
+from recsys.evaluation.protocols import Report, evaluate
+from recsys.evaluation.segments import Question, Segment, by_segment
 from tests.conftest import write_events
 from tests.evaluation.test_protocols import Fixed
 
@@ -37,13 +41,25 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def segments_of(
+    features: Path, rankers: dict[str, Ranker], k: int, metric: str, against: str | None = None,
+    protocol: Protocol = Protocol.TIME, ks: tuple[int, ...] = (),
+) -> tuple[list[Segment], Report]:  # fmt: skip
+    data = dataset.load(features, protocol)
+    test = data.test_set()
+    report = evaluate(rankers, test, len(data.vocabulary), protocol, ks=ks or (k,))
+    seen = distinct_pairs([test.contexts[row] for row in report.rows])
+    facts = ListFacts.of(data.fit, len(data.vocabulary))
+    lists = {name: list_values(result.ranked, seen, facts, k) for name, result in report.results.items()}
+    question = Question(k=k, metric=metric, against=against)
+    return by_segment(data, data.vocabulary, features, test, report, question, facts, lists), report
+
+
 @pytest.fixture(scope="module")
 def found(features: Path) -> dict[tuple[str, str], dict]:
-    data = dataset.load(features, Protocol.TIME)
-    test = data.test_set()
-    # Everybody gets item 1 (token 1), then 2 (token 2).
-    report = evaluate({"model": Fixed([1, 2])}, test, len(data.vocabulary), Protocol.TIME, ks=(1,))
-    segments = by_segment(data, data.vocabulary, features, test, report, 1)
+    """Everybody gets item 1 (token 1), then 2 (token 2); of B the other way round."""
+    rankers = {"model": Fixed([1, 2]), "b": Fixed([2, 1])}
+    segments, _ = segments_of(features, rankers, 1, "map@2", "b", ks=(1, 2))
     return {(s.by, s.name): {**s.to_json(), **s.values["model"]} for s in segments}
 
 
@@ -56,7 +72,52 @@ def test_history_length_divides_the_users(found) -> None:
     assert (counts(ann), counts(bob)) == ((1, 3), (1, 1))  # ann has 22 kept events and targets 1, 3, 4; bob 1
     assert (ann["recall@1"], bob["recall@1"]) == (1 / 3, 0)
     assert counts(found["history length", "> 2,048"]) == (0, 0)
-    assert found["history length", "> 2,048"]["values"] == {"model": {}}
+    assert found["history length", "> 2,048"]["values"] == {"model": {}, "b": {}}
+    assert found["history length", "> 2,048"]["difference"] is None
+
+
+ACCURACY = {"recall@1", "hit_rate@1", "ndcg@1", "map@1", "mrr", "map@2"}
+LISTS = {"coverage@1", "gini@1", "novelty@1", "diversity@1", "repeat_share@1"}
+
+
+def test_segments_of_users_have_every_metric(found) -> None:
+    ann, bob = (found["history length", name]["values"]["model"] for name in ("<= 200", "<= 20"))
+    assert set(ann) == ACCURACY | LISTS
+    # ann wants 1, 3, 4, and had 1 and 2; bob wants 2, and had 2. Shown is 1, then 2.
+    of_ann = {"hit_rate@1": 1, "ndcg@1": 1, "map@1": 1 / 3, "map@2": 1 / 3, "mrr": 1, "repeat_share@1": 1}
+    of_bob = {"hit_rate@1": 0, "ndcg@1": 0, "map@1": 0, "map@2": 1 / 2, "mrr": 1 / 2, "repeat_share@1": 0}
+    # 21 of the 23 fitted events on kept items are on 1; one of two items is shown, to everybody
+    of_both = {"novelty@1": math.log2(23 / 21), "coverage@1": 1 / 2, "gini@1": 1, "diversity@1": None}
+    assert ann == pytest.approx({"recall@1": 1 / 3} | of_ann | of_both)
+    assert bob == pytest.approx({"recall@1": 0} | of_bob | of_both)
+
+
+def test_diversity_of_a_segment_is_that_of_its_users_lists(features: Path) -> None:
+    segments, _ = segments_of(features, {"model": Fixed([1, 2])}, 2, "mrr")
+    # ann had 1, ann and bob had 2
+    values = {s.name: s.values["model"]["diversity@2"] for s in segments if s.by == "history length" and s.num_users}
+    assert values == pytest.approx({"<= 20": 1 - 1 / math.sqrt(2), "<= 200": 1 - 1 / math.sqrt(2)})
+
+
+def test_segments_of_targets_have_the_metrics_of_accuracy(found) -> None:
+    known, pruned = (found["item", name]["values"]["model"] for name in ("in the vocabulary", NEVER_SEEN))
+    # ann's 1 is at the first place, bob's 2 at the second
+    by_hand = {"recall@1": 1 / 2, "hit_rate@1": 1 / 2, "ndcg@1": 1 / 2, "map@1": 1 / 2, "map@2": 3 / 4, "mrr": 3 / 4}
+    assert known == by_hand
+    assert pruned == dict.fromkeys(ACCURACY, 0)
+
+
+def test_the_primary_metric_of_a_segment_is_compared_by_user(found) -> None:
+    def difference(by: str, name: str) -> tuple[float, ...]:
+        row = found[by, name]["difference"]
+        return row["difference"], row["low"], row["high"], row["num_users"]
+
+    # MAP@2 of ann's list is 1/3 against 1/6, of bob's 1/2 against 1
+    assert difference("history length", "<= 200") == pytest.approx((1 / 6, 1 / 6, 1 / 6, 1))
+    assert difference("history length", "<= 20") == (-1 / 2, -1 / 2, -1 / 2, 1)
+    # of 1 alone, ann's is 1 against 1/2: the interval holds a user twice, or both
+    assert difference("item", "in the vocabulary") == (0, -1 / 2, 1 / 2, 2)
+    assert found["item", NEVER_SEEN]["difference"]["relative"] is None  # 0 by 0
 
 
 def test_item_segments_keep_only_their_targets(found) -> None:
@@ -87,14 +148,18 @@ def test_event_type_and_popularity(found) -> None:
 def test_users_unknown_at_the_cut_are_a_segment_that_gets_popular_items(found) -> None:
     row = found["user", "no kept event before the cut"]
     assert (counts(row), row["recall@1"]) == ((1, 2), 1 / 2)  # "new" wants 1, the most popular, and 4
+    assert {
+        name: row[name] for name in ("mrr", "coverage@1", "gini@1", "repeat_share@1", "novelty@1")
+    } == pytest.approx(
+        {"mrr": 1, "coverage@1": 1 / 2, "gini@1": 1, "repeat_share@1": 0, "novelty@1": math.log2(23 / 21)}
+    )
+    assert row["difference"]["difference"] == 0  # every ranker answers the same
 
 
 def test_parts_of_a_division_add_up_to_the_whole(features: Path) -> None:
     data = dataset.load(features, Protocol.TIME)
-    test = data.test_set()
-    ranker = Popularity(data.fit, len(data.vocabulary))
-    report = evaluate({"popularity": ranker}, test, len(data.vocabulary), Protocol.TIME, ks=(2,))
-    segments = by_segment(data, data.vocabulary, features, test, report, 2)
+    rankers = {"popularity": Popularity(data.fit, len(data.vocabulary))}
+    segments, report = segments_of(features, rankers, 2, "ndcg@2")
     for by in ("history length", "item age", "item"):
         assert sum(s.num_targets for s in segments if s.by == by) == report.num_targets, by
     lengths = [s for s in segments if s.by == "history length" and s.num_users]
@@ -103,10 +168,8 @@ def test_parts_of_a_division_add_up_to_the_whole(features: Path) -> None:
 
 
 def test_last_out_prunes_nothing_and_still_knows_items_first_seen_in_the_test(features: Path) -> None:
-    data = dataset.load(features, Protocol.LAST_OUT)
-    test = data.test_set()
-    report = evaluate({"model": Fixed([1, 2, 3, 4])}, test, len(data.vocabulary), Protocol.LAST_OUT, ks=(4,))
-    rows = {(s.by, s.name): s.num_targets for s in by_segment(data, data.vocabulary, features, test, report, 4)}
+    segments, _ = segments_of(features, {"model": Fixed([1, 2, 3, 4])}, 4, "mrr", protocol=Protocol.LAST_OUT)
+    rows = {(s.by, s.name): s.num_targets for s in segments}
     # ann's and new's last event is the only kind of event on item 4; bob's is on 2
     assert rows["item", "first seen after the cut"] == 2
     assert rows["item", "seen before the cut, pruned"] == 0
@@ -114,6 +177,6 @@ def test_last_out_prunes_nothing_and_still_knows_items_first_seen_in_the_test(fe
 
 
 def test_a_bound_belongs_to_the_band_that_it_ends() -> None:
-    bands = dict(_bands(np.array([1, 20, 21, 2_048, 2_049]), HISTORY_BOUNDS, " events"))
-    assert list(bands) == ["<= 20 events", "<= 200 events", "<= 717 events", "<= 2,048 events", "> 2,048 events"]
-    assert [np.flatnonzero(mask).tolist() for mask in bands.values()] == [[0, 1], [2], [], [3], [4]]
+    found = dict(bands(np.array([1, 20, 21, 2_048, 2_049]), HISTORY_BOUNDS, " events"))
+    assert list(found) == ["<= 20 events", "<= 200 events", "<= 717 events", "<= 2,048 events", "> 2,048 events"]
+    assert [np.flatnonzero(mask).tolist() for mask in found.values()] == [[0, 1], [2], [], [3], [4]]

@@ -13,7 +13,7 @@ from optimize.config import GateConfig, OptimizeConfig
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.protocol import Protocol
-from recsys.evaluation.segments import NEVER_SEEN
+from recsys.evaluation.divisions import NEVER_SEEN
 from recsys.pipeline import evaluation
 from recsys.pipeline.case_process import main as case_process
 from recsys.runtime.recommender import Recommender

@@ -72,6 +72,28 @@ def test_recommend_by_user_and_by_history(shop: Path) -> None:
     assert out.exists()
 
 
+def test_recommend_takes_the_filters_of_the_endpoint(shop: Path) -> None:
+    import polars as pl
+
+    items = pl.read_parquet(shop / "features" / "items.parquet").filter(pl.col("price") <= 20)
+    category = items["category"].mode().sort()[0]
+    fitting = set(items.filter(pl.col("category") == category)["item_id"])
+    where = ("recommend", shop / "releases", "--features", shop / "features")
+    filters = ("--category", category, "--max-price", 20)
+    recsys(*where, "--all", "--out", shop / "some.parquet", *filters)
+    found = set(pl.read_parquet(shop / "some.parquet")["item_id"])
+    assert found
+    assert found <= fitting
+    mine = recsys(*where, "--user", user_of(shop), "--json", *filters)
+    assert {item["item_id"] for item in json.loads(mine.stdout)["items"]} <= fitting
+    message = refused(*where, "--all", "--out", shop / "none.parquet", "--category", "no such thing")
+    assert "passes the filters; ask for other categories or a wider range of prices" in message
+    assert "recsys recommend: min_price = -1.0: input should be greater than or equal to 0" in refused(
+        *where, "--user", user_of(shop), "--min-price", -1
+    )
+    assert not (shop / "none.parquet").exists()
+
+
 def user_of(shop: Path) -> str:
     import polars as pl
 

@@ -1,6 +1,7 @@
 """`recsys evaluate` as a user types it: report, comparison, page, and the log of looks."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def test_the_report_has_every_metric_segment_and_where_it_comes_from(releases: P
     for ranker in (report["model"], *report["baselines"].values()):
         assert measured | {"mrr", "diversity@10", "repeat_share@10", "next"} <= set(ranker)
     assert {row["by"] for row in report["segments"]} >= {"history length", "item popularity", "item", "user"}
+    lengths = [row for row in report["segments"] if row["by"] == "history length" and row["num_users"]]
+    for values in (values for row in lengths for values in row["values"].values()):
+        assert set(values) == measured | {"mrr", "diversity@10", "repeat_share@10"}
     assert report["comparison"] is None
     assert report["release_digest"] == artifact.read_manifest(artifact.resolve_release(releases)).digest
     low, high = report["intervals"]["model"]
@@ -42,6 +46,8 @@ def test_the_report_has_every_metric_segment_and_where_it_comes_from(releases: P
 def test_a_release_against_itself_is_non_inferior_and_not_better(releases: Path, ring_features: Path) -> None:
     report = evaluate(releases, ring_features, "--against", releases, "--metric", "recall@20", "--margin", 0.01)
     comparison = report["comparison"]
+    assert all(row["difference"]["high"] == 0 for row in report["segments"] if row["num_users"])
+    assert all("recall@20" in row["values"]["model"] for row in report["segments"] if row["num_users"])
     assert comparison["verdict"] == "non-inferior"
     assert comparison["against"] == report["release"]
     assert comparison["primary"]["metric"] == "recall@20"
@@ -60,6 +66,11 @@ def test_a_baseline_to_compare_with_and_a_page(releases: Path, ring_features: Pa
         "evaluate", releases, "--features", ring_features, "--against", "popularity", "--report", place
     )  # fmt: skip
     assert "against popularity: better by ndcg@10, margin 0.30%" in result.stdout
+    for metric in ("recall", "hit_rate", "ndcg", "map", "coverage", "gini", "novelty", "diversity", "repeat_share"):
+        assert f" {metric}@10 " in result.stdout, metric
+    shown = [line for line in result.stdout.splitlines() if line.startswith("| history length: <= 20 ")]
+    assert re.fullmatch(r"\| .* \| +92 \| +0\.\d{4} \| \+0\.\d{4} \[\+0\.\d{4}, \+0\.\d{4}\] \|", *shown)
+    assert max(len(line) for line in result.stdout.splitlines() if line.startswith("|")) <= 110
     page = place.read_text()
     assert page.count("<img src=") >= 3
     assert "popularity" in page

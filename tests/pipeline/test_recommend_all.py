@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,11 @@ import polars as pl
 import pytest
 
 from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
+from recsys.contracts.ids import Item, Vocabulary
 from recsys.pipeline import recommend_all
+from recsys.pipeline.tables import batch_summary
 from recsys.runtime import recommender as recommender_module
+from recsys.runtime.filters import ItemFilters
 from recsys.runtime.recommender import Recommender
 from recsys.whole_histories import WholeHistories
 from tests.conftest import NUM_ITEMS, write_features
@@ -68,13 +72,70 @@ def test_users_of_a_file_are_answered_once_and_unknown_ones_refused(
     assert not (tmp_path / "none.parquet").exists()
 
 
-def test_users_without_a_known_item_are_counted_and_have_no_rows(ring_releases: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def with_unknown(tmp_path: Path) -> Path:
+    """A user who had the items 4, 5, 6, and one who only had an item that the release does not know."""
     write_features(tmp_path / "f", {"known": [4, 5, 6], "new": [NUM_ITEMS + 1, NUM_ITEMS + 1]}, NUM_ITEMS + 1, 10)
-    counts = run(ring_releases, tmp_path / "f", tmp_path / "all.parquet")
-    assert (counts["num_users"], counts["num_users_without_known_items"]) == (1, 1)
+    return tmp_path / "f"
+
+
+def test_users_without_a_known_item_get_popular_items_and_are_counted(
+    ring_releases: Path, with_unknown: Path, recommender: Recommender, tmp_path: Path
+) -> None:
+    counts = run(ring_releases, with_unknown, tmp_path / "all.parquet", with_source=True)
+    assert (counts["num_users"], counts["num_users_without_known_items"], counts["num_rows"]) == (2, 1, 6)
     rows = pl.read_parquet(tmp_path / "all.parquet")
+    assert rows.columns == ["user_id", "item_id", "score", "rank", "source"]
+    assert rows["user_id"].to_list() == ["known"] * 3 + ["new"] * 3
+    assert rows["source"].to_list() == ["model"] * 3 + ["popular"] * 3
+    assert rows["rank"].to_list() == [1, 2, 3] * 2
     assert rows["item_id"].to_list()[0] == "sku-7"
-    assert set(rows["user_id"]) == {"known"}
+    popular = recommender.popular(3)
+    assert rows["item_id"].to_list()[3:] == [item.item_id for item in popular]
+    assert rows["score"].to_list()[3:] == [item.score for item in popular]
+    assert "2 users; 1 users without an item that the release knows have the popular items" in batch_summary(counts)
+
+
+def test_users_without_a_known_item_have_no_rows_if_so_asked(
+    ring_releases: Path, with_unknown: Path, tmp_path: Path
+) -> None:
+    counts = run(ring_releases, with_unknown, tmp_path / "all.parquet", popular_for_unknown=False)
+    assert (counts["num_users"], counts["num_users_without_known_items"]) == (1, 1)
+    assert set(pl.read_parquet(tmp_path / "all.parquet")["user_id"]) == {"known"}
+    assert batch_summary(counts).endswith("1 users without an item that the release knows have none")
+
+
+def test_popular_items_leave_out_what_a_user_has_seen(with_unknown: Path, recommender: Recommender) -> None:
+    """An item too new for histories, yet the most popular one: who had it alone is unknown, but has seen it."""
+    new = Item(item_id=f"sku-{NUM_ITEMS + 1}", item_index=NUM_ITEMS + 1, num_events=10**6, is_new=True)
+    vocabulary = Vocabulary([*recommender.release.vocabulary.items, new])
+    other = Recommender(replace(recommender.release, vocabulary=vocabulary))
+    stored, found = WholeHistories(with_unknown), {}
+    for exclude_seen in (False, True):
+        (batch,) = other.batches(stored, 2, ["new"], exclude_seen=exclude_seen, popular_for_unknown=True)
+        assert batch.is_popular_B.tolist() == [True]
+        found[exclude_seen] = batch.tokens_BK[0].tolist()
+    first, second = recommender.release.vocabulary.popular()[:2].tolist()
+    assert found == {False: [NUM_ITEMS + 1, first], True: [first, second]}
+
+
+def test_filters_hold_for_all_users_and_for_popular_items(
+    ring_releases: Path, with_unknown: Path, recommender: Recommender, tmp_path: Path
+) -> None:
+    wanted = {"exclude": ["sku-7", "sku-9"], "keep": lambda item: item.item_index % 2 == 1}
+    run(ring_releases, with_unknown, tmp_path / "all.parquet", **wanted)
+    rows = pl.read_parquet(tmp_path / "all.parquet")
+    alone = recommender.recommend(["sku-4", "sku-5", "sku-6"], k=3, **wanted)
+    popular = recommender.popular(3, **wanted)
+    assert rows["item_id"].to_list() == [item.item_id for item in [*alone, *popular]]
+    assert all(int(item_id[4:]) % 2 for item_id in rows["item_id"])
+
+
+def test_filters_that_leave_nothing_are_refused(ring_releases: Path, with_unknown: Path, tmp_path: Path) -> None:
+    keep = ItemFilters(category=["lamps"]).keep  # no item of the ring has a category
+    with pytest.raises(ConfigError, match=rf"none of the {NUM_ITEMS} items of release .* passes the filters"):
+        run(ring_releases, with_unknown, tmp_path / "all.parquet", keep=keep)
+    assert [place.name for place in tmp_path.iterdir()] == ["f"]
 
 
 def test_filters_of_one_and_of_many_users_agree(ring_features: Path, recommender: Recommender) -> None:

@@ -1,10 +1,13 @@
 """The rule book as operators send it."""
 
 import hashlib
+import itertools
 
 import pytest
 
-from serving.rules import Rules
+from recsys.contracts.ids import Item, Vocabulary
+from recsys.runtime.filters import ItemFilters
+from serving.rules import Catalogue, Filters, Rules
 
 OPS = {"Authorization": "Bearer secret of ops"}
 
@@ -35,3 +38,18 @@ def test_pins_and_boosts_of_unknown_items_are_kept_and_named(guarded) -> None:
     assert kept["unknown_items"] == ["gone", "misspelt"]
     assert kept["pins"] == rules["pins"]
     assert guarded.client.get("/v1/admin/rules", headers=OPS).json() == Rules(**rules).model_dump()
+
+
+ITEMS = [
+    Item(item_id=f"i{n}", item_index=n, num_events=1, category=category, price=price)
+    for n, (category, price) in enumerate(itertools.product(["cups", "lamps", None], [0.0, 5.0, 20.0, None]), start=1)
+]
+
+
+@pytest.mark.parametrize("category", [None, ["lamps"], ["lamps", "cups"], ["no such"]])
+@pytest.mark.parametrize(("low", "high"), [(None, None), (5, None), (None, 5), (5, 5), (20, 5)])
+def test_a_filter_means_the_same_here_and_for_a_batch(category, low, high) -> None:
+    catalogue = Catalogue(Vocabulary(ITEMS))
+    asked = {"category": category, "min_price": low, "max_price": high}
+    here = catalogue.matching(Filters(**asked), catalogue.compile(Rules()))[1:]
+    assert [ItemFilters(**asked).keep(item) for item in ITEMS] == here.tolist()
