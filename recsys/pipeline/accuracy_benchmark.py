@@ -9,10 +9,15 @@ from optimize.config import OptimizeConfig
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.evaluation.baselines import Ranker
+from recsys.evaluation.protocols import MODEL
 from recsys.pipeline import evaluation, road
 from recsys.pipeline.peers import KINDS, PeerRanker
 from recsys.pipeline.road import RoadResult
 from recsys.training.config import Recipe
+
+SPREAD = ("recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr", "coverage@10")
+SPREAD_OF_NEXT = ("recall@10", "ndcg@10", "mrr")
+"""Figures whose spread over seeds is reported: of all targets, and of the next one alone."""
 
 
 def run(
@@ -52,7 +57,7 @@ def run(
         **report.to_json(),
         "seconds": first.seconds,
         "gate_reasons": first.release.metrics["forced_past_gate"],
-        "seeds": _spread(results),
+        "seeds": _spread([result.report.to_json()[MODEL] for result in results]),
     }
 
 
@@ -67,11 +72,15 @@ def _walk(
     return road.run(features_config, recipe, optimize_config, sources, folder, protocol, force=True)
 
 
-def _spread(results: list[RoadResult]) -> dict[str, Any]:
+def _spread(models: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds of the model's figures; the deviation of one seed is None."""
-    means = [result.report.to_json()["model"] for result in results]
-    figures = {}
-    for name in ("recall@10", "ndcg@10"):
-        values = [values[name] for values in means]
-        figures[name] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
-    return {"num_seeds": len(results), **figures}
+
+    def over(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:
+        found = {name: [values[name] for values in figures] for name in names}
+        return {
+            name: {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
+            for name, values in found.items()
+        }
+
+    following = over(SPREAD_OF_NEXT, [values["next"] for values in models])
+    return {"num_seeds": len(models), **over(SPREAD, models), "next": following}

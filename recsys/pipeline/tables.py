@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
     from recsys.runtime.consistency import Consistency
     from recsys.runtime.recommender import ScoredItem
 
-_COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
+_ACCURACY = ("recall@10", "ndcg@10", "mrr", "coverage@10", "next: recall@10", "next: ndcg@10")
+_ACCURACY_LAST_OUT = ("recall@10", "hit_rate@10", "ndcg@10", "mrr", "coverage@10")
+"""Each user has one target there, so `next` would repeat the rest."""
 
 
 def _text(table: Table, width: int = 110) -> str:
@@ -69,16 +71,34 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
 
 
 def accuracy_table(report: dict[str, Any]) -> str:
-    """Model and baselines, all targets and the next one."""
+    """A row a ranker; of the model the mean and the standard deviation where `seeds` holds several trainings."""
+    from recsys.contracts.protocol import Protocol
     from recsys.evaluation.protocols import AGAINST, MODEL
 
+    columns = _ACCURACY_LAST_OUT if report["protocol"] == Protocol.LAST_OUT else _ACCURACY
     title = f"{report['num_users']:,} users, protocol {report['protocol']}, full ranking"
-    table = _table(title, "", *_COLUMNS, "next: recall@10", "next: ndcg@10")
-    ours = {name: report[name] for name in (AGAINST, MODEL) if name in report}
-    for name, values in {**report["baselines"], **ours}.items():
-        cells = [values[column] for column in _COLUMNS] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
-        table.add_row(name, *(f"{value:.4f}" for value in cells))
-    return _text(table)
+    table = _table(title, "", *columns)
+
+    def add(name: str, values: dict[str, Any], statistic: str | None = None) -> None:
+        found = (_figure(values, column) for column in columns)
+        table.add_row(name, *(f"{value[statistic] if statistic else value:.4f}" for value in found))
+
+    for name, values in report["baselines"].items():
+        add(name, values)
+    if AGAINST in report:
+        add(AGAINST, report[AGAINST])
+    num_seeds = report.get("seeds", {}).get("num_seeds", 1)
+    if num_seeds == 1:
+        add(MODEL, report[MODEL])
+        return _text(table)
+    add(MODEL, report["seeds"], "mean")
+    add(f"± over {num_seeds} seeds", report["seeds"], "std")
+    return f"{_text(table)}\n{MODEL}: mean ± standard deviation over {num_seeds} seeds; the other rows are of one run"
+
+
+def _figure(values: dict[str, Any], column: str) -> Any:
+    """What a column shows; those of the next target are nested."""
+    return values["next"][column.removeprefix("next: ")] if column.startswith("next: ") else values[column]
 
 
 def evaluation_summary(report: dict[str, Any]) -> str:
