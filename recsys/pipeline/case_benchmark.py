@@ -4,9 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +28,7 @@ from recsys.model.checkpoint import Checkpoint
 from recsys.pipeline import case_latency, case_replay
 from recsys.pipeline.case_latency import CONTEXT, Contenders
 from recsys.pipeline.demo import sample_log
+from recsys.pipeline.kept_runs import same_settings, workplace
 from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
 from recsys.training import train
@@ -74,11 +72,16 @@ def run(
         GateError: the engine is worse than the gate allows, and not `force`.
         DataError: `out` holds a case of other features or with other settings.
     """
-    with _workplace(out) as folder:
+    with workplace(out) as folder:
         if features is None:
             features = folder / "features"
             features_build.run(features_build.FeaturesConfig(), [sample_log(folder)], features)
-        _same_settings(folder, recipe, config, features)
+        settings = {
+            "recipe": recipe.model_dump(mode="json"),
+            "optimize": config.model_dump(mode="json"),
+            "features": artifact.verify(features, "features").digest,
+        }
+        same_settings(folder / SETTINGS_FILE, settings)
         runs = [_sides(features, recipe, seed, config, folder, force) for seed in range(num_seeds)]
         before, float_after, after = (runs[0][name] for name in ("before", "window", "quantization"))
         contenders = Contenders(
@@ -119,32 +122,6 @@ def run(
             "gate": manifest.metrics["gate"],
             "summaries": "none: an answer reads the open window alone, so cold with and without summaries is the same",
         }
-
-
-@contextmanager
-def _workplace(out: Path | None) -> Iterator[Path]:
-    """A folder that stays, or one that is removed."""
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="recsys-case-") as folder:
-        yield Path(folder)
-
-
-def _same_settings(folder: Path, recipe: Recipe, config: OptimizeConfig, features: Path) -> None:
-    """Note what the folder's trainings have in common, or see that it is this."""
-    settings = {
-        "recipe": recipe.model_dump(mode="json"),
-        "optimize": config.model_dump(mode="json"),
-        "features": artifact.verify(features, "features").digest,
-    }
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        path.write_text(json.dumps(settings))
-    elif (known := json.loads(path.read_text())) != settings:
-        changed = " and ".join(name for name in settings if known.get(name) != settings[name])
-        raise DataError(f"{path}: a case with another {changed}; give another --out")
 
 
 def _sides(

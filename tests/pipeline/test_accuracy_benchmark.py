@@ -1,9 +1,18 @@
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recsys.pipeline import tables
+from features.config import FeaturesConfig
+from optimize.config import OptimizeConfig
+from recsys.contracts import artifact
+from recsys.contracts.artifact import Manifest
+from recsys.contracts.errors import DataError
+from recsys.contracts.protocol import Protocol
+from recsys.pipeline import accuracy_benchmark, tables
 from recsys.pipeline.accuracy_benchmark import _spread
+from recsys.training.config import Recipe
 
 NAMES = ("recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr", "coverage@10")
 
@@ -63,3 +72,97 @@ def test_columns_are_those_that_say_something_under_the_protocol() -> None:
     header = {protocol: rows(tables.accuracy_table(report(protocol, 0.1)))[""] for protocol in ("time", "last-out")}
     assert header["time"] == [*of_all, "next: recall@10", "next: ndcg@10"]
     assert header["last-out"] == ["recall@10", "hit_rate@10", *of_all[1:]]
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+class Stages:
+    """Features, training and optimizing that are done already: each is copied, noted, and can be killed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, features: Path, checkpoint: Path, releases: Path) -> None:
+        self.made: list[str] = []
+        self.killed_at = ""
+        self._evaluate = accuracy_benchmark.evaluation.run
+        release = artifact.resolve_release(releases)
+        built = artifact.read_manifest(features)
+        manifest = built.model_copy(update={"metrics": {**built.metrics, "steps": [{"step": "read", "seconds": 2.0}]}})
+
+        def build(_config: Any, _sources: Any, place: Path) -> Manifest:
+            if not place.exists():
+                shutil.copytree(features, place)
+            return manifest
+
+        def train(_recipe: Any, _features: Any, place: Path, **_: Any) -> Manifest:
+            self._note(f"train {place.name}")
+            return artifact.read_manifest(Path(shutil.copytree(checkpoint, place)))
+
+        def optimize(_config: Any, _checkpoint: Any, _features: Any, out: Path, **_: Any) -> tuple[str, None]:
+            self._note("optimize")
+            return shutil.copytree(release, out / release.name).name, None
+
+        def evaluate(*given: Any, **settings: Any) -> Any:
+            self._note("evaluate")
+            return self._evaluate(*given, **settings)
+
+        monkeypatch.setattr(accuracy_benchmark.nightly_features, "run", build)
+        monkeypatch.setattr(accuracy_benchmark.train, "run", train)
+        monkeypatch.setattr(accuracy_benchmark.optimize_build, "run", optimize)
+        monkeypatch.setattr(accuracy_benchmark.evaluation, "run", evaluate)
+
+    def _note(self, stage: str) -> None:
+        if stage == self.killed_at:
+            raise KilledError
+        self.made.append(stage)
+
+    def run(self, out: Path | None, num_seeds: int = 1, *, recipe: Recipe | None = None, killed_at: str = "") -> Any:
+        """The figures, or None if it was killed; `made` is what was done in this call."""
+        self.made.clear()
+        self.killed_at = killed_at
+        settings = FeaturesConfig(), recipe or Recipe(), OptimizeConfig(num_threads=1), [Path("log.csv")]
+        try:
+            return accuracy_benchmark.run(*settings, Protocol.TIME, num_seeds=num_seeds, out=out)
+        except KilledError:
+            return None
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch, ring_features: Path, ring_checkpoint: Path, ring_releases: Path) -> Stages:
+    return Stages(monkeypatch, ring_features, ring_checkpoint, ring_releases)
+
+
+def test_a_killed_run_goes_on_after_its_last_finished_stage(stages: Stages, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert stages.run(out, killed_at="optimize") is None
+    assert stages.made == ["train checkpoint-0"]
+    assert stages.run(out, killed_at="evaluate") is None
+    assert stages.made == ["optimize"]
+    first = stages.run(out)
+    assert stages.made == ["evaluate"]
+    assert first["seconds"]["features"] == 2
+    assert stages.run(out) == first
+    assert stages.made == []
+
+
+def test_seeds_can_be_added_and_finished_ones_are_kept(stages: Stages, tmp_path: Path) -> None:
+    first = stages.run(tmp_path)
+    assert stages.run(tmp_path, num_seeds=3, killed_at="train checkpoint-2") is None
+    whole = stages.run(tmp_path, num_seeds=3)
+    assert stages.made == ["train checkpoint-2", "evaluate"]  # the copied checkpoints share one release
+    assert whole["seeds"]["num_seeds"] == 3
+    assert whole["seeds"]["ndcg@10"]["values"] == [first["model"]["ndcg@10"]] * 3
+    assert "± over 3 seeds" in tables.accuracy_table(whole)
+
+
+def test_other_settings_in_the_same_folder_are_refused_before_anything_is_done(stages: Stages, tmp_path: Path) -> None:
+    stages.run(tmp_path, killed_at="optimize")
+    with pytest.raises(DataError, match=r"accuracy.json: a run with another recipe; give another --out"):
+        stages.run(tmp_path, recipe=Recipe.load("demo"))
+    assert stages.made == []
+
+
+def test_without_a_folder_nothing_is_kept(stages: Stages) -> None:
+    for _ in range(2):
+        stages.run(None)
+        assert stages.made == ["train checkpoint-0", "optimize", "evaluate"]
