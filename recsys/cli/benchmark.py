@@ -58,7 +58,7 @@ def benchmark_accuracy(
         with_peers=peers,
         out=out,
     )
-    emit(as_json, values, tables.accuracy_table(values))
+    emit(as_json, values, tables.accuracy_summary(values))
 
 
 @benchmark_app.command("nightly")

@@ -16,7 +16,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.evaluation.baselines import Ranker
 from recsys.evaluation.protocols import MODEL
 from recsys.pipeline import evaluation, nightly_features
-from recsys.pipeline.kept_runs import KeptRuns, same_settings, workplace
+from recsys.pipeline.kept_runs import KeptRuns, kept_looks, same_settings, workplace
 from recsys.pipeline.peers import KINDS, PeerRanker
 from recsys.training import train
 from recsys.training.config import Recipe
@@ -128,7 +128,7 @@ def run(
             place.figures(_with_seed(recipe, recipe.training.seed + number), with_peers=with_peers and number == 0)
             for number in range(num_seeds)
         ]
-    return {**found[0], "seeds": _spread([values[MODEL] for values in found])}
+    return {**found[0], **kept_looks(out), "seeds": _spread([values[MODEL] for values in found])}
 
 
 def _with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -22,13 +22,15 @@ from recsys.contracts.ids import PAD
 from recsys.contracts.precision import ItemFormat
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
+from recsys.evaluation import looks
+from recsys.evaluation.looks import Look
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.pipeline import case_latency, case_replay
 from recsys.pipeline.case_latency import CONTEXT, Contenders
 from recsys.pipeline.demo import sample_log
-from recsys.pipeline.kept_runs import same_settings, workplace
+from recsys.pipeline.kept_runs import kept_looks, same_settings, workplace
 from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
 from recsys.training import train
@@ -119,6 +121,7 @@ def run(
                 for name, side in (("before", before), ("after", after))
             },
             "num_seeds": num_seeds,
+            **kept_looks(out),
             "gate": manifest.metrics["gate"],
             "summaries": "none: an answer reads the open window alone, so cold with and without summaries is the same",
         }
@@ -224,7 +227,7 @@ def _replay_ratio(latency: dict[str, float], step: str) -> float | None:
 
 
 def _ndcg(side: _Side) -> dict[str, float]:
-    """NDCG@10 by user; a target outside the vocabulary is a miss.
+    """NDCG@10 by user, a look that the log beside the release gets; a target outside the vocabulary is a miss.
 
     A user without a kept event gets popular items, as from the endpoint.
     """
@@ -235,6 +238,8 @@ def _ndcg(side: _Side) -> dict[str, float]:
     popular = recommender.release.vocabulary.popular()[:10]
     ranked_UK[len(test.contexts) :, : len(popular)] = popular
     values = per_user_metrics(ranked_UK, [*test.targets, *test.cold_targets], [10])["ndcg@10"]
+    look = Look.now(data, artifact.read_manifest(side.release).digest, float(values.mean()))
+    looks.record(side.release.parent / looks.LOG_FILE, look)
     return dict(zip([*test.contexts.user_ids, *test.cold_user_ids], values.tolist(), strict=True))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts.errors import DataError
+from recsys.evaluation import looks
 
 Run = dict[str, Any]
 """One training: each metric's value of every user as an array, and single numbers."""
@@ -39,6 +40,14 @@ def same_settings(note: Path, settings: Run) -> None:
         unfinished.replace(note)
     elif (known := json.loads(note.read_text())) != settings:
         raise DataError(f"{note}: a run with {_changed(known, settings)}; give another --out")
+
+
+def kept_looks(out: Path | None) -> Run:
+    """Logs of looks at test sets below a folder that stays, and the number of looks; None where nothing stays."""
+    if out is None:
+        return {"evaluation_logs": None}
+    logs = sorted(out.rglob(looks.LOG_FILE))
+    return {"evaluation_logs": [str(log) for log in logs], "num_looks": sum(len(looks.read(log)) for log in logs)}
 
 
 def _changed(known: Run, settings: Run) -> str:

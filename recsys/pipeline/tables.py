@@ -101,6 +101,23 @@ def _figure(values: dict[str, Any], column: str) -> Any:
     return values["next"][column.removeprefix("next: ")] if column.startswith("next: ") else values[column]
 
 
+def accuracy_summary(values: dict[str, Any]) -> str:
+    """The table of a benchmark, and where its looks at the test set are kept."""
+    return f"{accuracy_table(values)}\n{looks_line(values)}"
+
+
+def looks_line(values: dict[str, Any]) -> str:
+    """How often a benchmark's folder was used to look at its test sets; what to do where no folder stays."""
+    logs = values["evaluation_logs"]
+    if logs is None:
+        return (
+            "this was a look at the test set, and no log stays without --out: "
+            "if anything follows from it, write it into the log in docs/evaluate.md"
+        )
+    where = "" if not logs else f", in {logs[0]}" if len(logs) == 1 else f", in {len(logs)} logs such as {logs[-1]}"
+    return f"looks at the test set in the log: {values['num_looks']}{where}"
+
+
 def evaluation_summary(report: dict[str, Any]) -> str:
     """The accuracy table, the verdict if there is one, and how often this test set was looked at."""
     lines = [accuracy_table(report)]
@@ -268,7 +285,7 @@ def case_summary(values: dict[str, Any]) -> str:
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
     return (
         f"{_text(steps)}\n\n{_text(figures)}\n\n{_text(causes)}\n\nusers per second, eight in one call: {rates}\n"
-        f"gate: {values['gate']}"
+        f"gate: {values['gate']}\n{looks_line(values)}"
     )
 
 

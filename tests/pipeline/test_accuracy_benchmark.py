@@ -10,6 +10,7 @@ from recsys.contracts import artifact
 from recsys.contracts.artifact import Manifest
 from recsys.contracts.errors import DataError
 from recsys.contracts.protocol import Protocol
+from recsys.evaluation import looks
 from recsys.pipeline import accuracy_benchmark, tables
 from recsys.pipeline.accuracy_benchmark import _spread
 from recsys.training.config import Recipe
@@ -162,7 +163,17 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_is_done(s
     assert stages.made == []
 
 
-def test_without_a_folder_nothing_is_kept(stages: Stages) -> None:
+def test_every_look_at_the_test_set_is_in_the_log_of_the_folder(stages: Stages, tmp_path: Path) -> None:
+    values = stages.run(tmp_path, num_seeds=2)
+    log = tmp_path / "releases" / looks.LOG_FILE
+    assert [look.value for look in looks.read(log)] == values["seeds"]["ndcg@10"]["values"]
+    assert tables.accuracy_summary(values).endswith(f"looks at the test set in the log: 2, in {log}")
+
+
+def test_without_a_folder_nothing_is_kept_and_the_look_is_said(stages: Stages) -> None:
     for _ in range(2):
-        stages.run(None)
+        values = stages.run(None)
         assert stages.made == ["train checkpoint-0", "optimize", "evaluate"]
+    last = tables.accuracy_summary(values).splitlines()[-1]
+    assert last.startswith("this was a look at the test set, and no log stays without --out")
+    assert last.endswith("write it into the log in docs/evaluate.md")
