@@ -178,12 +178,16 @@ def nights_table(values: dict[str, Any]) -> str:
         table.add_row(night["date"], f"{night['num_users']:,}", *ndcgs, *costs)
     lines = [_text(table)]
     if "difference" in values:
-        d, spent = values["difference"], " and ".join(f"{values['seconds'][way]:,.0f}" for way in (STARTED, SCRATCH))
+        d, ways_apart = values["difference"], f"{STARTED} minus {SCRATCH}"
         lines.append(
-            f"started minus from scratch, {d['num_users']:,} users of a day: {d['difference']:+.4f} "
-            f"[{d['low']:+.4f}, {d['high']:+.4f}]{_relative(d)}; seconds {spent}"
+            f"{ways_apart}: {d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]{_relative(d)}; "
+            f"{values['num_user_nights']:,} users of a day, resampled by user: {d['num_users']:,} different ones"
         )
-    return "\n".join(lines)
+        spent = (
+            f"{way} {values['seconds_per_night'][way]:,.0f} ({values['seconds'][way]:,.0f} in all)" for way in ways
+        )
+        lines.append(f"seconds of training a night: {', '.join(spent)}")
+    return "\n".join([*lines, looks_line(values)])
 
 
 def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
