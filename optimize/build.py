@@ -21,6 +21,8 @@ from recsys.contracts.ids import Floats, Vocabulary
 from recsys.contracts.precision import EngineName
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
+from recsys.evaluation import looks
+from recsys.evaluation.looks import Look
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime import consistency
 from recsys.runtime.engine import Engine
@@ -49,16 +51,19 @@ def run(
 
     `evaluation` goes into the manifest: what the same recipe reached when it was trained before the cut.
     A run that was interrupted goes on after its last finished step (see `optimize/steps.py`).
+    What the gate sees of held-out users is a look at the test set, written to `evaluations.jsonl` in `out`.
     `activate` points `current` at it (the first release of a folder always becomes current).
 
     Raises:
         ArtifactError: the checkpoint was not made from these features.
+        DataError: the log of evaluations is damaged.
         GateError: the engine is worse than the gate allows, and not `force`. Nothing is published.
     """
     started = time.monotonic()
     checkpoint = Checkpoint.open(checkpoint_folder)
     data = dataset.load(features, Protocol(checkpoint.manifest.config["protocol"]))
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
+    looks.read(out / looks.LOG_FILE)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
     steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest})
     with artifact.writing(out / name, "release") as writer:
@@ -70,6 +75,7 @@ def run(
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
         _write_reference(checkpoint, engine, parts, searched)
         fidelity = measure(checkpoint, data, config, engine, parts)
+        _record_look(out / looks.LOG_FILE, checkpoint, data, fidelity)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
             _check(decided, steps)
@@ -96,6 +102,14 @@ def run(
     if activate or artifact.current_name(out) is None:
         artifact.set_current(out, name)
     return name, manifest
+
+
+def _record_look(log: Path, checkpoint: Checkpoint, data: Dataset, fidelity: report.FidelityReport) -> None:
+    """The engine against its reference on held-out users, where there are some: no release is out yet."""
+    if fidelity.num_held_out_users:
+        value = None if fidelity.ndcg10 is None else fidelity.ndcg10.engine
+        look = Look.now(data, checkpoint.manifest.digest, value, against=checkpoint.manifest.digest)
+        looks.record(log, look)
 
 
 def _check(decided: gate.Verdict, steps: Steps) -> None:

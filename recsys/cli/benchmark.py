@@ -39,26 +39,26 @@ def benchmark_accuracy(
     max_minutes: MinutesOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings; mean and spread over them are printed.")] = 1,
     peers: Annotated[bool, typer.Option("--peers", help="RecTools' models on the same split (make peers).")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what is trained and measured: a killed run goes on.")
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """From a raw file to figures: the whole road in a scratch folder."""
-    import tempfile
-
+    """From a raw file to figures: the whole road, in a scratch folder unless one is given."""
     from recsys.pipeline import accuracy_benchmark, tables
 
-    with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
-        values = accuracy_benchmark.run(
-            features_config(format_name, columns, timestamp_format, None, config),
-            load_recipe(recipe, seed, max_minutes),
-            optimize_config(config),
-            sources,
-            Path(folder),
-            protocol,
-            num_seeds=seeds,
-            with_peers=peers,
-        )
-    emit(as_json, values, tables.accuracy_table(values))
+    values = accuracy_benchmark.run(
+        features_config(format_name, columns, timestamp_format, None, config),
+        load_recipe(recipe, seed, max_minutes),
+        optimize_config(config),
+        sources,
+        protocol,
+        num_seeds=seeds,
+        with_peers=peers,
+        out=out,
+    )
+    emit(as_json, values, tables.accuracy_summary(values))
 
 
 @benchmark_app.command("nightly")

@@ -1,4 +1,4 @@
-"""How often a test set was looked at: one line an evaluation, in a file beside the releases.
+"""How often a test set was looked at: one line an evaluation, beside the releases or in a benchmark's folder.
 
 Every look at a test set that leads to a choice wears it out; the report says how many there were.
 Source: Dwork et al., Science 349(6248), 2015 (reuse of a holdout).
@@ -7,14 +7,16 @@ Source: Dwork et al., Science 349(6248), 2015 (reuse of a holdout).
 import hashlib
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from pydantic import ValidationError
 
-from recsys.contracts.artifact import Manifest
 from recsys.contracts.config import Config, first_problem
 from recsys.contracts.errors import DataError
 from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 
 LOG_FILE = "evaluations.jsonl"
 
@@ -27,20 +29,37 @@ class Look(Config):
     test_set: str
     """What was looked at; see `test_set_digest`."""
     release: str
-    """Digest of the release."""
+    """Digest of the release; of the checkpoint where none was made of it, or not yet."""
     features: str
     """Digest of the features artifact."""
     protocol: Protocol
     metric: str
     """The primary metric."""
-    value: float
+    value: float | None
+    """Its mean over users; None where it was not computed."""
     against: str | None
     """Digest of the release, or name of the baseline, that it was compared with."""
 
+    @classmethod
+    def now(
+        cls, data: Dataset, release: str, value: float | None, *, metric: str = "ndcg@10", against: str | None = None
+    ) -> Self:
+        """A look at the test set of `data` at this moment."""
+        return cls(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            test_set=test_set_digest(data),
+            release=release,
+            features=data.manifest.digest,
+            protocol=data.protocol,
+            metric=metric,
+            value=value,
+            against=against,
+        )
 
-def test_set_digest(features: Manifest, protocol: Protocol) -> str:
+
+def test_set_digest(data: Dataset) -> str:
     """The same for the same histories cut at the same place, also after the features were built again."""
-    body = [features.metrics["content_digest"], features.metrics.get("split_ms"), protocol.value]
+    body = [data.manifest.metrics["content_digest"], data.split_ms, data.protocol.value]
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
 
@@ -68,12 +87,18 @@ def read(log: Path) -> list[Look]:
 def record(log: Path, look: Look) -> int:
     """Append a line, durable on return; returns how often this test set has been looked at, this time included.
 
+    The line is written in one piece at the end of the file, so that none is lost of several who write at a time.
+
     Raises:
         DataError: the log holds a line that is not a look; nothing is appended.
     """
-    before = sum(old.test_set == look.test_set for old in read(log))
-    with log.open("a", encoding="utf-8") as file:
-        file.write(look.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return before + 1
+    read(log)
+    line = f"{look.model_dump_json()}\n".encode()
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise DataError(f"{log}: the disk is full; mend the last line, free some space and run again")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return sum(other.test_set == look.test_set for other in read(log))

@@ -4,9 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +22,15 @@ from recsys.contracts.ids import PAD
 from recsys.contracts.precision import ItemFormat
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
+from recsys.evaluation import looks
+from recsys.evaluation.looks import Look
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.pipeline import case_latency, case_replay
 from recsys.pipeline.case_latency import CONTEXT, Contenders
 from recsys.pipeline.demo import sample_log
+from recsys.pipeline.kept_runs import kept_looks, same_settings, workplace
 from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
 from recsys.training import train
@@ -74,11 +74,16 @@ def run(
         GateError: the engine is worse than the gate allows, and not `force`.
         DataError: `out` holds a case of other features or with other settings.
     """
-    with _workplace(out) as folder:
+    with workplace(out) as folder:
         if features is None:
             features = folder / "features"
             features_build.run(features_build.FeaturesConfig(), [sample_log(folder)], features)
-        _same_settings(folder, recipe, config, features)
+        settings = {
+            "recipe": recipe.model_dump(mode="json"),
+            "optimize": config.model_dump(mode="json"),
+            "features": artifact.verify(features, "features").digest,
+        }
+        same_settings(folder / SETTINGS_FILE, settings)
         runs = [_sides(features, recipe, seed, config, folder, force) for seed in range(num_seeds)]
         before, float_after, after = (runs[0][name] for name in ("before", "window", "quantization"))
         contenders = Contenders(
@@ -116,35 +121,10 @@ def run(
                 for name, side in (("before", before), ("after", after))
             },
             "num_seeds": num_seeds,
+            **kept_looks(out),
             "gate": manifest.metrics["gate"],
             "summaries": "none: an answer reads the open window alone, so cold with and without summaries is the same",
         }
-
-
-@contextmanager
-def _workplace(out: Path | None) -> Iterator[Path]:
-    """A folder that stays, or one that is removed."""
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="recsys-case-") as folder:
-        yield Path(folder)
-
-
-def _same_settings(folder: Path, recipe: Recipe, config: OptimizeConfig, features: Path) -> None:
-    """Note what the folder's trainings have in common, or see that it is this."""
-    settings = {
-        "recipe": recipe.model_dump(mode="json"),
-        "optimize": config.model_dump(mode="json"),
-        "features": artifact.verify(features, "features").digest,
-    }
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        path.write_text(json.dumps(settings))
-    elif (known := json.loads(path.read_text())) != settings:
-        changed = " and ".join(name for name in settings if known.get(name) != settings[name])
-        raise DataError(f"{path}: a case with another {changed}; give another --out")
 
 
 def _sides(
@@ -247,7 +227,7 @@ def _replay_ratio(latency: dict[str, float], step: str) -> float | None:
 
 
 def _ndcg(side: _Side) -> dict[str, float]:
-    """NDCG@10 by user; a target outside the vocabulary is a miss.
+    """NDCG@10 by user, a look that the log beside the release gets; a target outside the vocabulary is a miss.
 
     A user without a kept event gets popular items, as from the endpoint.
     """
@@ -258,6 +238,8 @@ def _ndcg(side: _Side) -> dict[str, float]:
     popular = recommender.release.vocabulary.popular()[:10]
     ranked_UK[len(test.contexts) :, : len(popular)] = popular
     values = per_user_metrics(ranked_UK, [*test.targets, *test.cold_targets], [10])["ndcg@10"]
+    look = Look.now(data, artifact.read_manifest(side.release).digest, float(values.mean()))
+    looks.record(side.release.parent / looks.LOG_FILE, look)
     return dict(zip([*test.contexts.user_ids, *test.cold_user_ids], values.tolist(), strict=True))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from recsys import dataset
@@ -193,24 +192,19 @@ def _record(
     recommender: Recommender, data: Dataset, report: Report, log: Path, metric: str, opponent: Opponent | None
 ) -> Origin:
     release = recommender.release
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    test_set = looks.test_set_digest(data.manifest, data.protocol)
-    look = Look(
-        at=now,
-        test_set=test_set,
-        release=release.manifest.digest,
-        features=data.manifest.digest,
-        protocol=data.protocol,
+    look = Look.now(
+        data,
+        release.manifest.digest,
+        float(report.results[MODEL].headline[metric].mean()),
         metric=metric,
-        value=float(report.results[MODEL].headline[metric].mean()),
         against=None if opponent is None else opponent.digest,
     )
     return Origin(
-        evaluated_at=now,
+        evaluated_at=look.at,
         release=release.name,
         release_digest=release.manifest.digest,
         features_digest=data.manifest.digest,
-        test_set=test_set,
+        test_set=look.test_set,
         num_looks=looks.record(log, look),
         split_ms=data.split_ms if data.protocol is Protocol.TIME else None,
     )

@@ -1,6 +1,9 @@
 """Finished trainings of a comparison in a folder, so that a killed one goes on and rivals can be added one by one."""
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,47 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts.errors import DataError
+from recsys.evaluation import looks
 
 Run = dict[str, Any]
 """One training: each metric's value of every user as an array, and single numbers."""
+
+
+@contextmanager
+def workplace(out: Path | None) -> Iterator[Path]:
+    """`out`, which stays, or without it a folder that is removed."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
+        yield Path(folder)
+
+
+def same_settings(note: Path, settings: Run) -> None:
+    """Note what the trainings of a folder have in common, or see that it is this.
+
+    Raises:
+        DataError: the folder is of other settings.
+    """
+    if not note.exists():
+        unfinished = note.with_suffix(".new")
+        unfinished.write_text(json.dumps(settings))
+        unfinished.replace(note)
+    elif (known := json.loads(note.read_text())) != settings:
+        raise DataError(f"{note}: a run with {_changed(known, settings)}; give another --out")
+
+
+def kept_looks(out: Path | None) -> Run:
+    """Logs of looks at test sets below a folder that stays, and the number of looks; None where nothing stays."""
+    if out is None:
+        return {"evaluation_logs": None}
+    logs = sorted(out.rglob(looks.LOG_FILE))
+    return {"evaluation_logs": [str(log) for log in logs], "num_looks": sum(len(looks.read(log)) for log in logs)}
+
+
+def _changed(known: Run, settings: Run) -> str:
+    return "another " + " and ".join(key for key in settings if known.get(key) != settings[key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +74,9 @@ class KeptRuns:
             return None
         stored = json.loads(path.read_text())
         if stored["settings"] != self.settings:
-            changed = [key for key in self.settings if stored["settings"].get(key) != self.settings[key]]
-            raise DataError(f"{path}: a training with another {' and '.join(changed)}; give another --out")
+            raise DataError(
+                f"{path}: a training with {_changed(stored['settings'], self.settings)}; give another --out"
+            )
         return {key: np.array(value) if isinstance(value, list) else value for key, value in stored["run"].items()}
 
     def write(self, name: str, seed: int, run: Run) -> None:

@@ -22,10 +22,13 @@ from recsys.contracts.ids import Tokens
 from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import DAY_MS
 from recsys.dataset import Dataset, TestSet
+from recsys.evaluation import looks
+from recsys.evaluation.looks import Look
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
+from recsys.pipeline.kept_runs import kept_looks
 from recsys.pipeline.progress import bar
 from recsys.runtime.fusion import Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
@@ -48,13 +51,14 @@ def run(
 
     Finished nights are kept in `folder` and not done again, so that a killed run goes on; `max_nights` ends this
     call after so many, 0 only prints. The first night is trained from scratch only: the second one starts from it.
+    Each ranking is a look at the day's events, written to `evaluations.jsonl` in `folder`.
 
     Raises:
         DataError: the log has no times, or not so many days.
     """
     features_build.run(config, sources, folder / "features")
     days = _last_days(folder / "features", num_days + 1)
-    done = _read(folder / NIGHTS_FILE, days, recipe)
+    done = _read(folder, days, recipe)
     stop = len(days) if max_nights is None else len(done) + max_nights
     with bar("nights") as advance:
         for number in range(len(done), min(len(days), stop)):
@@ -65,7 +69,7 @@ def run(
                 os.fsync(file.fileno())
             done.append(row)
             advance("days", len(done), len(days))
-    return _summary(done, num_days)
+    return {**_summary(done, num_days), **kept_looks(folder)}
 
 
 def _last_days(features: Path, count: int) -> list[int]:
@@ -79,8 +83,9 @@ def _last_days(features: Path, count: int) -> list[int]:
     return days[-count:]
 
 
-def _read(place: Path, days: list[int], recipe: Recipe) -> list[Row]:
+def _read(folder: Path, days: list[int], recipe: Recipe) -> list[Row]:
     """Nights that an earlier call finished."""
+    place = folder / NIGHTS_FILE
     if not place.exists():
         return []
     rows: list[Row] = [json.loads(line) for line in place.read_text().splitlines()]
@@ -89,18 +94,21 @@ def _read(place: Path, days: list[int], recipe: Recipe) -> list[Row]:
         raise DataError(
             f"{place}: nights of another log, recipe or number of days; give the same ones or another --out"
         )
+    for row in rows:
+        if "user_ids" not in row:  # rows of before have none; the features know them
+            row["user_ids"] = _data_and_test(folder / "features", row["day"])[1].contexts.user_ids
     return rows
 
 
 def _night(folder: Path, recipe: Recipe, days: list[int], number: int) -> Row:
     """Both trainings before one day; the checkpoint that the next night starts from is left behind."""
     features, split_ms = folder / "features", days[number] * DAY_MS
-    data = dataset.load(features, Protocol.TIME, split_ms=split_ms)
-    test = of_one_day(data.test_set(), split_ms + DAY_MS)
+    data, test = _data_and_test(features, days[number])
     last, here, scratch = (
         folder / f"{name}-{number - old}" for name, old in ((STARTED, 1), (STARTED, 0), (SCRATCH, 0))
     )
-    row: Row = {"day": days[number], "num_users": len(test.targets), "seconds": {}, "epochs": {}, "values": {}}
+    row: Row = {"day": days[number], "num_users": len(test.targets), "user_ids": test.contexts.user_ids}
+    row |= {"seconds": {}, "epochs": {}, "values": {}}
     for name, place, start in ((SCRATCH, scratch, None), (STARTED, here, last)):
         if start is not None and number == 0:
             shutil.copytree(scratch, here, dirs_exist_ok=True)
@@ -109,10 +117,18 @@ def _night(folder: Path, recipe: Recipe, days: list[int], number: int) -> Row:
         manifest = train.run(recipe, features, place, protocol=Protocol.TIME, start=start, split_ms=split_ms)
         row["seconds"][name] = round(time.monotonic() - began, 2)
         row["epochs"][name] = manifest.metrics["epochs"]
-        row["values"][name] = _values(Checkpoint.open(place), data, test)
+        row["values"][name] = values = _values(Checkpoint.open(place), data, test)
+        look = Look.now(data, manifest.digest, float(np.mean(values[f"ndcg@{K}"])))
+        looks.record(folder / looks.LOG_FILE, look)
     shutil.rmtree(scratch)
     shutil.rmtree(last, ignore_errors=True)
     return row
+
+
+def _data_and_test(features: Path, day: int) -> tuple[Dataset, TestSet]:
+    """What is known before a day, and who is ranked for on it."""
+    data = dataset.load(features, Protocol.TIME, split_ms=day * DAY_MS)
+    return data, of_one_day(data.test_set(), (day + 1) * DAY_MS)
 
 
 def of_one_day(test: TestSet, end_ms: int) -> TestSet:
@@ -147,7 +163,10 @@ def _values(checkpoint: Checkpoint, data: Dataset, test: TestSet) -> dict[str, l
 
 
 def _summary(rows: list[Row], num_days: int) -> Row:
-    """Means of each night, and the paired difference over all users of all nights but the first."""
+    """Means of each night, and the paired difference over all nights but the first.
+
+    A user who returns on many nights is one user of the difference: all their nights are resampled together.
+    """
     compared = [row for row in rows if STARTED in row["values"]]
     nights = [
         {
@@ -165,10 +184,12 @@ def _summary(rows: list[Row], num_days: int) -> Row:
         started, scratch = (
             np.concatenate([row["values"][name][f"ndcg@{K}"] for row in compared]) for name in (STARTED, SCRATCH)
         )
-        result["difference"] = asdict(paired_difference(started, scratch, seed=0))
-        result["seconds"] = {
-            name: round(sum(row["seconds"][name] for row in compared), 1) for name in (STARTED, SCRATCH)
-        }
+        user_ids = [user_id for row in compared for user_id in row["user_ids"]]
+        result["num_user_nights"] = len(user_ids)
+        result["difference"] = asdict(paired_difference(started, scratch, seed=0, user_ids=user_ids))
+        seconds = {name: sum(row["seconds"][name] for row in compared) for name in (STARTED, SCRATCH)}
+        result["seconds"] = {name: round(total, 1) for name, total in seconds.items()}
+        result["seconds_per_night"] = {name: round(total / len(compared), 1) for name, total in seconds.items()}
     return result
 
 

@@ -22,7 +22,9 @@ SCRIPT: Final = Path("peers/rectools_rank.py")
 class PeerRanker:
     """Lists that a peer made once, for all users who may be asked about."""
 
-    def __init__(self, kind: str, data: Dataset, k: int, *, seconds: float, num_threads: int) -> None:
+    def __init__(
+        self, kind: str, data: Dataset, k: int, *, seconds: float, num_threads: int, kept: Path | None = None
+    ) -> None:
         """Fit the peer on `data.fit` and keep its first `k` items of each user.
 
         Args:
@@ -31,12 +33,16 @@ class PeerRanker:
             k: Length of the lists.
             seconds: Longest training of a transformer.
             num_threads: Of the peer.
+            kept: A file for the peer's lists; where it is there already, they are taken from it.
 
         Raises:
             ConfigError: the peer is not installed.
             DataError: it failed.
         """
         self.name = f"rectools_{kind}"
+        if kept is not None and kept.exists():
+            self._lists = _lists(pl.read_parquet(kept), data.fit)
+            return
         if not (PYTHON.exists() and SCRIPT.exists()):
             raise ConfigError(f"{PYTHON} is missing; run `make peers` in a checkout and call this from there")
         viewed = "drop" if data.protocol.masks_seen else "keep"
@@ -52,7 +58,10 @@ class PeerRanker:
             )
             if process.returncode:
                 raise DataError(f"{SCRIPT} {kind} failed: {process.stderr[-500:]}; run it by hand to see why")
-            self._lists = _lists(pl.read_parquet(out), data.fit)
+            ranked = pl.read_parquet(out)
+        if kept is not None:
+            _keep(ranked, kept)
+        self._lists = _lists(ranked, data.fit)
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `recsys.evaluation.baselines.Ranker.rank`; lists are as long as was asked for at first, at most."""
@@ -70,6 +79,14 @@ def _write_log(fit: Histories, place: Path) -> None:
     moments = np.arange(len(fit.tokens), dtype=np.int64) * 1000
     events = {"user_id": users, "item_id": fit.tokens.astype(np.int64), "timestamp": moments}
     pl.DataFrame(events).write_parquet(place)
+
+
+def _keep(ranked: pl.DataFrame, place: Path) -> None:
+    """The file is there whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_suffix(".new")
+    ranked.write_parquet(unfinished)
+    unfinished.replace(place)
 
 
 def _lists(ranked: pl.DataFrame, fit: Histories) -> dict[bytes, Tokens]:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
     from recsys.runtime.consistency import Consistency
     from recsys.runtime.recommender import ScoredItem
 
-_COLUMNS = ("recall@10", "ndcg@10", "mrr", "coverage@10")
-_ACCURACY = ("recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr")
+_ACCURACY = ("recall@10", "ndcg@10", "mrr", "coverage@10", "next: recall@10", "next: ndcg@10")
+_ACCURACY_LAST_OUT = ("recall@10", "hit_rate@10", "ndcg@10", "mrr", "coverage@10")
+"""Each user has one target there, so `next` would repeat the rest."""
+_EVALUATED = ("recall@10", "hit_rate@10", "ndcg@10", "map@10", "mrr", "next: recall@10", "next: ndcg@10")
 _LISTS = ("coverage@10", "gini@10", "novelty@10", "diversity@10", "repeat_share@10")
 _SEGMENTS_WIDTH = 100
 
@@ -71,14 +73,51 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
     )
 
 
-def accuracy_table(report: dict[str, Any], columns: Sequence[str] = _COLUMNS) -> str:
-    """Model and baselines, all targets and the next one."""
+def accuracy_table(report: dict[str, Any], columns: Sequence[str] | None = None) -> str:
+    """A row a ranker; of the model the mean and the standard deviation where `seeds` holds several trainings."""
+    from recsys.contracts.protocol import Protocol
+    from recsys.evaluation.protocols import MODEL
+
+    if columns is None:
+        columns = _ACCURACY_LAST_OUT if report["protocol"] == Protocol.LAST_OUT else _ACCURACY
     title = f"{report['num_users']:,} users, protocol {report['protocol']}, full ranking"
-    table = _table(title, "", *columns, "next: recall@10", "next: ndcg@10")
+    table = _table(title, "", *columns)
+
+    def add(name: str, values: dict[str, Any], statistic: str | None = None) -> None:
+        found = (_figure(values, column) for column in columns)
+        table.add_row(name, *(f"{value[statistic] if statistic else value:.4f}" for value in found))
+
+    num_seeds = report.get("seeds", {}).get("num_seeds", 1)
     for name, values in _rankers(report).items():
-        cells = [values[column] for column in columns] + [values["next"]["recall@10"], values["next"]["ndcg@10"]]
-        table.add_row(name, *(f"{value:.4f}" for value in cells))
-    return _text(table)
+        if name != MODEL or num_seeds == 1:
+            add(name, values)
+    if num_seeds == 1:
+        return _text(table)
+    add(MODEL, report["seeds"], "mean")
+    add(f"± over {num_seeds} seeds", report["seeds"], "std")
+    return f"{_text(table)}\n{MODEL}: mean ± standard deviation over {num_seeds} seeds; the other rows are of one run"
+
+
+def _figure(values: dict[str, Any], column: str) -> Any:
+    """What a column shows; those of the next target are nested."""
+    return values["next"][column.removeprefix("next: ")] if column.startswith("next: ") else values[column]
+
+
+def accuracy_summary(values: dict[str, Any]) -> str:
+    """The table of a benchmark, and where its looks at the test set are kept."""
+    return f"{accuracy_table(values)}\n{looks_line(values)}"
+
+
+def looks_line(values: dict[str, Any]) -> str:
+    """How often a benchmark's folder was used to look at its test sets; what to do where no folder stays."""
+    logs = values["evaluation_logs"]
+    if logs is None:
+        return (
+            "this was a look at the test set, and no log stays without --out: "
+            "if anything follows from it, write it into the log in docs/evaluate.md"
+        )
+    where = "" if not logs else f", in {logs[0]}" if len(logs) == 1 else f", in {len(logs)} logs such as {logs[-1]}"
+    return f"looks at the test set in the log: {values['num_looks']}{where}"
 
 
 def _rankers(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -93,7 +132,7 @@ def evaluation_summary(report: dict[str, Any]) -> str:
     lists = _table("what the lists are like", "", *_LISTS)
     for name, values in _rankers(report).items():
         lists.add_row(name, *("–" if values[column] is None else f"{values[column]:.4f}" for column in _LISTS))
-    lines = [accuracy_table(report, _ACCURACY), "", _text(lists), "", _segments_table(report), ""]
+    lines = [accuracy_table(report, _EVALUATED), "", _text(lists), "", _segments_table(report), ""]
     comparison = report["comparison"]
     if comparison is not None:
         primary = comparison["primary"]
@@ -169,12 +208,16 @@ def nights_table(values: dict[str, Any]) -> str:
         table.add_row(night["date"], f"{night['num_users']:,}", *ndcgs, *costs)
     lines = [_text(table)]
     if "difference" in values:
-        d, spent = values["difference"], " and ".join(f"{values['seconds'][way]:,.0f}" for way in (STARTED, SCRATCH))
+        d, ways_apart = values["difference"], f"{STARTED} minus {SCRATCH}"
         lines.append(
-            f"started minus from scratch, {d['num_users']:,} users of a day: {d['difference']:+.4f} "
-            f"[{d['low']:+.4f}, {d['high']:+.4f}]{_relative(d)}; seconds {spent}"
+            f"{ways_apart}: {d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]{_relative(d)}; "
+            f"{values['num_user_nights']:,} users of a day, resampled by user: {d['num_users']:,} different ones"
         )
-    return "\n".join(lines)
+        spent = (
+            f"{way} {values['seconds_per_night'][way]:,.0f} ({values['seconds'][way]:,.0f} in all)" for way in ways
+        )
+        lines.append(f"seconds of training a night: {', '.join(spent)}")
+    return "\n".join([*lines, looks_line(values)])
 
 
 def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
@@ -276,7 +319,7 @@ def case_summary(values: dict[str, Any]) -> str:
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
     return (
         f"{_text(steps)}\n\n{_text(figures)}\n\n{_text(causes)}\n\nusers per second, eight in one call: {rates}\n"
-        f"gate: {values['gate']}"
+        f"gate: {values['gate']}\n{looks_line(values)}"
     )
 
 

@@ -1,8 +1,11 @@
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from recsys.contracts import artifact
+from recsys import dataset
 from recsys.contracts.errors import DataError
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
@@ -35,8 +38,8 @@ def test_a_line_that_is_no_look_is_refused_and_nothing_is_appended(tmp_path: Pat
     assert log.read_text() == before
 
 
-def digest(features: Path, protocol: Protocol = Protocol.TIME) -> str:
-    return looks.test_set_digest(artifact.verify(features, "features"), protocol)
+def digest(features: Path, protocol: Protocol = Protocol.TIME, split_ms: int | None = None) -> str:
+    return looks.test_set_digest(dataset.load(features, protocol, split_ms=split_ms))
 
 
 def test_the_same_histories_and_cut_are_the_same_test_set_however_often_they_are_built(tmp_path: Path) -> None:
@@ -46,3 +49,30 @@ def test_the_same_histories_and_cut_are_the_same_test_set_however_often_they_are
     assert digest(tmp_path / "one") == digest(tmp_path / "again")
     others = [digest(tmp_path / "later"), digest(tmp_path / "more"), digest(tmp_path / "one", Protocol.LAST_OUT)]
     assert len({digest(tmp_path / "one"), *others}) == 4
+    assert digest(tmp_path / "one", split_ms=3) == digest(tmp_path / "later")
+
+
+def test_no_line_is_lost_of_several_who_write_at_a_time(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with ProcessPoolExecutor(4, get_context("fork")) as pool:
+        list(pool.map(looks.record, [log] * 100, [look(f"t{number}") for number in range(100)]))
+    assert sorted(found.test_set for found in looks.read(log)) == sorted(f"t{number}" for number in range(100))
+
+
+def test_a_line_is_written_in_one_piece_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, line: written.append(line) or write(descriptor, line))
+    long = look("t" * 100_000)
+    looks.record(tmp_path / "log.jsonl", long)
+    assert written == [f"{long.model_dump_json()}\n".encode()]
+
+
+def test_a_look_names_what_was_looked_at_and_when(tmp_path: Path) -> None:
+    write_features(tmp_path / "features", HISTORIES, 3, split_ms=2)
+    data = dataset.load(tmp_path / "features", Protocol.TIME)
+    found = Look.now(data, "r", None, against="popularity")
+    assert (found.release, found.value, found.metric, found.against) == ("r", None, "ndcg@10", "popularity")
+    assert (found.features, found.test_set) == (data.manifest.digest, looks.test_set_digest(data))
+    looks.record(tmp_path / "log.jsonl", found)
+    assert looks.read(tmp_path / "log.jsonl") == [found]

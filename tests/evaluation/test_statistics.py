@@ -73,6 +73,36 @@ def test_resampling_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert paired_difference(a, b, seed=4, num_resamples=100) == whole
 
 
+def test_a_user_with_several_values_is_resampled_whole() -> None:
+    # user x has values 1, 1, 1 and y has 0: resampled means are 1 (x, x), 3/4 (x, y or y, x) and 0 (y, y)
+    values, users = np.array([1.0, 1.0, 0.0, 1.0]), ["x", "x", "y", "x"]
+    result = paired_difference(values, np.zeros(4), seed=3, user_ids=users)
+    assert (result.difference, result.low, result.high, result.num_users) == (0.75, 0, 1, 2)
+    assert paired_difference(values, np.zeros(4), seed=3, user_ids=users, confidence=0.4).low == 0.75
+
+
+def test_users_of_one_value_each_give_the_same_interval_named_or_not() -> None:
+    a, b = np.random.default_rng(2).random((2, 50))
+    names = [f"u{number:02d}" for number in range(50)]
+    assert paired_difference(a, b, seed=4, user_ids=names) == paired_difference(a, b, seed=4)
+
+
+def test_values_that_repeat_of_a_user_do_not_narrow_the_interval() -> None:
+    """Thirty users of one day; or the same on twelve days alike: nothing more is known."""
+    a, b = np.random.default_rng(2).random((2, 30))
+    names = [f"u{number:02d}" for number in range(30)]
+    once = paired_difference(a, b, seed=4)
+    often = paired_difference(np.tile(a, 12), np.tile(b, 12), seed=4, user_ids=names * 12)
+    naive = paired_difference(np.tile(a, 12), np.tile(b, 12), seed=4)
+    assert (often.low, often.high, often.num_users) == (pytest.approx(once.low), pytest.approx(once.high), 30)
+    assert naive.high - naive.low == pytest.approx((often.high - often.low) / 12**0.5, rel=0.1)
+
+
+def test_user_ids_are_one_of_each_value() -> None:
+    with pytest.raises(ValueError, match="3 user_ids of 2 values"):
+        paired_difference(np.ones(2), np.ones(2), seed=0, user_ids=["a", "b", "c"])
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [

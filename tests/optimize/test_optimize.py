@@ -11,9 +11,10 @@ from optimize import build, calibration, export, gate, quantize, report
 from optimize.config import GateConfig, OptimizeConfig
 from recsys import dataset
 from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError, GateError
+from recsys.contracts.errors import ArtifactError, DataError, GateError
 from recsys.contracts.precision import ItemFormat
 from recsys.contracts.protocol import Protocol
+from recsys.evaluation import looks
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
@@ -101,7 +102,7 @@ def test_a_damaged_scale_is_refused(ring_features: Path, ring_checkpoint: Path, 
     monkeypatch.setattr(quantize, "rounded", damaged)
     with pytest.raises(GateError, match="nothing published"):
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
-    assert list((tmp_path / "releases").iterdir()) == []
+    assert [place.name for place in (tmp_path / "releases").iterdir()] == [looks.LOG_FILE]
 
 
 def test_sessions_that_come_apart_are_refused(
@@ -158,12 +159,29 @@ def test_a_refused_release_is_not_published(
     monkeypatch.setattr(report, "relative_error", lambda *_: float("nan"))
     with pytest.raises(GateError, match="nothing published"):
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
-    assert list((tmp_path / "releases").iterdir()) == []
+    assert [place.name for place in (tmp_path / "releases").iterdir()] == [looks.LOG_FILE]
     _, manifest = build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases", force=True)
     assert manifest.metrics["forced_past_gate"] == [
         "relative error nan, at most 0.1 allowed",
         "relative error after appends nan, at most 0.1 allowed",
     ]
+
+
+def test_the_gate_is_a_look_at_the_test_set(ring_checkpoint: Path, ring_releases: Path) -> None:
+    release = artifact.read_manifest(artifact.resolve_release(ring_releases))
+    look, *_ = looks.read(ring_releases / looks.LOG_FILE)
+    assert look.release == look.against == artifact.read_manifest(ring_checkpoint).digest
+    assert (look.metric, look.value) == ("ndcg@10", release.metrics["ndcg10"]["engine"])
+    assert look.features == release.parents["features"]
+
+
+def test_a_damaged_log_of_looks_is_refused_before_anything_is_built(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / looks.LOG_FILE).write_text("{}\n")
+    with pytest.raises(DataError, match=r"evaluations.jsonl, line 1: at: field required"):
+        build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path)
+    assert [place.name for place in tmp_path.iterdir()] == [looks.LOG_FILE]
 
 
 def test_features_that_the_checkpoint_was_not_made_from_are_refused(ring_checkpoint: Path, tmp_path: Path) -> None:

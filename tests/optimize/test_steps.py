@@ -40,7 +40,7 @@ def test_a_killed_run_goes_on_after_its_last_step(
     assert sorted(path.name for path in steps.iterdir()) == done_before
     monkeypatch.setattr(quantize, "rounded", killed)  # a second rounding would be noticed
     name, _ = build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "current"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "current", "evaluations.jsonl"])
 
 
 def test_other_settings_and_damaged_steps_are_done_again(

@@ -219,12 +219,18 @@ def test_nightly_publishes_a_refitted_release(shop: Path) -> None:
 
 @pytest.mark.slow
 def test_benchmark_accuracy_goes_from_a_raw_file_to_figures(shop: Path) -> None:
-    result = recsys(
-        "benchmark", "accuracy", shop / "log.csv.gz", "--protocol", "last-out", "--recipe", shop / "tiny.toml", "--json"
-    )
-    values = json.loads(result.stdout)
+    command = (
+        "benchmark", "accuracy", shop / "log.csv.gz", "--protocol", "last-out", "--recipe", shop / "tiny.toml",
+        "--out", shop / "accuracy", "--seeds", 2,
+    )  # fmt: skip
+    values = json.loads(recsys(*command, "--json").stdout)
     assert set(values["seconds"]) >= {"features", "train", "optimize"}
     assert values["protocol"] == "last-out"
+    low, high = sorted(values["seeds"]["ndcg@10"]["values"])
+    assert low < high
+    assert json.loads(recsys(*command, "--json").stdout) == values
+    assert "± over 2 seeds" in recsys(*command).stdout
+    assert "accuracy.json: a run with another log" in refused("benchmark", "accuracy", shop / "x.csv", *command[3:])
 
 
 def test_options_stand_over_the_file_and_the_file_over_defaults(tmp_path: Path, monkeypatch) -> None:

@@ -6,9 +6,11 @@ import pytest
 
 from optimize.config import GateConfig, OptimizeConfig
 from recsys import dataset
+from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
+from recsys.evaluation import looks
 from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
 from recsys.pipeline.case_process import main as case_process
 from recsys.training.config import Recipe
@@ -45,10 +47,13 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     case_report.picture(values, tmp_path / "case.png")
     assert (tmp_path / "case.png").stat().st_size > 1000
     assert "latency, warm user" in tables.case_summary(values)
+    gates, sides = 4, 4  # before, pruning, window, quantization: each is built past its gate, and ranks for everybody
+    assert values["num_looks"] == gates + sides
+    assert "looks at the test set in the log: 8, in 4 logs such as" in tables.case_summary(values)
     monkeypatch.setattr(case_benchmark.train, "run", None)  # what is there is not trained again
     again = case_benchmark.run(ring_features, tiny_recipe, config, **given)
     assert again["accuracy_by_cause"] == values["accuracy_by_cause"]
-    with pytest.raises(DataError, match="a case with another optimize; give another --out"):
+    with pytest.raises(DataError, match="a run with another optimize; give another --out"):
         case_benchmark.run(ring_features, tiny_recipe, OptimizeConfig(bits=4), **given)
 
 
@@ -80,8 +85,6 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
 
 
 def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:
-    from recsys.contracts import artifact
-
     case_process("release", str(artifact.resolve_release(ring_releases)), "1")
     assert '"peak_mb"' in capsys.readouterr().out
 
@@ -105,5 +108,7 @@ def test_a_user_whose_history_is_pruned_stays_in_the_comparison_with_popular_ite
     before, after = (case_benchmark._Side(place, place, place) for place in known)
     found = case_benchmark._accuracy([{"before": before, "after": after}], "before", "after")
     assert found.num_users == 10
+    logged = looks.read(tmp_path / looks.LOG_FILE)
+    assert sorted(look.release for look in logged) == sorted(artifact.read_manifest(place).digest for place in known)
     # rare's last item is 7, a miss; the popular items are 1 and 2, and so are the targets: 1 for one of ten users
     assert found.difference == pytest.approx(0.1)

@@ -11,6 +11,7 @@ from optimize import build
 from optimize.config import OptimizeConfig
 from recsys.contracts import artifact
 from recsys.contracts.protocol import Protocol
+from recsys.evaluation import looks
 from recsys.training import train
 from recsys.training.config import Recipe
 from tests.conftest import NUM_ITEMS, cyclic_histories, write_features
@@ -20,7 +21,7 @@ from tests.pipeline.test_command_line import recsys, refused
 @pytest.fixture
 def releases(ring_releases: Path, tmp_path: Path) -> Path:
     """A folder of releases of its own, with no evaluation yet."""
-    return Path(shutil.copytree(ring_releases, tmp_path / "releases"))
+    return Path(shutil.copytree(ring_releases, tmp_path / "releases", ignore=lambda *_: [looks.LOG_FILE]))
 
 
 def evaluate(releases: Path, features: Path, *options: object) -> dict:

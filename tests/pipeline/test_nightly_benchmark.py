@@ -1,4 +1,7 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from features.simulate import SimulateConfig
 from features.simulate import run as simulate
 from recsys.contracts.errors import DataError
 from recsys.dataset import Histories, TestSet
-from recsys.pipeline import nightly_benchmark
+from recsys.evaluation import looks
+from recsys.pipeline import nightly_benchmark, tables
 from recsys.pipeline.nightly_benchmark import SCRATCH, STARTED
 from recsys.training.config import Recipe
 
@@ -34,12 +38,66 @@ def test_a_killed_comparison_goes_on_with_the_next_night(log: Path, recipe: Reci
     whole = nightly_benchmark.run(FeaturesConfig(), recipe, [log], folder, 2, max_nights=None)
     assert whole["nights"][0] == first["nights"][0]
     assert [set(night["seconds"]) for night in whole["nights"]] == [{SCRATCH}, {SCRATCH, STARTED}, {SCRATCH, STARTED}]
-    assert whole["difference"]["num_users"] == sum(night["num_users"] for night in whole["nights"][1:])
-    assert sorted(place.name for place in folder.iterdir()) == ["features", "nights.jsonl", "started-2"]
+    rows = [json.loads(line) for line in (folder / "nights.jsonl").read_text().splitlines()]
+    assert [len(row["user_ids"]) for row in rows] == [night["num_users"] for night in whole["nights"]]
+    of_nights = [user_id for row in rows[1:] for user_id in row["user_ids"]]
+    assert whole["num_user_nights"] == len(of_nights)
+    assert whole["difference"]["num_users"] == len(set(of_nights))
+    assert sorted(place.name for place in folder.iterdir()) == [
+        "evaluations.jsonl",
+        "features",
+        "nights.jsonl",
+        "started-2",
+    ]
+    ranked = [
+        night["ndcg@10"][way] for night in whole["nights"] for way in (SCRATCH, STARTED) if way in night["epochs"]
+    ]
+    assert [look.value for look in looks.read(folder / "evaluations.jsonl")] == ranked
+    assert whole["num_looks"] == 5
+    assert f"looks at the test set in the log: 5, in {folder}" in tables.nights_table(whole)
+    old = [json.dumps({key: value for key, value in row.items() if key != "user_ids"}) for row in rows]
+    (folder / "nights.jsonl").write_text("\n".join(old))  # rows without ids
+    again = nightly_benchmark.run(FeaturesConfig(), recipe, [log], folder, 2, max_nights=0)
+    assert json.dumps(again) == json.dumps(whole)  # as text, since nothing is hit and nan is not itself
     nightly_benchmark.picture(whole, tmp_path / "nights.png")
     assert (tmp_path / "nights.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="nights of another log, recipe or number of days"):
         nightly_benchmark.run(FeaturesConfig(), Recipe(), [log], folder, 2, max_nights=None)
+
+
+def test_a_user_who_returns_on_many_nights_does_not_narrow_the_interval() -> None:
+    """Ten users come on each of twelve nights, and the two ways differ by user alone: ten values, not a hundred."""
+    gaps = np.linspace(-0.2, 0.3, 10)
+
+    def summary(user_ids: Callable[[int], list[str]]) -> dict[str, Any]:
+        rows = [
+            {
+                "day": 15_000 + night,
+                "num_users": 10,
+                "user_ids": user_ids(night),
+                "seconds": {SCRATCH: 20.0, STARTED: 5.0 + night},
+                "epochs": {SCRATCH: 1, STARTED: 1},
+                "values": {
+                    way: {"ndcg@10": list(0.5 + share * gaps), "recall@10": [0.5] * 10}
+                    for way, share in ((SCRATCH, 0), (STARTED, 1))
+                },
+            }
+            for night in range(12)
+        ]
+        return nightly_benchmark._summary(rows, 12)
+
+    returning = summary(lambda _: [f"u{number}" for number in range(10)])
+    others = summary(lambda night: [f"n{night}u{number}" for number in range(10)])
+    widths = [found["difference"]["high"] - found["difference"]["low"] for found in (returning, others)]
+    assert widths[0] > 3 * widths[1]  # the square root of 12 is 3.5
+    assert [found["difference"]["num_users"] for found in (returning, others)] == [10, 120]
+    for found in (returning, others):
+        assert found["num_user_nights"] == 120
+        assert found["difference"]["difference"] == pytest.approx(0.05)
+    assert returning["seconds_per_night"] == {STARTED: 10.5, SCRATCH: 20.0}
+    text = tables.nights_table({**returning, "evaluation_logs": None})
+    assert "120 users of a day, resampled by user: 10 different ones" in text
+    assert "seconds of training a night: from scratch 20 (240 in all), started 10 (126 in all)" in text
 
 
 def test_only_targets_of_the_day_and_their_users_are_ranked_for() -> None:

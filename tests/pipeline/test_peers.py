@@ -39,6 +39,14 @@ def test_a_peer_ranks_by_what_may_be_fitted(ring_features: Path) -> None:
     np.testing.assert_array_equal(ranker.rank([history], 2, [np.array(newest[:1])]), [newest[1:]])
 
 
+def test_lists_that_are_kept_are_not_made_again(stand_in: Path, ring_features: Path, tmp_path: Path) -> None:
+    data, kept = dataset.load(ring_features, Protocol.TIME), tmp_path / "peers" / "ease.parquet"
+    first = PeerRanker("ease", data, 3, seconds=1, num_threads=1, kept=kept)
+    stand_in.write_text("raise SystemExit('asked again')")
+    again = PeerRanker("ease", data, 3, seconds=1, num_threads=1, kept=kept)
+    np.testing.assert_array_equal(again.rank(list(data.fit), 3), first.rank(list(data.fit), 3))
+
+
 def test_a_peer_that_fails_says_how(stand_in: Path, ring_features: Path) -> None:
     stand_in.write_text("raise SystemExit('no such model')")
     with pytest.raises(DataError, match="no such model"):
