@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ def run(
     *,
     activate: bool = True,
     force: bool = False,
+    forced_past: Sequence[str] = (),
     evaluation: dict[str, Any] | None = None,
     advance: Advance = lambda *_: None,
 ) -> tuple[str, artifact.Manifest]:
     """Build a release into the folder of releases `out`; returns its name and manifest.
 
     `evaluation` goes into the manifest: what the same recipe reached when it was trained before the cut.
+    `forced_past` stands there before the reasons of this gate that `force` goes past: earlier ones of the same night.
     A run that was interrupted goes on after its last finished step (see `optimize/steps.py`).
     `activate` points `current` at it (the first release of a folder always becomes current).
 
@@ -86,7 +89,7 @@ def run(
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
-                "forced_past_gate": decided.reasons if force else [],
+                "forced_past_gate": [*forced_past, *(decided.reasons if force else [])],
                 "num_items": len(checkpoint.vocabulary),
                 "num_new_items": len(Vocabulary.load(writer.folder)) - len(checkpoint.vocabulary),
                 "seconds": round(time.monotonic() - started, 2),

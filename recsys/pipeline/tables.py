@@ -59,13 +59,17 @@ def training_summary(manifest: Manifest, out: Path) -> str:
 
 
 def release_summary(name: str, manifest: Manifest, out: Path) -> str:
-    """Where the release is and how near its engine is to float32."""
+    """Where the release is, how near its engine is to float32, what the gate judged by, and what was forced past it."""
     m = manifest.metrics
     size = sum(entry.size_bytes for entry in manifest.files.values())
-    return (
+    lines = [
         f"{out / name}: {manifest.config['precision']}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
-        f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}"
-    )
+        f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}",
+        f"gate: {m['gate']}",
+    ]
+    if m["forced_past_gate"]:
+        lines.append(f"FORCED past the gate: {'; '.join(m['forced_past_gate'])}")
+    return "\n".join(lines)
 
 
 def accuracy_table(report: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
+from recsys.pipeline.tables import release_summary
 from recsys.runtime.release import Release
 from recsys.windows import WindowConfig
 from tests.conftest import cyclic_histories, write_features
@@ -174,11 +175,16 @@ def test_a_refused_release_is_not_published(
     with pytest.raises(GateError, match="nothing published"):
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
     assert list((tmp_path / "releases").iterdir()) == []
-    _, manifest = build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases", force=True)
+    given = OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases"
+    name, manifest = build.run(*given, force=True, forced_past=["no better than popularity"])
     assert manifest.metrics["forced_past_gate"] == [
+        "no better than popularity",
         "relative error nan, at most 0.1 allowed",
         "relative error after appends nan, at most 0.1 allowed",
     ]
+    gate_line, mark = release_summary(name, manifest, tmp_path).splitlines()[1:]
+    assert gate_line.startswith("gate: undecided by 47 held-out users (at least 1,000 needed): judged by output error")
+    assert mark.startswith("FORCED past the gate: no better than popularity; relative error nan, at most 0.1 allowed;")
 
 
 def test_features_that_the_checkpoint_was_not_made_from_are_refused(ring_checkpoint: Path, tmp_path: Path) -> None:

@@ -200,13 +200,20 @@ def test_evaluating_on_other_features_is_refused_with_both_digests(shop: Path, t
 @pytest.mark.slow
 def test_nightly_publishes_a_refitted_release(shop: Path) -> None:
     state = shop / "nightly"
-    recsys("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml", "--force")
+    limits = ("--config", gate(shop, max_relative_error=1e-9))
+    night = ("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml")
+    assert recsys(*night, *limits, check=False).returncode == 3
+    said = recsys(*night, *limits, "--force").stdout
     folder = artifact.resolve_release(state / "releases")
     manifest = artifact.verify(folder, "release")
+    marks = manifest.metrics["forced_past_gate"]
+    assert marks[0].startswith("before the cut: relative error 0.00")
+    assert any(mark.startswith("relative error 0.00") for mark in marks)
+    assert "gate: undecided" in said and f"FORCED past the gate: {marks[0]}" in said
     assert manifest.metrics["fitted_on"] == "all events"
     assert manifest.metrics["evaluation_before_refit"]["protocol"] == "time"
     assert "would leak" in refused("evaluate", folder, "--features", state / "gate" / "features")
-    again = ("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml", "--force", "--json")
+    again = (*night, "--force", "--json")
     first, second = (json.loads(recsys(*again, way).stdout) for way in ("--start", "--from-scratch"))
     assert (first["started"], first["why_from_scratch"]) == (True, None)
     assert (second["started"], second["why_from_scratch"]) == (False, "asked to")
