@@ -12,7 +12,7 @@ from optimize import calibration, cost, gate, index, new_items, quantize, report
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.index import Advance
-from optimize.steps import Steps
+from optimize.steps import Rules, Steps
 from optimize.tensorrt import TensorRtConfig, build_plans
 from recsys import dataset
 from recsys.contracts import artifact, packing
@@ -33,6 +33,14 @@ from recsys.runtime.release import VOCABULARY_PARENT, shifts
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
+_RULES = {
+    "rounded": Rules(1, ("torch",)),
+    "cpu": Rules(1, ("torch", "openvino")),
+    "tensorrt": Rules(1, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
+    "index": Rules(1, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
+    "methods": Rules(1, ("torch",)),
+}
+"""What each step depends on besides its settings and parents."""
 
 
 def run(
@@ -63,7 +71,8 @@ def run(
     data = dataset.load(features, Protocol(checkpoint.manifest.config["protocol"]))
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
-    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest})
+    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest}, _RULES)
+    artifact.remove_leftovers(out)
     with artifact.writing(out / name, "release") as writer:
         resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)
         if config.engine is EngineName.TIERED:
