@@ -228,7 +228,7 @@ def _runtime_cache(folder: Path, graph: str) -> Path:
 
 def _keep_kernels(context: Any, place: Path) -> None:
     """Save what TensorRT-RTX compiled, for the next process; TensorRT itself compiles nothing when it loads."""
-    settings = getattr(context, "get_runtime_config", lambda: None)()
+    settings: Any = getattr(context, "get_runtime_config", lambda: None)()
     if not hasattr(settings, "get_runtime_cache"):
         return
     content = bytes(settings.get_runtime_cache().serialize())
