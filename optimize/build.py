@@ -93,7 +93,9 @@ def run(
             config=resolved,
             metrics={
                 **metrics,
-                "cost": cost.measure(checkpoint, engine, config.num_threads, config.seed).model_dump(),
+                "cost": cost.measure(
+                    checkpoint, engine, config.num_threads, config.seed, same_device=config.answers_on_cpu
+                ).model_dump(),
                 "index": searched,
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,

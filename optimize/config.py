@@ -94,6 +94,17 @@ class OptimizeConfig(Config):
         return frozenset(named)
 
     @property
+    def answers_on_cpu(self) -> bool:
+        """Whether no part of the engine that serves computes on a GPU."""
+        named = {self.engine} if self.engine is not EngineName.TIERED else set(map(EngineName, self._tiers))
+        torch_device = (self.cuda or CudaConfig()).device
+        return named <= ({EngineName.CPU} | ({EngineName.CUDA} if torch_device == "cpu" else set()))
+
+    @property
+    def _tiers(self) -> tuple[str, str]:
+        return self.tiered.short, self.tiered.long
+
+    @property
     def weights(self) -> WeightFormat | None:
         """What matrices are rounded to; None keeps float32."""
         if self.bits == 32:

@@ -2,15 +2,17 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from optimize import build, quantize, report
+from optimize import build, cost, quantize, report
 from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
 from optimize.steps import Rules, Steps
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError, LockedError
 from recsys.contracts.precision import EngineName
+from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.release import Release
 
 CONFIG = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_threads=1)
@@ -157,9 +159,30 @@ def test_a_release_is_served_by_tiers_whose_threshold_it_names(
     assert manifest.config["tiers"]["threshold"] == 4
     assert (manifest.metrics["index"]["choice"]["kind"], manifest.metrics["index"]["recall@100"]) == ("exact", 1.0)
     cost = manifest.metrics["cost"]
-    assert min(cost.values()) > 0
+    assert min(cost.values()) > 0  # both tiers compute on the CPU
     assert "decoder.safetensors" in artifact.read_manifest(artifact.resolve_release(tmp_path)).files
     assert Release.open(tmp_path).engine.info.name == "tiered: openvino up to 4 events, torch on cpu above"
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_cpu"),
+    [
+        ({}, True),
+        ({"engine": "cuda"}, False),
+        ({"engine": "cuda", "cuda": {"device": "cpu"}}, True),
+        ({"engine": "tensorrt"}, False),
+        ({"engine": "tiered"}, False),
+        ({"engine": "tiered", "cuda": {"device": "cpu"}}, True),
+        ({"cuda": {}}, True),  # beside the CPU engine, which serves
+    ],
+)
+def test_an_engine_on_a_gpu_is_not_timed_against_the_float_model_on_the_cpu(
+    settings, on_cpu: bool, ring_checkpoint
+) -> None:
+    assert OptimizeConfig(**settings).answers_on_cpu == on_cpu
+    engine = SimpleNamespace(encode=lambda windows: None)
+    measured = cost.measure(Checkpoint.open(ring_checkpoint), engine, 1, 0, same_device=on_cpu)
+    assert (measured.float32_encode_ms is not None) == on_cpu
 
 
 def test_an_engine_that_a_release_was_built_without_is_refused(ring_releases: Path) -> None:
