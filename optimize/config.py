@@ -20,7 +20,7 @@ class GateConfig(Config):
     """Of the user vector, encoded whole or appended to, always: where counts answer by themselves, lists hide a
     damaged decoder."""
     min_top10_overlap: float = Field(default=0.99, ge=0, le=1)
-    """Decides where the intervals of the loss do not. The default engine reached .9986 and more (`docs/case.md`)."""
+    """Decides where the intervals of the loss do not. What the default engine reached: `docs/operate.md`."""
     min_users: int = Field(default=1000, ge=1)
     """Held-out users from which on an interval may let a release pass, and an estimate beyond the limit refuses it.
     Where none of n users differ, the interval has no width, though 3/n of all users may (95 %): of 1,000, `max_loss`.
