@@ -84,9 +84,7 @@ class OptimizeConfig(Config):
     @property
     def engines(self) -> frozenset[EngineName]:
         """Engines that the release holds parts for; the CPU engine always."""
-        named = {EngineName.CPU, self.engine}
-        if self.engine is EngineName.TIERED:
-            named |= {EngineName(self.tiered.short), EngineName(self.tiered.long)}
+        named = {EngineName.CPU, self.engine} | self._answering
         if self.cuda is not None:
             named.add(EngineName.CUDA)
         if self.tensorrt is not None:
@@ -96,13 +94,15 @@ class OptimizeConfig(Config):
     @property
     def answers_on_cpu(self) -> bool:
         """Whether no part of the engine that serves computes on a GPU."""
-        named = {self.engine} if self.engine is not EngineName.TIERED else set(map(EngineName, self._tiers))
         torch_device = (self.cuda or CudaConfig()).device
-        return named <= ({EngineName.CPU} | ({EngineName.CUDA} if torch_device == "cpu" else set()))
+        return self._answering <= ({EngineName.CPU, EngineName.CUDA} if torch_device == "cpu" else {EngineName.CPU})
 
     @property
-    def _tiers(self) -> tuple[str, str]:
-        return self.tiered.short, self.tiered.long
+    def _answering(self) -> set[EngineName]:
+        """The engine that serves, or the tiers it is made of."""
+        if self.engine is EngineName.TIERED:
+            return {EngineName(self.tiered.short), EngineName(self.tiered.long)}
+        return {self.engine}
 
     @property
     def weights(self) -> WeightFormat | None:
