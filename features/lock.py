@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from recsys.contracts.artifact import recover
+from recsys.contracts.artifact import recover, remove_leftovers
 from recsys.contracts.errors import LockedError
 
 
@@ -29,8 +29,8 @@ def locked(out: Path) -> Iterator[str | None]:
         os.pwrite(
             descriptor, f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}".encode(), 0
         )
-        for leftover in (*out.parent.glob(f".{out.name}.writing-*"), scratch_of(out)):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(out.parent, out.name)
+        shutil.rmtree(scratch_of(out), ignore_errors=True)
         recover(out)
         yield f"{died} ended without finishing; what it left was removed" if died else None
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from optimize import calibration, cost, gate, index, new_items, quantize, report
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.index import Advance
-from optimize.steps import Steps
+from optimize.steps import Rules, Steps
 from optimize.tensorrt import TensorRtConfig, build_plans
 from recsys import dataset
 from recsys.contracts import artifact, packing
@@ -34,6 +35,14 @@ from recsys.runtime.release import VOCABULARY_PARENT, shifts
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
+_RULES = {
+    "rounded": Rules(1, ("torch",)),
+    "cpu": Rules(1, ("torch", "openvino")),
+    "tensorrt": Rules(1, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
+    "index": Rules(1, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
+    "methods": Rules(1, ("torch",)),
+}
+"""What each step depends on besides its settings and parents."""
 
 
 def run(
@@ -44,12 +53,14 @@ def run(
     *,
     activate: bool = True,
     force: bool = False,
+    forced_past: Sequence[str] = (),
     evaluation: dict[str, Any] | None = None,
     advance: Advance = lambda *_: None,
 ) -> tuple[str, artifact.Manifest]:
     """Build a release into the folder of releases `out`; returns its name and manifest.
 
     `evaluation` goes into the manifest: what the same recipe reached when it was trained before the cut.
+    `forced_past` stands there before the reasons of this gate that `force` goes past: earlier ones of the same night.
     A run that was interrupted goes on after its last finished step (see `optimize/steps.py`).
     What the gate sees of held-out users is a look at the test set, written to `evaluations.jsonl` in `out`.
     `activate` points `current` at it (the first release of a folder always becomes current).
@@ -65,7 +76,8 @@ def run(
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     looks.read(out / looks.LOG_FILE)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
-    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest})
+    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest}, _RULES)
+    artifact.remove_leftovers(out)
     with artifact.writing(out / name, "release") as writer:
         resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)
         if config.engine is EngineName.TIERED:
@@ -87,12 +99,14 @@ def run(
             config=resolved,
             metrics={
                 **metrics,
-                "cost": cost.measure(checkpoint, engine, config.num_threads, config.seed).model_dump(),
+                "cost": cost.measure(
+                    checkpoint, engine, config.num_threads, config.seed, same_device=config.answers_on_cpu
+                ).model_dump(),
                 "index": searched,
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
-                "forced_past_gate": decided.reasons if force else [],
+                "forced_past_gate": [*forced_past, *(decided.reasons if force else [])],
                 "num_items": len(checkpoint.vocabulary),
                 "num_new_items": len(Vocabulary.load(writer.folder)) - len(checkpoint.vocabulary),
                 "seconds": round(time.monotonic() - started, 2),

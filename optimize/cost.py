@@ -22,20 +22,20 @@ class EncodingCost(BaseModel):
     model_config = ConfigDict(frozen=True)
     float32_mb: float
     """All weights, 4 bytes each, in 10^6 bytes."""
-    float32_encode_ms: float
+    float32_encode_ms: float | None
+    """None where the engine computes on a GPU: the eager model runs on the CPU, so they would differ by the device."""
     engine_encode_ms: float
     """Median of one full window, each in turn on the machine that made the release."""
 
 
-def measure(checkpoint: Checkpoint, engine: Engine, num_threads: int, seed: int) -> EncodingCost:
-    """Both on the same window of random items."""
+def measure(checkpoint: Checkpoint, engine: Engine, num_threads: int, seed: int, *, same_device: bool) -> EncodingCost:
+    """Both on the same window of random items; the engine alone unless it computes on the CPU (`same_device`)."""
     window = np.random.default_rng(seed).integers(1, len(checkpoint.vocabulary) + 1, checkpoint.window.size)
     windows: list[Tokens] = [window.astype(np.int32)]
-    encoders: list[Callable[[], object]] = [
-        lambda: encode(checkpoint.model, windows),
-        lambda: engine.encode(windows),
-    ]
-    samples: list[list[float]] = [[], []]
+    encoders: list[Callable[[], object]] = [lambda: engine.encode(windows)]
+    if same_device:
+        encoders.append(lambda: encode(checkpoint.model, windows))
+    samples: list[list[float]] = [[] for _ in encoders]
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -44,9 +44,13 @@ def measure(checkpoint: Checkpoint, engine: Engine, num_threads: int, seed: int)
                 milliseconds.append(_timed_ms(encoder))
     finally:
         torch.set_num_threads(threads_before)
-    before, after = (round(float(np.median(each[_WARM_UP_ROUNDS:])), 3) for each in samples)
+    after, *before = (round(float(np.median(each[_WARM_UP_ROUNDS:])), 3) for each in samples)
     num_weights = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    return EncodingCost(float32_mb=round(num_weights * 4 / 1e6, 2), float32_encode_ms=before, engine_encode_ms=after)
+    return EncodingCost(
+        float32_mb=round(num_weights * 4 / 1e6, 2),
+        float32_encode_ms=before[0] if before else None,
+        engine_encode_ms=after,
+    )
 
 
 def _timed_ms(call: Callable[[], object]) -> float:

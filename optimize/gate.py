@@ -16,27 +16,32 @@ class Verdict:
 
 
 def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
-    """Decide by output error, and by the intervals of recall@10 and NDCG@10 or, where they do not, list overlap.
+    """Decide by output error, and by the intervals of recall@10 and NDCG@10 or, where they are undecided, list overlap.
 
-    A loss is within the limit where its interval ends below it, and beyond it where its interval begins
-    above it, or where its estimate does and there are `min_users` held-out users.
+    A loss is within the limit where its interval, of at least `min_users` held-out users, ends below it. It is
+    beyond the limit where its interval begins above it, or where its estimate does and there are as many users.
     """
     reasons, undecided = _error(report, config), []
+    num_users = report.num_held_out_users
+    if num_users < config.min_users:
+        undecided.append(f"at least {config.min_users:,} needed")
     for name, measured in (("recall@10", report.recall10), ("NDCG@10", report.ndcg10)):
         if measured is None:
             undecided.append(f"{name} not measured")
-        elif _is_beyond(measured, report.num_held_out_users, config):
+        elif _is_beyond(measured, num_users, config):
             reasons.append(
                 f"{name} lost {measured.loss:.2%} ({measured.low:.2%} … {measured.high:.2%}) by the engine, "
                 f"at most {config.max_loss:.2%} allowed"
             )
-        elif not measured.high <= config.max_loss:
-            undecided.append(f"{name} lost {measured.low:.2%} … {measured.high:.2%}")
+        elif not measured.high <= config.max_loss:  # true for nan
+            undecided.append(
+                f"{name} lost {measured.low:.2%} … {measured.high:.2%}, at most {config.max_loss:.2%} allowed"
+            )
     if not undecided:
-        return Verdict(reasons, f"loss of recall@10 and NDCG@10 on {report.num_held_out_users:,} held-out users")
+        return Verdict(reasons, f"loss of recall@10 and NDCG@10 on {num_users:,} held-out users")
     basis = (
-        f"{report.num_held_out_users:,} held-out users are too few to decide ({', '.join(undecided)}); "
-        "judged by output error and list overlap"
+        f"undecided by {num_users:,} held-out users ({'; '.join(undecided)}): judged by output error and list overlap, "
+        f"{report.top10_overlap:.4f} of the top 10, at least {config.min_top10_overlap} needed"
     )
     return Verdict(reasons + _overlap(report, config), basis)
 

@@ -4,31 +4,54 @@ import fcntl
 import os
 import shutil
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recsys.contracts import artifact
 from recsys.contracts.artifact import ArtifactWriter, Manifest
 from recsys.contracts.errors import ArtifactError, LockedError
 
 
+class Rules(NamedTuple):
+    """What a step's files depend on besides its settings and parents."""
+
+    number: int
+    """Raised with each change of our code that changes the files."""
+    libraries: tuple[str, ...]
+    """Distributions whose versions count, installed or not."""
+
+    def settings(self) -> dict[str, Any]:
+        """As the step's manifest holds them."""
+        return {"rules": self.number, "libraries": {name: _version(name) for name in self.libraries}}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 class Steps:
     """Steps beside the releases they are for, each an artifact with its parents and settings.
 
-    A step is done again where it is missing, damaged, or was made from something else. Nobody else can have the steps
+    A step is done again where it is missing, damaged, or was made from something else: other parents, settings, rules
+    or versions of libraries. Nobody else can have the steps
     of a checkpoint until `remove`, or until these are no longer referred to, or their process ends, however it does.
     """
 
-    def __init__(self, releases: Path, parents: dict[str, str]) -> None:
-        """Take the steps of the checkpoint.
+    def __init__(self, releases: Path, parents: dict[str, str], rules: Mapping[str, Rules]) -> None:
+        """Take the steps of the checkpoint; `rules` are those of each step, by its name.
 
         Raises:
             LockedError: another run has them.
         """
         self.folder = releases / f".steps-{parents['checkpoint'][:8]}"
         self._parents = parents
+        self._rules = rules
         self._let_go = weakref.finalize(self, _let_go, self.folder, _lock(self.folder))
 
     def run(
@@ -42,6 +65,7 @@ class Steps:
         if after is not None:
             parents[after] = artifact.read_manifest(self.folder / after).digest
         place = self.folder / name
+        settings = settings | self._rules[name].settings()
         done = _finished(place)
         if done is not None and (done.parents, done.config) == (parents, settings):
             return done

@@ -31,6 +31,8 @@ from recsys.runtime.tensorrt import MIN_LENGTH, kept_names
 
 _OPSET = 21
 _MIB = 2**20
+_LARGEST_BATCH = 64
+"""Where the workspace has room for more: inputs, outputs and activations outside attention grow with it, too."""
 _BYTES = 2
 """Of a bf16 or fp16 number."""
 
@@ -45,8 +47,8 @@ class TensorRtConfig(Config):
     """`int8` (W8A8): inputs of matrices are rounded too, by scales of the calibration windows; needs 8-bit weights."""
     workspace_mib: int = Field(default=1024, ge=1)
     """Most scratch memory that a layer may take."""
-    max_batch: int = Field(default=4, ge=1)
-    """Windows of full size that a plan can take at once."""
+    max_batch: int | None = Field(default=4, ge=1)
+    """Windows of full size that a plan can take at once; None: as many as fit the workspace, at most 64."""
     max_new: int = Field(default=32, ge=1)
     """New events of a session that the append plan can take at once; more are appended in turns."""
     capability: Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"] = "SM80"
@@ -67,7 +69,7 @@ def build_plans(model: SequenceModel, window_size: int, config: TensorRtConfig, 
         ConfigError: TensorRT is not installed, the largest batch does not fit the workspace, or weights are
             of 4 bits.
     """
-    check_workspace(model.config, window_size, config)
+    config = fitted(model.config, window_size, config)
     trt = bindings(config.flavour)
     said: dict[str, Any] = {
         "max_batch": config.max_batch,
@@ -84,20 +86,27 @@ def build_plans(model: SequenceModel, window_size: int, config: TensorRtConfig, 
     return said
 
 
-def check_workspace(model: ModelConfig, window_size: int, config: TensorRtConfig) -> None:
-    """Refuse a profile whose unfused attention, scores and their softmax, is larger than the workspace.
+def fitted(model: ModelConfig, window_size: int, config: TensorRtConfig) -> TensorRtConfig:
+    """The settings with a batch whose unfused attention, scores and their softmax, fits the workspace.
 
     Raises:
-        ConfigError: with the arithmetic and the largest batch that fits.
+        ConfigError: the batch asked for does not, or not even one window: with the arithmetic and what fits.
     """
     one = 2 * model.num_heads * window_size**2 * _BYTES
-    limit = config.workspace_mib * _MIB
-    if one * config.max_batch > limit:
+    most = config.workspace_mib * _MIB // one
+    batch = config.max_batch or max(1, min(most, _LARGEST_BATCH))
+    if batch > most:
         raise ConfigError(
-            f"max_batch = {config.max_batch}: attention needs 2 x {config.max_batch} windows x {model.num_heads} heads "
-            f"x {window_size:,}² events x {_BYTES} bytes = {one * config.max_batch / _MIB:,.0f} MiB, the workspace has "
-            f"{config.workspace_mib:,}; at most {limit // one} windows fit"
+            f"max_batch = {batch}: attention needs 2 x {batch} windows x {model.num_heads} heads "
+            f"x {window_size:,}² events x {_BYTES} bytes = {one * batch / _MIB:,.0f} MiB, the workspace has "
+            f"{config.workspace_mib:,}; at most {most} windows fit"
         )
+    return config.model_copy(update={"max_batch": batch})
+
+
+def _batch(config: TensorRtConfig) -> int:
+    assert config.max_batch is not None, "`fitted` was not asked"
+    return config.max_batch
 
 
 class _Boundary(nn.Module):
@@ -145,7 +154,7 @@ def _example(
 ) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Inputs to export with, and the axes of them that stay free."""
     settings = model.config
-    batch = torch.export.Dim("batch", min=1, max=max(2, config.max_batch))
+    batch = torch.export.Dim("batch", min=1, max=max(2, _batch(config)))
     if graph == "open":
         length = torch.export.Dim("length", min=MIN_LENGTH, max=window_size)
         embedded = torch.zeros(2, min(8, window_size), settings.width)
@@ -173,7 +182,7 @@ def _profile(
     graph: str, model: ModelConfig, window_size: int, config: TensorRtConfig
 ) -> dict[str, list[tuple[int, ...]]]:
     """Least, usual and largest shape of each input."""
-    most = config.max_batch
+    most = _batch(config)
     if graph == "open":
         lengths = [(1, MIN_LENGTH), (1, window_size), (most, window_size)]
         return {"embedded": [(*axes, model.width) for axes in lengths], "last": [(1,), (1,), (most,)]}
@@ -270,13 +279,8 @@ def _name(trt: Any, graph: str, digest: str, config: TensorRtConfig) -> PlanName
 
 
 def _plan(trt: Any, proto: bytes, profile: dict[str, list[tuple[int, ...]]], config: TensorRtConfig) -> bytes:
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(proto):
-        problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise ConfigError(f"TensorRT {trt.__version__} cannot read the graph: {problems}")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = parsed(trt, builder, proto)
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib * _MIB)
     settings.builder_optimization_level = config.optimization_level
@@ -298,6 +302,20 @@ def _plan(trt: Any, proto: bytes, profile: dict[str, list[tuple[int, ...]]], con
     if config.flavour == "full" and config.timing_cache is not None:
         config.timing_cache.write_bytes(bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def parsed(trt: Any, builder: Any, proto: bytes) -> Any:
+    """The strongly typed network of an ONNX model.
+
+    Raises:
+        ConfigError: TensorRT does not read it; with its words.
+    """
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    if not parser.parse(proto):
+        problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise ConfigError(f"TensorRT {trt.__version__} cannot read the graph: {problems}")
+    return network
 
 
 def _settings_of_full(trt: Any, settings: Any, config: TensorRtConfig) -> None:

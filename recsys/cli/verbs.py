@@ -217,7 +217,7 @@ def nightly_command(
     """Features → train → gate → refit on all data → publish, as one job."""
     from recsys.pipeline import nightly, tables
 
-    name, report = nightly.run(
+    name, manifest, report = nightly.run(
         features_config(format_name, columns, timestamp_format, None, config),
         load_recipe(recipe, seed, max_minutes),
         optimize_config(config),
@@ -227,9 +227,9 @@ def nightly_command(
         start=start,
         force=force,
     )
-    emit(
-        as_json, {"release": name, **report}, f"{tables.accuracy_table(report)}\npublished {state / 'releases' / name}"
-    )
+    said = {key: manifest.metrics[key] for key in ("gate", "forced_past_gate")}
+    summary = tables.release_summary(name, manifest, state / "releases")
+    emit(as_json, {"release": name, **said, **report}, f"{tables.accuracy_table(report)}\npublished {summary}")
 
 
 @verbs_app.command("demo")

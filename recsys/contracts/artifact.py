@@ -8,6 +8,7 @@ every file with size and sha256, and the digests of the artifacts it was made fr
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -150,7 +151,7 @@ class ArtifactWriter:
 
 @contextmanager
 def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
-    """A writer whose folder disappears unless `commit` was reached.
+    """A writer whose folder disappears unless `commit` was reached; what dead runs left of `place` is removed, too.
 
     Raises:
         ArtifactError: `place` exists and is not an artifact of this kind (nothing is overwritten by mistake).
@@ -159,13 +160,43 @@ def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
         found = read_manifest(place).kind if (place / MANIFEST_NAME).exists() else "something else"
         if found != kind:
             raise ArtifactError(f"{place}: holds {found}, will not be replaced by {kind}; choose another folder")
+    remove_leftovers(place.parent, place.name)
     writer = ArtifactWriter(place, kind)
-    writer.folder.mkdir(parents=True)
+    descriptor = _made_and_locked(writer.folder)
     try:
         yield writer
         assert writer.manifest is not None, "commit was not called"
     finally:
         shutil.rmtree(writer.folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove what runs that died have half-written in `parent`: of the artifact `name`, or of any.
+
+    A folder that is being written is locked by the kernel for its process, so what is not locked has nobody.
+    """
+    for folder in parent.glob(f".{'*' if name is None else glob.escape(name)}.writing-{'[0-9a-f]' * 8}"):
+        with suppress(OSError):  # somebody is at work in it, or has just finished; or this disk has no locks
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _made_and_locked(folder: Path) -> int:
+    """Descriptor of the new folder; the kernel's lock on it goes with the descriptor."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # taken for a leftover before it was locked
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # a disk without locks, where leftovers stay
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.exists():
+                return descriptor
+            os.close(descriptor)
 
 
 def _put_in_place(folder: Path, place: Path) -> None:

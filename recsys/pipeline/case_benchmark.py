@@ -107,7 +107,8 @@ def run(
         manifest = artifact.read_manifest(after.release)
         return {
             **_headline(latency, memory, disk, accuracy, manifest.metrics),
-            "awq_error_ratio_4": _error_ratio(_methods(after, features, config, bits=4)),
+            **_error_ratios(manifest.metrics["relative_error_by_method"], bits=8),
+            **_error_ratios(_methods(after, features, config, bits=4), bits=4),
             "replay_ratio_cold": _replay_ratio(latency, "quantization"),
             "replay_ratio_warm": _replay_ratio(latency, "cache"),
             "replay": peer and {"p50_ms": latency["replay"], "load_s": peer.load_s, "peak_mb": peer.peak_mb},
@@ -249,9 +250,10 @@ def _methods(side: _Side, features: Path, config: OptimizeConfig, *, bits: int) 
     return quantize.compare_methods(Checkpoint.open(side.checkpoint), data, settings)
 
 
-def _error_ratio(methods: dict[str, float]) -> float:
-    """What the release builder does against plain rounding."""
-    return round(methods["AWQ, compensated"] / methods["plain rounding"], 4)
+def _error_ratios(methods: dict[str, float], *, bits: int) -> dict[str, float]:
+    """Relative error of AWQ alone, and with each rounding error made up for (GPTQ), by plain rounding's."""
+    named = {"awq_error_ratio": "AWQ", "awq_compensated_error_ratio": "AWQ, compensated"}
+    return {f"{key}_{bits}": round(methods[name] / methods["plain rounding"], 4) for key, name in named.items()}
 
 
 def _headline(
@@ -271,7 +273,6 @@ def _headline(
         "accuracy_change_low": round(accuracy.relative_low, 5),
         "quantization_loss_upper": round(max(losses), 5) if losses else None,
         "top10_overlap": round(fidelity["top10_overlap"], 5),
-        "awq_error_ratio_8": _error_ratio(fidelity["relative_error_by_method"]),
         "peak_mb": memory["quantization"]["peak_mb"],
         "load_s": memory["quantization"]["load_s"],
     }

@@ -9,6 +9,7 @@ from features.build import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
 from recsys.contracts import artifact
+from recsys.contracts.artifact import Manifest
 from recsys.contracts.errors import GateError
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation.protocols import MODEL
@@ -41,6 +42,12 @@ def _last_night(state: Path, recipe: Recipe) -> tuple[_Checkpoints | None, str |
     return found, None
 
 
+def _no_better(evaluation: dict[str, Any]) -> list[str]:
+    """Why the model is not worth serving, if it is not."""
+    ours, theirs = evaluation[MODEL][GATE_METRIC], evaluation["baselines"][GATE_BASELINE][GATE_METRIC]
+    return [] if ours > theirs else [f"{GATE_METRIC} {ours:.4f}, {GATE_BASELINE} reaches {theirs:.4f}"]
+
+
 def run(
     features_config: FeaturesConfig,
     recipe: Recipe,
@@ -51,13 +58,15 @@ def run(
     activate: bool,
     start: bool,
     force: bool = False,
-) -> tuple[str, dict[str, Any]]:
-    """Build tonight's release into `state/releases`; returns its name and the report.
+) -> tuple[str, Manifest, dict[str, Any]]:
+    """Build tonight's release into `state/releases`; returns its name, its manifest and the report.
 
     The gate judges a model trained before the cut: it must rank better than popularity, and its engine
     must answer as its float32 reference does. Then the same recipe is refitted, for as many epochs, on all
     events, and published; `current` moves only if `activate` (or if it is the first release).
-    With `start` both trainings go on from last night's, where there is one of the same model: the report says so.
+    With `force` nothing is refused: the manifest names every reason, before the cut and after the refit, in
+    `forced_past_gate`. With `start` both trainings go on from last night's, where there is one of the same model: the
+    report says so.
 
     Raises:
         GateError: refused; nothing is published and `current` stays.
@@ -65,17 +74,24 @@ def run(
     protocol = Protocol.TIME
     last, why_scratch = _last_night(state, recipe) if start else (None, "asked to")
     tonight = road.run(
-        features_config, recipe, optimize_config, sources, state / "gate", protocol, start=last and last.gate
+        features_config,
+        recipe,
+        optimize_config,
+        sources,
+        state / "gate",
+        protocol,
+        force=force,
+        start=last and last.gate,
     )
     started = {"started": last is not None, "why_from_scratch": why_scratch}
     evaluation = {**tonight.report.to_json(), **started}
     state.joinpath(REPORT_FILE).write_text(json.dumps({**evaluation, "seconds": tonight.seconds}, indent=2) + "\n")
-    ours, theirs = evaluation[MODEL][GATE_METRIC], evaluation["baselines"][GATE_BASELINE][GATE_METRIC]
-    if not ours > theirs and not force:
+    no_better = _no_better(evaluation)
+    if no_better and not force:
         raise GateError(
-            f"release refused, nothing published: {GATE_METRIC} {ours:.4f}, {GATE_BASELINE} reaches {theirs:.4f}; "
-            "look at the log and the recipe, or use --force"
+            f"release refused, nothing published: {no_better[0]}; look at the log and the recipe, or use --force"
         )
+    before_the_cut = [f"before the cut: {reason}" for reason in tonight.release.metrics["forced_past_gate"]]
     train.run(
         recipe,
         state / "gate" / "features",
@@ -84,13 +100,14 @@ def run(
         refit=state / "gate" / "checkpoint",
         start=last and last.final,
     )
-    name, _ = optimize_build.run(
+    name, manifest = optimize_build.run(
         optimize_config,
         state / "checkpoint",
         state / "gate" / "features",
         state / "releases",
         activate=activate,
         force=force,
+        forced_past=[*before_the_cut, *no_better],
         evaluation=evaluation,
     )
-    return name, evaluation
+    return name, manifest, evaluation

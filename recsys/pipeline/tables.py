@@ -64,13 +64,17 @@ def training_summary(manifest: Manifest, out: Path) -> str:
 
 
 def release_summary(name: str, manifest: Manifest, out: Path) -> str:
-    """Where the release is and how near its engine is to float32."""
+    """Where the release is, how near its engine is to float32, what the gate judged by, and what was forced past it."""
     m = manifest.metrics
     size = sum(entry.size_bytes for entry in manifest.files.values())
-    return (
+    lines = [
         f"{out / name}: {manifest.config['precision']}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
-        f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}"
-    )
+        f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}",
+        f"gate: {m['gate']}",
+    ]
+    if m["forced_past_gate"]:
+        lines.append(f"FORCED past the gate: {'; '.join(m['forced_past_gate'])}")
+    return "\n".join(lines)
 
 
 def accuracy_table(report: dict[str, Any], columns: Sequence[str] | None = None) -> str:
@@ -307,8 +311,11 @@ def case_summary(values: dict[str, Any]) -> str:
         ("NDCG@10", f"{values['accuracy_change']:+.2%} (at least {values['accuracy_change_low']:+.2%})", "+2.1 %"),
         ("loss by quantization, at most", "not measured" if upper is None else f"{upper:.2%}", "0.3 %"),
         ("top-10 overlap", f"{values['top10_overlap']:.4f}", "–"),
-        ("AWQ's error by plain rounding's, 8 bits", f"{values['awq_error_ratio_8']:.2f}", "–"),
-        ("AWQ's error by plain rounding's, 4 bits", f"{values['awq_error_ratio_4']:.2f}", "–"),
+        *(
+            (f"error of {words} by plain rounding's, {bits} bits", f"{values[f'{key}_error_ratio_{bits}']:.3f}", bar)
+            for key, words in (("awq", "AWQ alone"), ("awq_compensated", "AWQ, compensated (GPTQ)"))
+            for bits, bar in ((8, "1.0"), (4, "0.9"))
+        ),
         ("start to first answer", f"{values['load_s']:.2f} s", "–"),
     ):
         figures.add_row(name, value, rival)

@@ -15,7 +15,7 @@ import safetensors.numpy
 from recsys.contracts.errors import ConfigError
 from recsys.contracts.ids import Tokens
 from recsys.contracts.precision import CacheFormat
-from recsys.runtime.cache import EventRows, stacked
+from recsys.runtime.cache import BLOCK, EventRows, rounded_up, stacked
 from recsys.runtime.cached import CachedEngine
 from recsys.runtime.engine import EngineInfo
 from recsys.runtime.items import ItemTable
@@ -76,6 +76,7 @@ class CudaEngine(CachedEngine):
         self._modules = [in_precision(graph, self._dtype, device) for graph in graphs]
         self._items_VD = torch.from_numpy(items.all_VD()).to(self._device, self._dtype)
         self._graphs: dict[tuple[tuple[int, ...], ...], _CapturedAppend] = {}
+        self._captures = self._device.type == "cuda"
         info = EngineInfo(
             name=f"torch on {device}",
             precision=f"{precision} arithmetic",
@@ -125,7 +126,7 @@ class CudaEngine(CachedEngine):
 
     def _graph_of(self, inputs: "list[Tensor]") -> Any:
         """A captured graph for the common case, one new event each; the module itself otherwise."""
-        if self._device.type != "cuda" or inputs[0].shape[1] != 1:
+        if not self._captures or inputs[0].shape[1] != 1:
             return self._modules[1]
         shapes = tuple(tuple(part.shape) for part in inputs)
         if shapes not in self._graphs:
@@ -133,6 +134,22 @@ class CudaEngine(CachedEngine):
                 return self._modules[1]
             self._graphs[shapes] = _CapturedAppend(self._modules[1], inputs)
         return self._graphs[shapes]
+
+    def warm_up(self) -> None:
+        """See `Engine.warm_up`.
+
+        Appends of one event are captured for every number of kept events that can come, for one session and for as
+        many at once as there is room for: no request of those waits for a capture.
+        """
+        super().warm_up()
+        if not self._captures:
+            return
+        most = self.info.window_size - 1
+        lengths = sorted({min(length, most) for length in range(BLOCK, rounded_up(most) + 1, BLOCK)})
+        for num_sessions in range(1, 1 + max(1, _MAX_GRAPHS // len(lengths))):
+            for length in lengths:
+                sessions = self.open([np.ones(length, dtype=np.int32)] * num_sessions)
+                self.append(sessions, [np.ones(1, dtype=np.int32)] * num_sessions)
 
     def _there(self, numbers: Tokens) -> "Tensor":
         import torch
@@ -154,7 +171,8 @@ class _CapturedAppend:
                 module(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # other threads may allocate and copy meanwhile, as those of a second engine do
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = module(*self._inputs)
 
     def __call__(self, *inputs: "Tensor") -> "tuple[Tensor, ...]":

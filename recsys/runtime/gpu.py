@@ -47,6 +47,10 @@ class Gpu(Protocol):
         """From the device, and wait until it is there."""
         ...
 
+    def wait(self) -> None:
+        """Until everything asked for is done."""
+        ...
+
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """What `enqueue` asks of the stream as one graph; the result launches it."""
         ...
@@ -110,6 +114,10 @@ class CudaGpu:
         """See `Gpu`."""
         self._give_back()
         self._copy(numbers.ctypes.data, source, numbers.nbytes, self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        self.wait()
+
+    def wait(self) -> None:
+        """See `Gpu`."""
         self._ask(self._cuda.cudaStreamSynchronize(self._stream))
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:

@@ -1,11 +1,11 @@
-"""The TensorRT engine: two plans in bf16 or fp16, keys and values on the device, every known shape one CUDA graph."""
+"""The TensorRT engine: two plans in bf16 or fp16, keys and values on the device, CUDA graphs of shapes that recur."""
 
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,44 +34,81 @@ MIN_LENGTH = 2
 """Of the open plan's windows: exporters take an axis of 1 for a constant."""
 RUNTIME_CACHE = "tensorrt-{graph}.cache"
 """Kernels that TensorRT-RTX compiled for this GPU, kept in the folder of releases."""
-_MAX_GRAPHS = 64
+_MAX_GRAPHS = 16
+"""Of a plan. Each has an execution context with scratch memory of its own."""
+
+
+class Loaded(NamedTuple):
+    """A plan that TensorRT has accepted."""
+
+    new_context: Callable[[], Any]
+    """An execution context; each may be used for shapes of its own."""
+    captures: bool
+    """The library makes CUDA graphs itself, as TensorRT-RTX does once it has compiled kernels for a shape."""
+
+
+class _Graph(NamedTuple):
+    """One shape, captured."""
+
+    context: Any
+    """Used for this shape alone: a graph holds what its context was when it was captured."""
+    launch: Callable[[], None]
+    outputs: dict[str, DeviceArray]
 
 
 class Plan:
     """One loaded plan with its buffers. Not thread-safe."""
 
-    def __init__(self, context: Any, gpu: Gpu, num_layers: int) -> None:
+    def __init__(self, loaded: Loaded, gpu: Gpu, num_layers: int) -> None:
         """Of both graphs the inputs are float32, float16 and int32, whatever the plan computes in."""
-        self.context = context
+        self.context = loaded.new_context()
+        self._loaded = loaded
         self._gpu = gpu
         self._outputs: dict[str, np.dtype[Any]] = {"vector": np.dtype(np.float32)}
         self._outputs |= {name: np.dtype(np.float16) for name in kept_names(num_layers, "kept")}
         self._buffers: dict[str, DeviceArray] = {}
-        self._graphs: dict[tuple[tuple[int, ...], ...], Callable[[], None] | None] = {}
+        self._seen: set[tuple[tuple[int, ...], ...]] = set()
+        self._graphs: dict[tuple[tuple[int, ...], ...], _Graph] = {}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> dict[str, DeviceArray]:
         """The outputs, valid until the next run.
 
-        A shape is enqueued the first time, captured the second, and one launch from then on.
+        Where the library does not capture by itself, the first shapes that come twice are captured, each in a context
+        of its own, right after they were enqueued there, and are one launch from then on.
         """
         for name, part in inputs.items():
-            self.context.set_input_shape(name, part.shape)
             place = self._buffer(name, part.shape, part.dtype)
             if isinstance(part, DeviceArray):
                 place[: len(part)] = part
             else:
                 place.upload(part)
+        shapes = tuple(tuple(part.shape) for part in inputs.values())
+        graph = self._graphs.get(shapes)
+        if graph is not None:
+            graph.launch()
+            return graph.outputs
+        captured = not self._loaded.captures and shapes in self._seen and len(self._graphs) < _MAX_GRAPHS
+        self._seen.add(shapes)
+        context = self._loaded.new_context() if captured else self.context
+        outputs = self._bound(context, inputs)
+        self._enqueue(context)
+        if captured:
+            self._gpu.wait()
+            launch = self._gpu.capture(lambda: self._enqueue(context))
+            self._graphs[shapes] = _Graph(context, launch, outputs)
+        return outputs
+
+    def _bound(self, context: Any, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        """Tell the context shapes and places; the outputs."""
+        for name, part in inputs.items():
+            context.set_input_shape(name, part.shape)
+            context.set_tensor_address(name, self._buffers[name].address)
         outputs = {
-            name: self._buffer(name, tuple(self.context.get_tensor_shape(name)), dtype)
+            name: self._buffer(name, tuple(context.get_tensor_shape(name)), dtype)
             for name, dtype in self._outputs.items()
         }
-        key = tuple(tuple(part.shape) for part in inputs.values())
-        graph = self._graphs.get(key)
-        if graph is None and key in self._graphs and self._is_capturable():
-            graph = self._graphs[key] = self._gpu.capture(self._enqueue)
-        elif key not in self._graphs and len(self._graphs) < _MAX_GRAPHS:
-            self._graphs[key] = None
-        (graph or self._enqueue)()
+        for name, part in outputs.items():
+            context.set_tensor_address(name, part.address)
         return outputs
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -81,16 +118,10 @@ class Plan:
         if held is None or held.nbytes < size:
             held = self._buffers[name] = DeviceArray.zeros(self._gpu, shape, dtype)
             self._graphs.clear()
-        self.context.set_tensor_address(name, held.address)
         return DeviceArray(held.memory, held.address, tuple(shape), held.dtype)
 
-    def _is_capturable(self) -> bool:
-        """TensorRT-RTX may still be compiling kernels for a new shape."""
-        ask = getattr(self.context, "is_stream_capturable", None)
-        return ask is None or bool(ask(self._gpu.stream))
-
-    def _enqueue(self) -> None:
-        if not self.context.execute_async_v3(self._gpu.stream):
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._gpu.stream):
             raise ConfigError("TensorRT could not run the plan; its own message stands above")
 
 
@@ -107,7 +138,7 @@ class TensorRtEngine(CachedEngine):
         plans: Mapping[str, Any],
         window_size: int,
         gpu: Gpu | None = None,
-        load: Callable[[Path, PlanName], Any] | None = None,
+        load: Callable[[Path, PlanName], Loaded] | None = None,
     ) -> None:
         """`plans` is what the manifest says of them; `gpu` and `load` are CUDA's and TensorRT's own unless given.
 
@@ -168,8 +199,8 @@ def _version(name: PlanName) -> str:
     return str(bindings(name.flavour).__version__)
 
 
-def _loaded(path: Path, name: PlanName) -> Any:
-    """An execution context of the plan at `path`, with the kernels that an earlier process compiled.
+def _loaded(path: Path, name: PlanName) -> Loaded:
+    """The plan at `path`; of TensorRT-RTX with the kernels that an earlier process compiled.
 
     Raises:
         ConfigError: TensorRT does not accept the plan.
@@ -179,15 +210,16 @@ def _loaded(path: Path, name: PlanName) -> Any:
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ConfigError(f"{path}: TensorRT {trt.__version__} cannot load the plan; its own message stands above")
-    if not hasattr(engine, "create_runtime_config"):
-        return engine.create_execution_context()
+    if name.flavour == "full":
+        return Loaded(engine.create_execution_context, captures=False)
     settings = engine.create_runtime_config()
     cache = settings.create_runtime_cache()
     kept = _runtime_cache(path.parent, name.graph)
     if kept.is_file():
         cache.deserialize(kept.read_bytes())
     settings.set_runtime_cache(cache)
-    return engine.create_execution_context(settings)
+    settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return Loaded(lambda: engine.create_execution_context(settings), captures=True)
 
 
 def _runtime_cache(folder: Path, graph: str) -> Path:
@@ -196,9 +228,10 @@ def _runtime_cache(folder: Path, graph: str) -> Path:
 
 def _keep_kernels(context: Any, place: Path) -> None:
     """Save what TensorRT-RTX compiled, for the next process; TensorRT itself compiles nothing when it loads."""
-    if not hasattr(context, "get_runtime_config"):
+    settings: Any = getattr(context, "get_runtime_config", lambda: None)()
+    if not hasattr(settings, "get_runtime_cache"):
         return
-    content = bytes(context.get_runtime_config().get_runtime_cache().serialize())
+    content = bytes(settings.get_runtime_cache().serialize())
     fresh = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
     try:
         fresh.write_bytes(content)

@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,6 +97,37 @@ def test_another_trouble_in_the_exchange_is_one_line(tmp_path: Path, monkeypatch
     with pytest.raises(ArtifactError, match="out: cannot be replaced: Permission denied; check the folder"):
         write(tmp_path / "out", "other")
     assert artifact.verify(tmp_path / "out", "features") == old
+
+
+WRITING = """
+import pathlib, sys
+from recsys.contracts import artifact
+with artifact.writing(pathlib.Path(sys.argv[1]), "features") as writer:
+    (writer.folder / "half").write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_run_has_half_written_is_removed_by_the_next_and_of_a_live_one_nothing(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return sorted(path.name.rpartition("-")[0] or path.name for path in tmp_path.iterdir())
+
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "writing\n"
+        write(tmp_path / "out")
+        artifact.remove_leftovers(tmp_path)
+        assert names() == [".out.writing", "out"]
+        other.kill()
+    write(tmp_path / "another")
+    assert names() == [".out.writing", "another", "out"]  # each run removes what is of its own place
+    write(tmp_path / "out")
+    assert names() == ["another", "out"]
+    for name in (".else.writing-0badcafe", ".notes.writing-tips"):
+        (tmp_path / name).mkdir()
+    artifact.remove_leftovers(tmp_path)
+    assert names() == [".notes.writing", "another", "out"]
 
 
 def test_what_a_run_left_that_died_between_the_steps_is_put_right(tmp_path: Path) -> None:

@@ -102,17 +102,19 @@ def test_each_search_lowers_the_error_it_searches() -> None:
     plain = error(rounding.nearest(weight_OI, WeightFormat(bits=4)))
     assert error(rounding.nearest(weight_OI, WeightFormat(bits=4), clip_OG)) < plain
     assert error(rounding.compensated(weight_OI, WeightFormat(bits=4), gram_II)) < 0.8 * plain
-    assert scaled_error(weight_OI, statistics) < 0.8 * plain
+    assert scaled_error(weight_OI, statistics, WeightFormat(bits=4)) < 0.8 * plain
 
 
-def scaled_error(weight_OI: torch.Tensor, statistics: InputStatistics) -> float:
-    scale_I = awq.search_scale([weight_OI], statistics, WeightFormat(bits=4))
-    dense_OI = rounding.nearest(weight_OI * scale_I, WeightFormat(bits=4)).dense() / scale_I
+def scaled_error(weight_OI: torch.Tensor, statistics: InputStatistics, format_: WeightFormat) -> float:
+    scale_I = awq.search_scale([weight_OI], statistics, format_)
+    dense_OI = rounding.nearest(weight_OI * scale_I, format_).dense() / scale_I
     return float(rounding.output_error((dense_OI - weight_OI).double(), statistics.mean_gram_II).sum())
 
 
-@pytest.mark.parametrize(("format_", "share"), [(EIGHT, 0.9), (FOUR, 0.8)], ids=["8", "4"])
-def test_awq_is_nearer_to_the_reference_than_plain_rounding(format_: WeightFormat, share: float) -> None:
+@pytest.mark.parametrize(("format_", "alone_share", "share"), [(EIGHT, 0.95, 0.75), (FOUR, 0.7, 0.5)], ids=["8", "4"])
+def test_awq_is_nearer_to_the_reference_than_plain_rounding(
+    format_: WeightFormat, alone_share: float, share: float
+) -> None:
     model = heavy_tailed_model()
     statistics = calibration.collect(model, windows(0))
     folded, scaled = awq.fold(model, statistics, format_)
@@ -122,12 +124,15 @@ def test_awq_is_nearer_to_the_reference_than_plain_rounding(format_: WeightForma
         return float(np.linalg.norm(encode(rounded, windows(1)) - reference))
 
     plain = error(awq.round_weights(model, statistics, format_, clip=False, compensate=False))
-    ours = error(awq.round_weights(folded, scaled, format_, clip=True, compensate=True))
-    assert ours < share * plain
+    alone = error(awq.round_weights(folded, scaled, format_, clip=True, compensate=False))
+    both = error(awq.round_weights(folded, scaled, format_, clip=True, compensate=True))
+    assert alone < alone_share * plain
+    assert both < share * plain
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_our_scales_are_as_good_as_those_of_nvidia_modelopt() -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_our_scales_are_as_good_as_those_of_nvidia_modelopt(bits: int) -> None:
     quantization = pytest.importorskip("modelopt.torch.quantization")
     weight_OI, inputs_NI, statistics = random_layer()
     linear = nn.Sequential(nn.Linear(64, 48, bias=False))
@@ -135,14 +140,14 @@ def test_our_scales_are_as_good_as_those_of_nvidia_modelopt() -> None:
     config = {
         "quant_cfg": [
             {"quantizer_name": "*", "enable": False},
-            {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "axis": 0}, "enable": True},
+            {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": 0}, "enable": True},
         ],
         "algorithm": {"method": "awq_lite", "alpha_step": 0.05},
     }
     quantization.quantize(linear, config, forward_loop=lambda model: model(inputs_NI))
     with torch.inference_mode():
         theirs = float(((linear(inputs_NI) - inputs_NI @ weight_OI.T) ** 2).mean(dim=0).sum())
-    plain_OI = rounding.nearest(weight_OI, WeightFormat(bits=4)).dense() - weight_OI
+    plain_OI = rounding.nearest(weight_OI, WeightFormat(bits=bits)).dense() - weight_OI
     plain = float(rounding.output_error(plain_OI.double(), statistics.mean_gram_II).sum())
     assert theirs < plain
-    assert scaled_error(weight_OI, statistics) <= 1.02 * theirs
+    assert scaled_error(weight_OI, statistics, WeightFormat(bits=bits)) <= 1.02 * theirs

@@ -18,6 +18,7 @@ from recsys.evaluation import looks
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
+from recsys.pipeline.tables import release_summary
 from recsys.runtime.release import Release
 from recsys.windows import WindowConfig
 from tests.conftest import cyclic_histories, write_features
@@ -47,6 +48,7 @@ def fidelity(**changes: Any) -> report.FidelityReport:
 
 
 FEW = {"num_held_out_users": 10}
+NO_DIFFERENCE = {"recall10": loss(0.0, 0.0), "ndcg10": loss(0.0, 0.0)}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,11 @@ FEW = {"num_held_out_users": 10}
         ({"recall10": loss(0.005, 0.001)}, "recall@10 lost 0.50% (0.40% … 0.60%) by the engine, at most 0.30% allowed"),
         ({"ndcg10": loss(0.0035, 0.001)}, "NDCG@10 lost 0.35%"),  # may be 0.25 %, but 5,000 users say 0.35 %
         ({"ndcg10": loss(0.0035, 0.001), **FEW}, None),  # too few: error and overlap decide
+        ({**NO_DIFFERENCE, "num_held_out_users": 5, "top10_overlap": 0.3}, "top-10 overlap 0.300, at least 0.99"),
+        ({**NO_DIFFERENCE, "num_held_out_users": 999, "top10_overlap": 0.98}, "top-10 overlap 0.980"),
+        ({**NO_DIFFERENCE, "num_held_out_users": 1000, "top10_overlap": 0.98}, None),  # the interval decides
+        ({"ndcg10": loss(0.05, 0.01), **FEW}, "NDCG@10 lost 5.00%"),  # beyond, however few
+        ({"ndcg10": loss(float("nan"), 0.0), "top10_overlap": 0.96}, "top-10 overlap 0.960"),
         ({"ndcg10": loss(0.0005, 0.01), "top10_overlap": 0.96}, "top-10 overlap 0.960"),
         ({"ndcg10": loss(0.0005, 0.001), "top10_overlap": 0.96}, None),  # the interval decides
         ({"recall10": None, "ndcg10": None, "top10_overlap": 0.96}, "top-10 overlap 0.960"),
@@ -75,11 +82,20 @@ def test_the_gate_refuses_what_answers_worse(changes: dict[str, Any], reason: st
             gate.check(decided)
 
 
-def test_an_undecided_gate_says_why() -> None:
-    basis = gate.verdict(fidelity(ndcg10=loss(0.0, 0.01), **FEW), GateConfig()).basis
-    assert basis == (
-        "10 held-out users are too few to decide (NDCG@10 lost -1.00% … 1.00%); judged by output error and list overlap"
-    )
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({**FEW, **NO_DIFFERENCE}, "10 held-out users (at least 1,000 needed)"),
+        ({"ndcg10": loss(0.0, 0.01)}, "5,000 held-out users (NDCG@10 lost -1.00% … 1.00%, at most 0.30% allowed)"),
+        (
+            {"num_held_out_users": 0, "recall10": None, "ndcg10": None},
+            "0 held-out users (at least 1,000 needed; recall@10 not measured; NDCG@10 not measured)",
+        ),
+    ],
+)
+def test_an_undecided_gate_says_why(changes: dict[str, Any], why: str) -> None:
+    judged = "judged by output error and list overlap, 0.9900 of the top 10, at least 0.99 needed"
+    assert gate.verdict(fidelity(**changes), GateConfig()).basis == f"undecided by {why}: {judged}"
 
 
 def test_the_loss_of_a_metric_by_hand() -> None:
@@ -160,11 +176,16 @@ def test_a_refused_release_is_not_published(
     with pytest.raises(GateError, match="nothing published"):
         build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases")
     assert [place.name for place in (tmp_path / "releases").iterdir()] == [looks.LOG_FILE]
-    _, manifest = build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases", force=True)
+    given = OptimizeConfig(), ring_checkpoint, ring_features, tmp_path / "releases"
+    name, manifest = build.run(*given, force=True, forced_past=["no better than popularity"])
     assert manifest.metrics["forced_past_gate"] == [
+        "no better than popularity",
         "relative error nan, at most 0.1 allowed",
         "relative error after appends nan, at most 0.1 allowed",
     ]
+    gate_line, mark = release_summary(name, manifest, tmp_path).splitlines()[1:]
+    assert gate_line.startswith("gate: undecided by 47 held-out users (at least 1,000 needed): judged by output error")
+    assert mark.startswith("FORCED past the gate: no better than popularity; relative error nan, at most 0.1 allowed;")
 
 
 def test_the_gate_is_a_look_at_the_test_set(ring_checkpoint: Path, ring_releases: Path) -> None:

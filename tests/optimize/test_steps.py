@@ -1,18 +1,22 @@
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from optimize import build, quantize, report
+from optimize import build, cost, quantize, report
 from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
-from optimize.steps import Steps
+from optimize.steps import Rules, Steps
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError, LockedError
 from recsys.contracts.precision import EngineName
+from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.release import Release
 
 CONFIG = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_threads=1)
+RULES = {"one": Rules(1, ("openvino",))}
 
 
 class KilledError(Exception):
@@ -53,30 +57,81 @@ def test_other_settings_and_damaged_steps_are_done_again(
         (folder / "file").write_text("content")
         return {"times": len(made)}
 
-    steps = Steps(tmp_path, {"checkpoint": "a" * 64})
+    steps = Steps(tmp_path, {"checkpoint": "a" * 64}, RULES)
     assert [steps.run("one", {"x": x}, make).metrics["times"] for x in (1, 1, 2)] == [1, 1, 2]
     (steps.folder / "one" / "file").write_text("damaged")
     assert steps.run("one", {"x": 2}, make).metrics["times"] == 3
 
 
+def test_steps_of_another_library_or_of_older_code_are_done_again(tmp_path: Path, monkeypatch) -> None:
+    made: list[int] = []
+
+    def times(rules: Rules) -> int:
+        steps = Steps(tmp_path, {"checkpoint": "a" * 64}, {"one": rules})
+        try:
+            return steps.run("one", {}, lambda _: made.append(1) or {"times": len(made)}).metrics["times"]
+        finally:
+            steps._let_go()
+
+    assert [times(rules) for rules in (RULES["one"], RULES["one"], Rules(2, ("openvino",)))] == [1, 1, 2]
+    monkeypatch.setattr(metadata, "version", lambda _: "another")
+    assert [times(Rules(2, ("openvino",))) for _ in range(2)] == [3, 3]
+
+
+def test_every_step_of_a_release_names_libraries_that_are_known_here() -> None:
+    """A name with a slip of the pen would be a version of None for ever."""
+    absent = {"tensorrt", "faiss-gpu"}  # take others' places on machines with a GPU
+    named = {name for rules in build._RULES.values() for name in rules.libraries} - absent
+    assert {name: metadata.version(name) for name in named}.keys() == named
+
+
+KILLED = """
+import sys, time, pathlib
+from optimize import build, report
+from tests.optimize.test_steps import CONFIG
+def wait(*_, **__):
+    print("measuring", flush=True)
+    time.sleep(600)
+report.compare = wait
+build.run(CONFIG, *map(pathlib.Path, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_after_sigkill_the_next_run_goes_on_and_leaves_nothing_half_written(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    places = ring_checkpoint, ring_features, tmp_path / "releases"
+    with subprocess.Popen([sys.executable, "-c", KILLED, *map(str, places)], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stdout.readline() == "measuring\n"
+        run.kill()
+    left = [path.name for path in places[2].iterdir()]
+    assert sum(".writing-" in name for name in left) == 1 and not any(name[0] != "." for name in left)
+    for step in ("rounded", "build_engine"):  # steps that were finished are not done again
+        monkeypatch.setattr(quantize if step == "rounded" else build, step, None)
+    name, _ = build.run(CONFIG, *places)
+    assert sorted(path.name for path in places[2].iterdir()) == sorted([name, "current"])
+
+
 def test_a_second_run_of_a_checkpoint_is_refused_while_the_first_is_under_way(tmp_path: Path) -> None:
     parents = {"checkpoint": "a" * 64}
-    first = Steps(tmp_path, parents)
+    first = Steps(tmp_path, parents, RULES)
     first.run("one", {}, lambda folder: {})
     with pytest.raises(LockedError, match="another optimize of this checkpoint is under way") as refused:
-        Steps(tmp_path, parents)
+        Steps(tmp_path, parents, RULES)
     assert refused.value.exit_code == 4
     assert (first.folder / "one").exists()
-    Steps(tmp_path, {"checkpoint": "b" * 64}).remove()  # another checkpoint's are its own
+    Steps(tmp_path, {"checkpoint": "b" * 64}, RULES).remove()  # another checkpoint's are its own
     first.remove()
     assert list(tmp_path.iterdir()) == []
-    Steps(tmp_path, parents).remove()
+    Steps(tmp_path, parents, RULES).remove()
 
 
 def test_a_run_that_was_killed_leaves_its_steps_and_no_lock(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, optimize.steps;"
-        "steps = optimize.steps.Steps(pathlib.Path(sys.argv[1]), {'checkpoint': 'a' * 64});"
+        "rules = {'one': optimize.steps.Rules(1, ())};"
+        "steps = optimize.steps.Steps(pathlib.Path(sys.argv[1]), {'checkpoint': 'a' * 64}, rules);"
         "steps.run('one', {}, lambda folder: {}); print('done', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -84,9 +139,9 @@ def test_a_run_that_was_killed_leaves_its_steps_and_no_lock(tmp_path: Path) -> N
         assert other.stdout is not None
         assert other.stdout.readline() == "done\n"
         with pytest.raises(LockedError):
-            Steps(tmp_path, {"checkpoint": "a" * 64})
+            Steps(tmp_path, {"checkpoint": "a" * 64}, RULES)
         other.kill()
-    steps = Steps(tmp_path, {"checkpoint": "a" * 64})
+    steps = Steps(tmp_path, {"checkpoint": "a" * 64}, RULES)
     assert artifact.verify(steps.folder / "one", "step").kind == "step"
 
 
@@ -104,9 +159,30 @@ def test_a_release_is_served_by_tiers_whose_threshold_it_names(
     assert manifest.config["tiers"]["threshold"] == 4
     assert (manifest.metrics["index"]["choice"]["kind"], manifest.metrics["index"]["recall@100"]) == ("exact", 1.0)
     cost = manifest.metrics["cost"]
-    assert min(cost.values()) > 0
+    assert min(cost.values()) > 0  # both tiers compute on the CPU
     assert "decoder.safetensors" in artifact.read_manifest(artifact.resolve_release(tmp_path)).files
     assert Release.open(tmp_path).engine.info.name == "tiered: openvino up to 4 events, torch on cpu above"
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_cpu"),
+    [
+        ({}, True),
+        ({"engine": "cuda"}, False),
+        ({"engine": "cuda", "cuda": {"device": "cpu"}}, True),
+        ({"engine": "tensorrt"}, False),
+        ({"engine": "tiered"}, False),
+        ({"engine": "tiered", "cuda": {"device": "cpu"}}, True),
+        ({"cuda": {}}, True),  # beside the CPU engine, which serves
+    ],
+)
+def test_an_engine_on_a_gpu_is_not_timed_against_the_float_model_on_the_cpu(
+    settings, on_cpu: bool, ring_checkpoint
+) -> None:
+    assert OptimizeConfig(**settings).answers_on_cpu == on_cpu
+    engine = SimpleNamespace(encode=lambda windows: None)
+    measured = cost.measure(Checkpoint.open(ring_checkpoint), engine, 1, 0, same_device=on_cpu)
+    assert (measured.float32_encode_ms is not None) == on_cpu
 
 
 def test_an_engine_that_a_release_was_built_without_is_refused(ring_releases: Path) -> None:

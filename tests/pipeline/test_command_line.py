@@ -32,6 +32,13 @@ def refused(*arguments: object) -> str:
     return result.stderr
 
 
+def gate(folder: Path, **limits: float) -> Path:
+    """A settings file with these limits of the gate."""
+    file = folder / "gate.toml"
+    file.write_text("[optimize.gate]\n" + "".join(f"{name} = {limit}\n" for name, limit in limits.items()))
+    return file
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small log, its features, a checkpoint and a release, each made by its command."""
@@ -46,7 +53,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recsys("features", "build", log, "--out", folder / "features")
     recsys("train", folder / "features", "--out", folder / "checkpoint", "--recipe", recipe)
     recsys(
-        "optimize", folder / "checkpoint", "--features", folder / "features", "--out", folder / "releases", "--bits", 32
+        *("optimize", folder / "checkpoint", "--features", folder / "features", "--out", folder / "releases"),
+        *("--bits", 32, "--config", gate(folder, min_top10_overlap=0.9)),  # 17 users, and a model that learned little
     )
     return folder
 
@@ -185,6 +193,15 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(shop: Path, tmp_path: Pat
     assert not out.exists()
 
 
+def test_an_engine_that_the_gate_refuses_is_one_line_and_exit_status_3(shop: Path, tmp_path: Path) -> None:
+    out, limits = tmp_path / "releases", gate(tmp_path, max_relative_error=1e-9)
+    given = ("optimize", shop / "checkpoint", "--features", shop / "features", "--out", out, "--config", limits)
+    result = recsys(*given, check=False)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (3, "", 1), result.stderr
+    assert result.stderr.startswith("recsys: release refused, nothing published: relative error 0.00")
+    assert list(out.iterdir()) == []
+
+
 def test_a_damaged_manifest_is_refused_by_every_reader(shop: Path, tmp_path: Path) -> None:
     for name in ("features", "checkpoint"):
         folder = shutil.copytree(shop / name, tmp_path / name)
@@ -205,13 +222,20 @@ def test_evaluating_on_other_features_is_refused_with_both_digests(shop: Path, t
 @pytest.mark.slow
 def test_nightly_publishes_a_refitted_release(shop: Path) -> None:
     state = shop / "nightly"
-    recsys("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml", "--force")
+    limits = ("--config", gate(shop, max_relative_error=1e-9))
+    night = ("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml")
+    assert recsys(*night, *limits, check=False).returncode == 3
+    said = recsys(*night, *limits, "--force").stdout
     folder = artifact.resolve_release(state / "releases")
     manifest = artifact.verify(folder, "release")
+    marks = manifest.metrics["forced_past_gate"]
+    assert marks[0].startswith("before the cut: relative error 0.00")
+    assert any(mark.startswith("relative error 0.00") for mark in marks)
+    assert "gate: undecided" in said and f"FORCED past the gate: {marks[0]}" in said
     assert manifest.metrics["fitted_on"] == "all events"
     assert manifest.metrics["evaluation_before_refit"]["protocol"] == "time"
     assert "would leak" in refused("evaluate", folder, "--features", state / "gate" / "features")
-    again = ("nightly", shop / "log.csv.gz", "--state", state, "--recipe", shop / "tiny.toml", "--force", "--json")
+    again = (*night, "--force", "--json")
     first, second = (json.loads(recsys(*again, way).stdout) for way in ("--start", "--from-scratch"))
     assert (first["started"], first["why_from_scratch"]) == (True, None)
     assert (second["started"], second["why_from_scratch"]) == (False, "asked to")

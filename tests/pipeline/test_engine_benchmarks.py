@@ -19,7 +19,7 @@ from tests.conftest import write_events, write_features
 KEYS = {
     "latency_ratio_cold", "latency_ratio_warm", "memory_ratio", "disk_ratio", "accuracy_change", "accuracy_change_low",
     "quantization_loss_upper", "top10_overlap", "awq_error_ratio_8", "awq_error_ratio_4", "replay_ratio_cold",
-    "replay_ratio_warm", "peak_mb", "load_s",
+    "replay_ratio_warm", "peak_mb", "load_s", "awq_compensated_error_ratio_8", "awq_compensated_error_ratio_4",
 }  # fmt: skip
 
 
@@ -55,6 +55,14 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     assert again["accuracy_by_cause"] == values["accuracy_by_cause"]
     with pytest.raises(DataError, match="a run with another optimize; give another --out"):
         case_benchmark.run(ring_features, tiny_recipe, OptimizeConfig(bits=4), **given)
+
+
+def test_awq_alone_and_compensated_are_figures_of_their_own_by_hand() -> None:
+    methods = {"plain rounding": 0.2, "AWQ": 0.18, "AWQ, compensated": 0.12}
+    assert case_benchmark._error_ratios(methods, bits=4) == {
+        "awq_error_ratio_4": 0.9,
+        "awq_compensated_error_ratio_4": 0.6,
+    }
 
 
 def test_head_shapes_of_equal_width_are_compared(ring_features, tiny_recipe: Recipe, tmp_path) -> None:

@@ -1,7 +1,6 @@
 """Every engine keeps the same law: any split of a window into appends gives what one encode gives."""
 
 import copy
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.incremental import OpenWindow
 from recsys.model.reference import encode
+from recsys.runtime import cuda as cuda_module
 from recsys.runtime.cuda import CudaEngine
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.plans import Here, PlanName
-from recsys.runtime.tensorrt import TensorRtEngine, kept_names
+from recsys.runtime.tensorrt import Loaded, TensorRtEngine, kept_names
 from recsys.runtime.tiered import TieredEngine
+from tests.runtime.host_gpu import HostContext, HostGpu
 
 NUM_ITEMS, WINDOW = 50, 150
 CONFIG = ModelConfig(width=32, num_layers=2, num_heads=2, head_dim=16, feedforward_width=48, init_std=0.2)
@@ -68,44 +69,11 @@ def cuda(model: SequenceModel, items: ItemTable, tmp_path_factory) -> Callable[.
     )
 
 
-class HostGpu:
-    """A device whose memory is this process's: what the engine asks of CUDA, asked of the CPU."""
-
-    stream = 7
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, Any] = {}
-        self.num_captured = 0
-
-    def here(self) -> Here:
-        return Here(gpu_name="NVIDIA A100-SXM4-40GB", capability=80, driver="13.0")
-
-    def allocate(self, size_bytes: int) -> int:
-        block = ctypes.create_string_buffer(size_bytes)
-        self.blocks[ctypes.addressof(block)] = block
-        return ctypes.addressof(block)
-
-    def free(self, address: int) -> None:
-        del self.blocks[address]
-
-    def copy(self, target: int, source: int, size_bytes: int) -> None:
-        ctypes.memmove(target, source, size_bytes)
-
-    def upload(self, target: int, numbers: np.ndarray) -> None:
-        ctypes.memmove(target, numbers.ctypes.data, numbers.nbytes)
-
-    def download(self, numbers: np.ndarray, source: int) -> None:
-        ctypes.memmove(numbers.ctypes.data, source, numbers.nbytes)
-
-    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        self.num_captured += 1
-        return enqueue
-
-
-class OnnxContext:
+class OnnxContext(HostContext):
     """The graph that a plan is built from, computed by onnx's own reference implementation."""
 
-    def __init__(self, proto: Any) -> None:
+    def __init__(self, proto: Any, gpu: HostGpu) -> None:
+        super().__init__(gpu)
         from onnx.reference import ReferenceEvaluator
         from onnx.reference.op_run import OpRun
 
@@ -116,33 +84,16 @@ class OnnxContext:
                 return (np.take_along_axis(data, indices, axis=axis),)
 
         self._graph = ReferenceEvaluator(proto, new_ops=[GatherElements])
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self._types = {"embedded": np.float32, "vector": np.float32, "last": np.int32, "num_kept": np.int32}
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        self._shapes[name] = tuple(shape)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        batch, length, width = self._shapes["embedded"]
+        batch, length, width = self.shapes["embedded"]
         return (batch, width) if name == "vector" else (batch, length, CONFIG.num_heads, CONFIG.head_dim)
 
-    def set_tensor_address(self, name: str, address: int) -> None:
-        self._addresses[name] = address
-
-    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        kind = np.dtype(self._types.get(name, np.float16))
-        size = int(np.prod(shape)) * kind.itemsize
-        block = (ctypes.c_char * size).from_address(self._addresses[name])
-        return np.frombuffer(block, kind).reshape(shape)
-
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream == HostGpu.stream
-        inputs = {name: self._numbers(name, shape) for name, shape in self._shapes.items()}
+    def compute(self) -> None:
+        inputs = {name: self.numbers(name, shape) for name, shape in self.shapes.items()}
         outputs = ["vector", *kept_names(CONFIG.num_layers, "kept")]
         for name, values in zip(outputs, self._graph.run(None, inputs), strict=True):
-            self._numbers(name, self.get_tensor_shape(name))[...] = values
-        return True
+            self.numbers(name, self.get_tensor_shape(name))[...] = values
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +115,7 @@ def tensorrt_engine(model: SequenceModel, items: ItemTable, gpu: HostGpu) -> Ten
         plans=plans,
         window_size=WINDOW,
         gpu=gpu,
-        load=lambda _, name: OnnxContext(protos[name.graph]),
+        load=lambda _, name: Loaded(lambda: OnnxContext(protos[name.graph], gpu), captures=False),
     )
 
 
@@ -202,6 +153,29 @@ def check_law(engine: Engine, model: SequenceModel, tolerance: float) -> None:
 )
 def test_torch_keeps_the_law(cuda, model: SequenceModel, precision: str, cache: CacheFormat, tolerance: float) -> None:
     check_law(cuda(precision, cache), model, tolerance)
+
+
+def test_every_append_of_one_event_that_can_come_is_captured_before_the_first_request(cuda, monkeypatch) -> None:
+    captured: list[int] = []
+
+    class Captured:
+        def __init__(self, module: Any, inputs: list[torch.Tensor]) -> None:
+            captured.append(len(inputs[0]))
+            self.module = module
+
+        def __call__(self, *inputs: torch.Tensor) -> Any:
+            return self.module(*inputs)
+
+    monkeypatch.setattr(cuda_module, "_CapturedAppend", Captured)
+    monkeypatch.setattr(cuda_module, "_MAX_GRAPHS", 6)
+    engine = cuda("float32", CacheFormat.FLOAT32)
+    engine._captures = True
+    engine.warm_up()
+    assert sorted(captured) == [1, 1, 1, 2, 2, 2]  # up to 64, 128 and 192 kept events, of one session and of two
+    for num_sessions in (1, 2):
+        for length in (1, 63, 64, 65, 128, 129, 149):
+            engine.append(engine.open(windows(*[length] * num_sessions)), windows(*[1] * num_sessions))
+    assert len(captured) == 6
 
 
 def test_torch_without_a_gpu_says_what_to_use(items: ItemTable, tmp_path: Path) -> None:
