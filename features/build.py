@@ -68,6 +68,7 @@ def run(
     """
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     out = out.resolve()  # a link stays, and what it leads to is exchanged
+    _check_apart(source_paths, out)
     with locked(out) as died, _full_disk_is_said(out):
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)
@@ -94,6 +95,15 @@ def read_events(config: FeaturesConfig, source_paths: list[Path]) -> pl.DataFram
     joined = events.lazy().join(titles.lazy(), on="item_id", how="left", maintain_order="left", suffix="_file")
     filled = joined.with_columns(pl.coalesce("title", "title_file"), pl.coalesce("category", "category_file"))
     return filled.select(SCHEMA.keys()).collect()
+
+
+def _check_apart(source_paths: list[Path], out: Path) -> None:
+    for path in source_paths:
+        if path.resolve().is_relative_to(out):
+            raise DataError(
+                f"{path}: lies in the folder of the artifact, {out}, which is replaced as a whole; expected a log "
+                "elsewhere: move it, or choose another --out"
+            )
 
 
 @contextmanager

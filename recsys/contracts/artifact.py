@@ -141,6 +141,7 @@ class ArtifactWriter:
         target = self.folder / MANIFEST_NAME
         target.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
         fsync(target)
+        _check_replaceable(self.place, self.kind)
         for folder in [self.folder, *(p for p in self.folder.rglob("*") if p.is_dir())]:
             fsync(folder)
         _put_in_place(self.folder, self.place)
@@ -153,12 +154,10 @@ def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
     """A writer whose folder disappears unless `commit` was reached.
 
     Raises:
-        ArtifactError: `place` exists and is not an artifact of this kind (nothing is overwritten by mistake).
+        ArtifactError: `place` exists and is not an artifact of this kind, or holds files that are no part of it
+            (nothing is overwritten or removed by mistake).
     """
-    if place.exists() and any(place.iterdir() if place.is_dir() else [place]):
-        found = read_manifest(place).kind if (place / MANIFEST_NAME).exists() else "something else"
-        if found != kind:
-            raise ArtifactError(f"{place}: holds {found}, will not be replaced by {kind}; choose another folder")
+    _check_replaceable(place, kind)
     writer = ArtifactWriter(place, kind)
     writer.folder.mkdir(parents=True)
     try:
@@ -166,6 +165,23 @@ def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
         assert writer.manifest is not None, "commit was not called"
     finally:
         shutil.rmtree(writer.folder, ignore_errors=True)
+
+
+def _check_replaceable(place: Path, kind: str) -> None:
+    if not place.exists() or not any(place.iterdir() if place.is_dir() else [place]):
+        return
+    manifest = read_manifest(place) if (place / MANIFEST_NAME).exists() else None
+    if manifest is None or manifest.kind != kind:
+        found = "something else" if manifest is None else manifest.kind
+        raise ArtifactError(f"{place}: holds {found}, will not be replaced by {kind}; choose another folder")
+    there = sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = [path.relative_to(place).as_posix() for path in there]
+    foreign = [name for name in names if name not in manifest.files and name != MANIFEST_NAME]
+    if foreign:
+        raise ArtifactError(
+            f"{place}: holds files that are no part of its {kind} artifact and would be lost with it ({len(foreign)}, "
+            f"such as {foreign[0]!r}); move them to another folder, or choose another place for the artifact"
+        )
 
 
 def _put_in_place(folder: Path, place: Path) -> None:

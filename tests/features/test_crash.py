@@ -17,7 +17,7 @@ from features.build import FeaturesConfig, run
 from features.lock import locked
 from recsys import dataset
 from recsys.contracts import artifact
-from recsys.contracts.errors import DataError, LockedError
+from recsys.contracts.errors import ArtifactError, DataError, LockedError
 from recsys.contracts.protocol import Protocol
 from tests.features.test_incremental import HEADER, NOW_MS, S, digest_from_the_files, digest_of
 
@@ -134,6 +134,23 @@ def test_a_link_stays_and_what_it_leads_to_is_exchanged(tmp_path: Path) -> None:
     assert link.readlink() == real
     assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "log", "out", "who.txt"]
     assert [p.name for p in real.parent.iterdir()] == ["features"]
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_log_in_the_folder_of_the_artifact_is_refused_and_stays(tmp_path: Path, there_before: bool) -> None:
+    log, out, inside = tmp_path / "log", tmp_path / "out", tmp_path / "out" / "log"
+    add_day(log, 1)
+    if there_before:
+        run(CONFIG, [log], out, now_ms=NOW_MS)
+    out.mkdir(exist_ok=True)
+    add_day(inside, 2)
+    (tmp_path / "link").symlink_to(out)
+    for source, place in ((inside, out), (inside / "day-002.csv", out), (tmp_path / "link" / "log", tmp_path / "link")):
+        with pytest.raises(DataError, match="lies in the folder of the artifact"):
+            run(CONFIG, [log, source], place, now_ms=NOW_MS)
+    with pytest.raises(ArtifactError, match="would be lost" if there_before else "holds something else"):
+        run(CONFIG, [log], out, full=True, now_ms=NOW_MS)
+    assert (inside / "day-002.csv").exists()
 
 
 def test_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:
