@@ -95,9 +95,13 @@ def write(frame: pl.DataFrame, place: Path, first: int, last: int) -> Path:
 def without(place: Path, user_ids: list[str]) -> bool:
     """Remove the users from the files; whether any held one of them."""
     user = pl.nth(0).is_in(user_ids)
-    holding = [path for path in files(place) if user_ids and pl.scan_parquet(path).select(user.any()).collect().item()]
+    holding = [
+        path
+        for path in files(place)
+        if user_ids and pl.scan_parquet(path, glob=False).select(user.any()).collect().item()
+    ]
     for path in holding:
-        _write(pl.read_parquet(path).filter(~user).write_parquet, path)
+        _write(pl.read_parquet(path, glob=False).filter(~user).write_parquet, path)
     return bool(holding)
 
 

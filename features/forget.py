@@ -120,10 +120,14 @@ def _names(user_ids: list[str]) -> list[str]:
 
 def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.DataFrame:
     """Write the partition files that hold events of these users anew, without them; returns those events."""
-    gone = [pl.read_parquet(writer.place / state.generations[0].file_name(0)).clear()] if state.generations else []
+    gone = (
+        [pl.read_parquet(writer.place / state.generations[0].file_name(0), glob=False).clear()]
+        if state.generations
+        else []
+    )
     for generation in state.generations:
         for partition in sorted(set((users["bucket"] % generation.num_partitions).to_list())):
-            events = pl.read_parquet(writer.place / generation.file_name(partition))
+            events = pl.read_parquet(writer.place / generation.file_name(partition), glob=False)
             is_gone = events["user_index"].is_in(users["user_index"].implode())
             if is_gone.any():
                 gone.append(events.filter(is_gone).with_columns(generation=pl.lit(generation.name)))
@@ -179,6 +183,6 @@ def _moments(writer: ArtifactWriter, generation: Generation) -> pl.DataFrame:
     names = [generation.file_name(number) for number in range(generation.num_partitions)]
     files = [writer.folder / name if (writer.folder / name).exists() else writer.place / name for name in names]
     moment: Any = pl.col("timestamp_ms")
-    scan = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore")
+    scan = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", glob=False)
     moments = scan.select("item_index", moment).group_by("item_index").agg(first_ms=moment.min(), last_ms=moment.max())
     return moments.collect(engine="streaming")

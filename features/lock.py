@@ -1,6 +1,7 @@
 """One run at a time on an artifact. The lock is the kernel's: it goes with the process that holds it."""
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def locked(out: Path) -> Iterator[str | None]:
         os.pwrite(
             descriptor, f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}".encode(), 0
         )
-        for leftover in (*out.parent.glob(f".{out.name}.writing-*"), scratch_of(out)):
+        for leftover in (*out.parent.glob(f".{glob.escape(out.name)}.writing-*"), scratch_of(out)):
             shutil.rmtree(leftover, ignore_errors=True)
         recover(out)
         yield f"{died} ended without finishing; what it left was removed" if died else None

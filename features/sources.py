@@ -166,7 +166,7 @@ def _check_text(path: Path, content: bytes) -> None:
 def _parquet(path: Path) -> Iterator[RawFile]:
     """Parts of BATCH_ROWS rows, in the types of the file except for what no text is."""
     try:
-        scan = pl.scan_parquet(path)
+        scan = pl.scan_parquet(path, glob=False)
         num_rows = int(scan.select(pl.len()).collect().item())
         for start in range(0, num_rows, BATCH_ROWS):
             frame = scan.slice(start, BATCH_ROWS).select(~(cs.nested() | cs.object())).collect()

@@ -47,10 +47,10 @@ class State:
             )
         return cls(
             manifest=manifest,
-            items=pl.read_parquet(out / ITEMS_FILE).select(catalogue.SCHEMA.keys()),
+            items=pl.read_parquet(out / ITEMS_FILE, glob=False).select(catalogue.SCHEMA.keys()),
             event_types=manifest.metrics["event_types"],
-            users=pl.read_parquet(out / USERS_FILE),
-            days=Counter(dict(pl.read_parquet(out / DAYS_FILE).rows())),
+            users=pl.read_parquet(out / USERS_FILE, glob=False),
+            days=Counter(dict(pl.read_parquet(out / DAYS_FILE, glob=False).rows())),
             generations=generations(out),
             tombstones=Tombstones.load(out),
         )

@@ -52,7 +52,7 @@ class PeerRanker:
             )
             if process.returncode:
                 raise DataError(f"{SCRIPT} {kind} failed: {process.stderr[-500:]}; run it by hand to see why")
-            self._lists = _lists(pl.read_parquet(out), data.fit)
+            self._lists = _lists(pl.read_parquet(out, glob=False), data.fit)
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         """See `recsys.evaluation.baselines.Ranker.rank`; lists are as long as was asked for at first, at most."""

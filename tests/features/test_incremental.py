@@ -40,7 +40,7 @@ def digest_of(manifest: Manifest) -> str:
 def digest_from_the_files(place: Path) -> str:
     """The content digest computed anew from what is stored, partition by partition."""
     manifest = artifact.verify(place, "features")
-    items, users = (pl.read_parquet(place / f"{name}.parquet") for name in ("items", "users"))
+    items, users = (pl.read_parquet(place / f"{name}.parquet", glob=False) for name in ("items", "users"))
     names = [entry["name"] for entry in manifest.metrics["source_files"]]
     totals = Totals(items["item_id"], manifest.metrics["event_types"], names)
     layout = generations(place)
