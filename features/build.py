@@ -5,20 +5,18 @@ files, and publishes a folder in which all that did not change is the same file 
 that of a rebuild from all files, by the content digest.
 """
 
-import errno
 import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
 
-from features import digest, duplicates, generations, pruning, report, sources, split
+from features import digest, duplicates, generations, pruning, report, sources, split, trouble
 from features.catalogue import Catalogue
 from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
@@ -63,16 +61,17 @@ def run(
     stays as it is. `renumber` makes a full rebuild that numbers items and event types anew.
 
     Raises:
-        DataError: the log cannot be used; `out` is as it was.
+        DataError: the log or the disk cannot be used; `out` is as it was.
+        DamagedError: the artifact at `out` is damaged, and what is damaged is needed.
         LockedError: another run is at work on `out`.
     """
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     out = out.resolve()  # a link stays, and what it leads to is exchanged
     _check_apart(source_paths, out)
-    with locked(out) as died, _full_disk_is_said(out):
+    with locked(out) as died, trouble.said(out):
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)
-        state = State.load(out)
+        state = State.load(out, rebuild=full, renumber=renumber)
         todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
             return state.manifest
@@ -104,19 +103,6 @@ def _check_apart(source_paths: list[Path], out: Path) -> None:
                 f"{path}: lies in the folder of the artifact, {out}, which is replaced as a whole; expected a log "
                 "elsewhere: move it, or choose another --out"
             )
-
-
-@contextmanager
-def _full_disk_is_said(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pl.exceptions.ComputeError) as error:
-        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if getattr(error, "errno", None) in numbers or any(f"os error {number}" in str(error) for number in numbers):
-            raise DataError(
-                f"{out}: the disk is full; the artifact is as it was, free some space and run again"
-            ) from None
-        raise
 
 
 def _is_up_to_date(config: FeaturesConfig, manifest: Manifest, todo: Plan) -> bool:

@@ -12,6 +12,7 @@ import polars as pl
 
 from features.lock import locked
 from features.tombstones import moving_away
+from features.trouble import said
 from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
 
@@ -37,7 +38,7 @@ def held(out: Path) -> Iterator[Path]:
         LockedError: another run holds it.
     """
     place = folder_of(out)
-    with locked(place):
+    with locked(place), said(out):
         place.mkdir(parents=True, exist_ok=True)
         for leftover in place.glob(".events-*"):
             leftover.unlink()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features import event_files, generations
+from features import event_files, generations, trouble
 from features.build import Night
 from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
@@ -87,7 +87,7 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
     content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
     """
     place = place.resolve()
-    with locked(place):
+    with locked(place), trouble.said(place):
         state = State.load(place)
         manifest = state.manifest
         assert manifest is not None

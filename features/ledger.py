@@ -18,6 +18,7 @@ from features.numbering import BUCKET_SEED
 from features.sources import is_typed
 from features.state import State
 from features.tombstones import moving_away
+from features.trouble import reading
 from recsys.contracts.artifact import FORMAT_VERSIONS, sha256_of
 from recsys.contracts.errors import DataError
 
@@ -52,6 +53,7 @@ def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
     return {**settings, "hash_probe": hashes, "reading_rules": READING_RULES}
 
 
+@reading()
 def plan(config: FeaturesConfig, files: list[Path], state: State, out: Path, *, has_times: bool, full: bool) -> Plan:
     """Compare tonight's files with those of the artifact at `out`.
 
@@ -59,7 +61,8 @@ def plan(config: FeaturesConfig, files: list[Path], state: State, out: Path, *, 
     or not, is a copy and is not read.
 
     Raises:
-        DataError: two files with one name, or a full rebuild that would lose the events of absent files.
+        DataError: a file cannot be read, two files have one name, or a full rebuild would lose the events of absent
+            files.
     """
     by_name = {path.name: path for path in sorted(files, key=lambda path: path.name)}
     if len(by_name) < len(set(files)):

@@ -13,6 +13,7 @@ import polars.selectors as cs
 from features.delimited import MAX_RECORD_LINES, read_delimited
 from features.formats import Format, Layout
 from features.lines import LINE, RawFile, read_json_lines, read_sequences, read_split
+from features.trouble import reading
 from recsys.contracts.errors import DataError, RefusedError
 
 BLOCK_BYTES: Final = 8 << 20
@@ -26,11 +27,12 @@ _SUFFIXES = {".csv", ".tsv", ".txt", ".dat", ".inter", ".data", *_TYPED}
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".data": "\t"}
 
 
+@reading()
 def find_files(sources: list[Path], layout: Format) -> list[Path]:
     """The log's files, sorted by name within each folder.
 
     Raises:
-        DataError: a source is missing, or a folder holds no file of the format.
+        DataError: a source is missing or cannot be read, or a folder holds no file of the format.
     """
     if not sources:
         raise DataError("no event log given; name a file or a folder")

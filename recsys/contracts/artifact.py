@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys.contracts.errors import ArtifactError
+from recsys.contracts.errors import ArtifactError, DamagedError
 
 MANIFEST_NAME: Final = "manifest.json"
 FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1, "step": 1}
@@ -238,7 +238,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest, its own digest checked; the files are not read.
 
     Raises:
-        ArtifactError: no manifest, not JSON, altered, or fields missing.
+        ArtifactError: no manifest, or it cannot be read.
+        DamagedError: not JSON, altered, or fields missing.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -246,11 +247,13 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(fields)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder}: no artifact here ({MANIFEST_NAME} is missing); check the path") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     except (ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path}: damaged manifest ({reason}); build the artifact again") from None
+        raise DamagedError(f"{path}: damaged manifest ({reason}); build the artifact again") from None
     if _digest(fields) != manifest.digest:
-        raise ArtifactError(f"{path}: damaged manifest (altered after it was written); build the artifact again")
+        raise DamagedError(f"{path}: damaged manifest (altered after it was written); build the artifact again")
     return manifest
 
 
@@ -258,7 +261,8 @@ def verify(folder: Path, kind: str) -> Manifest:
     """The manifest of an artifact whose every file has the size and sha256 it names.
 
     Raises:
-        ArtifactError: another kind or version, or a file missing, truncated or altered.
+        ArtifactError: another kind or version.
+        DamagedError: a file is missing, truncated or altered.
     """
     manifest = read_manifest(folder)
     if manifest.kind != kind:
@@ -269,18 +273,22 @@ def verify(folder: Path, kind: str) -> Manifest:
             f"{FORMAT_VERSIONS[kind]}; build it again with this program"
         )
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: file is missing; build the artifact again")
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise ArtifactError(
-                f"{path}: truncated or altered, {size} bytes found, {entry.size_bytes} expected; "
-                "build the artifact again"
-            )
-        if sha256_of(path) != entry.sha256:
-            raise ArtifactError(f"{path}: altered, sha256 differs from the manifest; build the artifact again")
+        problem = damage(folder / name, entry)
+        if problem is not None:
+            raise DamagedError(f"{folder / name}: {problem}; build the artifact again")
     return manifest
+
+
+def damage(path: Path, entry: FileEntry, *, is_hashed: bool = True) -> str | None:
+    """In what a file is not as its entry says, or None; unless `is_hashed`, only its size is looked at."""
+    if not path.is_file():
+        return "file is missing"
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return f"truncated or altered, {size} bytes found, {entry.size_bytes} expected"
+    if is_hashed and sha256_of(path) != entry.sha256:
+        return "altered, sha256 differs from the manifest"
+    return None
 
 
 def check_parent(child: Manifest, name: str, parent: Manifest, where: Path) -> None:

@@ -143,18 +143,6 @@ def test_parquet_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_a_file_that_cannot_be_opened_is_not_said_to_have_another_header(shop: Path, monkeypatch) -> None:
-    (shop / "log" / "day-2.csv").write_text(NEXT)
-
-    def denied(*_):
-        raise DataError("day-2.csv: cannot be read: Permission denied; check its permissions")
-
-    monkeypatch.setattr(sources, "read", denied)
-    with pytest.raises(DataError, match=r"check its permissions$") as refused:
-        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
-    assert not isinstance(refused.value, RefusedError)
-
-
 def test_a_pattern_for_texts_leaves_columns_of_moments_alone(tmp_path: Path) -> None:
     moments = [datetime.datetime(2024, 2, 3, n, tzinfo=datetime.UTC) for n in range(3)]
     pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["i"] * 3, "timestamp": moments}).write_parquet(
