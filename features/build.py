@@ -58,7 +58,8 @@ def run(
     """Bring the artifact at `out` up to date with the logs; without one, or if `full`, from all files.
 
     Every row read is an event, left out by a rule, or in the quarantine. Where nothing is new, the artifact
-    stays as it is. `renumber` makes a full rebuild that numbers items and event types anew.
+    stays as it is, and the metrics of the manifest that is returned say so (`up_to_date`). `renumber` makes a
+    full rebuild that numbers items and event types anew.
 
     Raises:
         DataError: the log or the disk cannot be used; `out` is as it was.
@@ -74,7 +75,7 @@ def run(
         state = State.load(out, rebuild=full, renumber=renumber)
         todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
-            return state.manifest
+            return _unchanged(state.manifest, died)
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
         except duplicates.LateOriginalError:
@@ -108,6 +109,12 @@ def _check_apart(source_paths: list[Path], out: Path) -> None:
 def _is_up_to_date(config: FeaturesConfig, manifest: Manifest, todo: Plan) -> bool:
     same_config = manifest.config == config.model_dump(mode="json")
     return todo.why_full is None and same_config and len(todo.sources) == len(manifest.metrics["source_files"])
+
+
+def _unchanged(manifest: Manifest, died: str | None) -> Manifest:
+    """The manifest of an artifact that stays, with what is said of tonight's run in place of that of the last."""
+    nothing = {"up_to_date": True, "tonight": {"num_files": 0, "num_events": 0}, "why_full": None, "died_before": died}
+    return manifest.model_copy(update={"metrics": manifest.metrics | nothing})
 
 
 def _publish(
@@ -372,6 +379,7 @@ class Night:
             "content_digest": digest.content_digest(sum_of_events, items),
             "pruning": self._pruning_cost(items, scores, users),
             "num_forgotten": len(self.state.tombstones),
+            "up_to_date": False,
             "tonight": {"num_files": len(self.todo.new), "num_events": self.totals.num_events},
         }
         self.steps.done("figures")

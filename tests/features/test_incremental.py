@@ -23,6 +23,7 @@ from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.histories import generations, read_partition
+from recsys.pipeline.tables import features_summary
 from tests.features.test_build import histories_of
 from tests.features.test_real_logs import REAL_DATA
 
@@ -152,8 +153,16 @@ def test_nothing_new_leaves_the_artifact_as_it_is(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
     before = (tmp_path / "out").stat().st_ino
     (tmp_path / "log" / "day-000.csv").touch()  # another time, the same content
-    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    published = artifact.read_manifest(tmp_path / "out")
+    (tmp_path / ".out.lock").write_text("process 7")
+    found = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert (tmp_path / "out").stat().st_ino == before
+    assert (published.metrics["up_to_date"], found.metrics["up_to_date"]) == (False, True)
+    assert found.metrics["tonight"] == {"num_files": 0, "num_events": 0}
+    assert found.metrics["died_before"].startswith("process 7 ended without finishing")
+    said = features_summary(found, tmp_path / "out")
+    assert f"\ntonight: nothing new; the artifact of {published.created_at} stays\n" in said
+    assert "added" not in said
 
 
 def test_an_item_that_crosses_the_threshold_rewrites_no_history(tmp_path: Path) -> None:
@@ -226,7 +235,7 @@ def test_a_copy_that_comes_before_its_original_gives_what_a_rebuild_gives(tmp_pa
     assert "a copy of a file comes before it" in manifest.metrics["why_full"]
     assert digest_of(manifest) == digest_of(run(config, [tmp_path / "log"], tmp_path / "other", now_ms=NOW_MS))
     again = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
-    assert again == manifest  # nothing is new
+    assert again.metrics["up_to_date"]
 
 
 def test_a_file_that_changed_leads_to_a_full_rebuild_that_says_so(tmp_path: Path) -> None:
