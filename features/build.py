@@ -72,15 +72,16 @@ def run(
     with locked(out) as died, trouble.said(out):
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)
+        asked = "asked for" if full or renumber else None
         state = State.load(out, rebuild=full, renumber=renumber)
-        todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
+        todo = plan(config, files, state, out, has_times=bool(layout.timestamp), asked=asked)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
             return _unchanged(state.manifest, died)
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
-        except duplicates.LateOriginalError:
-            todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=True)
-            todo.why_full = "a new file has the original of an event that was read before"
+        except duplicates.LateOriginalError as late:
+            asked = f"{todo.sources[late.source]['name']} has the original of an event that was read before"
+            todo = plan(config, files, state, out, has_times=bool(layout.timestamp), asked=asked)
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 
 
