@@ -166,15 +166,15 @@ def _check_text(path: Path, content: bytes) -> None:
 
 
 def _parquet(path: Path) -> Iterator[RawFile]:
-    """Parts of BATCH_ROWS rows, in the types of the file except for what no text is."""
+    """Parts of BATCH_ROWS rows, or one of none, in the types of the file except for what no text is."""
     try:
         scan = pl.scan_parquet(path, glob=False)
         num_rows = int(scan.select(pl.len()).collect().item())
-        for start in range(0, num_rows, BATCH_ROWS):
+        for start in range(0, max(1, num_rows), BATCH_ROWS):
             frame = scan.slice(start, BATCH_ROWS).select(~(cs.nested() | cs.object())).collect()
             columns = [_readable(column) for column in frame]
             flat = pl.DataFrame([column for column in columns if column is not None])
-            share = min(1.0, (start + BATCH_ROWS) / num_rows)
+            share = min(1.0, (start + BATCH_ROWS) / max(1, num_rows))
             yield RawFile(flat.with_row_index(LINE, offset=start + 1), [], share)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RefusedError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}); write it again") from None
