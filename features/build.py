@@ -313,6 +313,7 @@ class Night:
         if count == 1:
             return
         older, kept = self.generations[-count:], self.generations[:-count]
+        self._check_sound(older)
         merged = generations.merge(
             self.folder,
             older,
@@ -324,6 +325,15 @@ class Night:
         )
         self.generations = [*kept, merged]
         self.sizes = {g.name: self.sizes[g.name] for g in kept} | {merged.name: sum(sizes[-count:])}
+
+    def _check_sound(self, older: list[Generation]) -> None:
+        """What is written anew gets a sha256 of its own, so it has to be what it was until now."""
+        files = {} if self.state.manifest is None else self.state.manifest.files
+        for generation in older:
+            for number in range(generation.num_partitions):
+                name = generation.file_name(number)
+                if name in files and generation in self.state.generations:
+                    trouble.check(self.writer.place, name, files[name])
 
     def _check_types(self) -> None:
         if len(self.types) > MAX_EVENT_TYPES:

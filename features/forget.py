@@ -120,6 +120,7 @@ def _names(user_ids: list[str]) -> list[str]:
 
 def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.DataFrame:
     """Write the partition files that hold events of these users anew, without them; returns those events."""
+    assert state.manifest is not None
     gone = (
         [pl.read_parquet(writer.place / state.generations[0].file_name(0), glob=False).clear()]
         if state.generations
@@ -127,11 +128,13 @@ def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.Da
     )
     for generation in state.generations:
         for partition in sorted(set((users["bucket"] % generation.num_partitions).to_list())):
-            events = pl.read_parquet(writer.place / generation.file_name(partition), glob=False)
+            name = generation.file_name(partition)
+            trouble.check(writer.place, name, state.manifest.files[name])
+            events = pl.read_parquet(writer.place / name, glob=False)
             is_gone = events["user_index"].is_in(users["user_index"].implode())
             if is_gone.any():
                 gone.append(events.filter(is_gone).with_columns(generation=pl.lit(generation.name)))
-                (writer.folder / generation.file_name(partition)).parent.mkdir(parents=True, exist_ok=True)
+                (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 generations.write(writer.folder, generation, partition, events.filter(~is_gone))
     return pl.concat(gone, how="diagonal")
 

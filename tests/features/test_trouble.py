@@ -26,9 +26,9 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def flip(file: Path) -> None:
+def flip(file: Path, share: float = 0.5) -> None:
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    data[int(len(data) * share)] ^= 0xFF
     file.write_bytes(data)
 
 
@@ -84,6 +84,21 @@ def test_a_damaged_artifact_is_said_and_can_be_mended(
     assert mended.metrics["event_types"] == numbers
     assert digest_from_the_files(shop / "out") == digest_of(mended)
     assert sorted(path.name for path in shop.iterdir()) == ["log", "out", "who.txt"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
+def test_damaged_histories_are_not_merged_into_sound_ones(tmp_path: Path, share: float) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    add_day(log, 1)
+    run(CONFIG, [log], out, now_ms=NOW_MS)
+    (tmp_path / "who.txt").write_text("".join(f"u{n}\n" for n in range(37)))
+    for file in (out / "histories").rglob("*.parquet"):
+        flip(file, share)  # mostly another value, which no reader of Parquet notices
+    with pytest.raises(DamagedError, match=r"part-.*altered, sha256"):
+        forget.run([out], tmp_path / "who.txt")
+    add_day(log, 2)
+    with pytest.raises(DamagedError, match=r"part-.*altered, sha256"):
+        run(CONFIG, [log], out, now_ms=NOW_MS)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, flip, lambda file: file.write_text("{}")])
