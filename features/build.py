@@ -5,20 +5,18 @@ files, and publishes a folder in which all that did not change is the same file 
 that of a rebuild from all files, by the content digest.
 """
 
-import errno
 import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
 
-from features import digest, duplicates, generations, pruning, report, sources, split
+from features import digest, duplicates, generations, pruning, report, sources, split, trouble
 from features.catalogue import Catalogue
 from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
@@ -60,26 +58,30 @@ def run(
     """Bring the artifact at `out` up to date with the logs; without one, or if `full`, from all files.
 
     Every row read is an event, left out by a rule, or in the quarantine. Where nothing is new, the artifact
-    stays as it is. `renumber` makes a full rebuild that numbers items and event types anew.
+    stays as it is, and the metrics of the manifest that is returned say so (`up_to_date`). `renumber` makes a
+    full rebuild that numbers items and event types anew.
 
     Raises:
-        DataError: the log cannot be used; `out` is as it was.
+        DataError: the log or the disk cannot be used; `out` is as it was.
+        DamagedError: the artifact at `out` is damaged, and what is damaged is needed.
         LockedError: another run is at work on `out`.
     """
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     out = out.resolve()  # a link stays, and what it leads to is exchanged
-    with locked(out) as died, _full_disk_is_said(out):
+    _check_apart(source_paths, out)
+    with locked(out) as died, trouble.said(out):
         layout = resolve(config)
         files = sources.find_files(source_paths, layout)
-        state = State.load(out)
-        todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
+        asked = "asked for" if full or renumber else None
+        state = State.load(out, rebuild=full, renumber=renumber)
+        todo = plan(config, files, state, out, has_times=bool(layout.timestamp), asked=asked)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
-            return state.manifest
+            return _unchanged(state.manifest, died)
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
-        except duplicates.LateOriginalError:
-            todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=True)
-            todo.why_full = "a new file has the original of an event that was read before"
+        except duplicates.LateOriginalError as late:
+            asked = f"{todo.sources[late.source]['name']} has the original of an event that was read before"
+            todo = plan(config, files, state, out, has_times=bool(layout.timestamp), asked=asked)
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 
 
@@ -96,22 +98,24 @@ def read_events(config: FeaturesConfig, source_paths: list[Path]) -> pl.DataFram
     return filled.select(SCHEMA.keys()).collect()
 
 
-@contextmanager
-def _full_disk_is_said(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pl.exceptions.ComputeError) as error:
-        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if getattr(error, "errno", None) in numbers or any(f"os error {number}" in str(error) for number in numbers):
+def _check_apart(source_paths: list[Path], out: Path) -> None:
+    for path in source_paths:
+        if path.resolve().is_relative_to(out):
             raise DataError(
-                f"{out}: the disk is full; the artifact is as it was, free some space and run again"
-            ) from None
-        raise
+                f"{path}: lies in the folder of the artifact, {out}, which is replaced as a whole; expected a log "
+                "elsewhere: move it, or choose another --out"
+            )
 
 
 def _is_up_to_date(config: FeaturesConfig, manifest: Manifest, todo: Plan) -> bool:
     same_config = manifest.config == config.model_dump(mode="json")
     return todo.why_full is None and same_config and len(todo.sources) == len(manifest.metrics["source_files"])
+
+
+def _unchanged(manifest: Manifest, died: str | None) -> Manifest:
+    """The manifest of an artifact that stays, with what is said of tonight's run in place of that of the last."""
+    nothing = {"up_to_date": True, "tonight": {"num_files": 0, "num_events": 0}, "why_full": None, "died_before": died}
+    return manifest.model_copy(update={"metrics": manifest.metrics | nothing})
 
 
 def _publish(
@@ -309,6 +313,7 @@ class Night:
         if count == 1:
             return
         older, kept = self.generations[-count:], self.generations[:-count]
+        self._check_sound(older)
         merged = generations.merge(
             self.folder,
             older,
@@ -320,6 +325,15 @@ class Night:
         )
         self.generations = [*kept, merged]
         self.sizes = {g.name: self.sizes[g.name] for g in kept} | {merged.name: sum(sizes[-count:])}
+
+    def _check_sound(self, older: list[Generation]) -> None:
+        """What is written anew gets a sha256 of its own, so it has to be what it was until now."""
+        files = {} if self.state.manifest is None else self.state.manifest.files
+        for generation in older:
+            for number in range(generation.num_partitions):
+                name = generation.file_name(number)
+                if name in files and generation in self.state.generations:
+                    trouble.check(self.writer.place, name, files[name])
 
     def _check_types(self) -> None:
         if len(self.types) > MAX_EVENT_TYPES:
@@ -376,6 +390,7 @@ class Night:
             "content_digest": digest.content_digest(sum_of_events, items),
             "pruning": self._pruning_cost(items, scores, users),
             "num_forgotten": len(self.state.tombstones),
+            "up_to_date": False,
             "tonight": {"num_files": len(self.todo.new), "num_events": self.totals.num_events},
         }
         self.steps.done("figures")

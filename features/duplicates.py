@@ -11,6 +11,11 @@ _COPY = ("user_index", "item_index", "timestamp_ms", "event_type")
 class LateOriginalError(Exception):
     """A file that comes before known ones in order of names has the original of a known event."""
 
+    def __init__(self, source: int) -> None:
+        super().__init__(source)
+        self.source = source
+        """Number of that file."""
+
 
 def first_of_each(stored: pl.DataFrame, new: pl.DataFrame, rank: Integers, *, drop_copies: bool) -> pl.DataFrame:
     """The new events that are neither repeats of an event id nor, if asked, copies of rows of earlier files.
@@ -33,8 +38,18 @@ def first_of_each(stored: pl.DataFrame, new: pl.DataFrame, rank: Integers, *, dr
         both = both.filter(pl.col("place") == pl.col("place").min().over(_COPY))
     kept = both.filter(pl.col("at") >= 0).sort("at")
     if len(both) - len(kept) < len(stored):
-        raise LateOriginalError
+        raise LateOriginalError(_late_source(stored, kept, [_USER_AND_ID, *([_COPY] if drop_copies else [])]))
     return new[kept["at"]]
+
+
+def _late_source(stored: pl.DataFrame, kept: pl.DataFrame, keys: list[tuple[str, ...]]) -> int:
+    """Of the first event that is kept though a stored one has the same key."""
+    for key in keys:
+        if set(key) <= {*stored.columns} & {*kept.columns}:
+            late = kept.join(stored, on=key, how="semi")
+            if len(late):
+                return int(late["source"][0])
+    raise AssertionError("no stored event gives way")
 
 
 def applies(new: list[str], drop_copies: bool) -> bool:

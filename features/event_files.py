@@ -12,6 +12,7 @@ import polars as pl
 
 from features.lock import locked
 from features.tombstones import moving_away
+from features.trouble import said
 from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
 
@@ -37,7 +38,7 @@ def held(out: Path) -> Iterator[Path]:
         LockedError: another run holds it.
     """
     place = folder_of(out)
-    with locked(place):
+    with locked(place), said(out):
         place.mkdir(parents=True, exist_ok=True)
         for leftover in place.glob(".events-*"):
             leftover.unlink()
@@ -95,9 +96,13 @@ def write(frame: pl.DataFrame, place: Path, first: int, last: int) -> Path:
 def without(place: Path, user_ids: list[str]) -> bool:
     """Remove the users from the files; whether any held one of them."""
     user = pl.nth(0).is_in(user_ids)
-    holding = [path for path in files(place) if user_ids and pl.scan_parquet(path).select(user.any()).collect().item()]
+    holding = [
+        path
+        for path in files(place)
+        if user_ids and pl.scan_parquet(path, glob=False).select(user.any()).collect().item()
+    ]
     for path in holding:
-        _write(pl.read_parquet(path).filter(~user).write_parquet, path)
+        _write(pl.read_parquet(path, glob=False).filter(~user).write_parquet, path)
     return bool(holding)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features import event_files, generations
+from features import event_files, generations, trouble
 from features.build import Night
 from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
@@ -87,7 +87,7 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
     content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
     """
     place = place.resolve()
-    with locked(place):
+    with locked(place), trouble.said(place):
         state = State.load(place)
         manifest = state.manifest
         assert manifest is not None
@@ -120,14 +120,21 @@ def _names(user_ids: list[str]) -> list[str]:
 
 def _rewrite(writer: ArtifactWriter, state: State, users: pl.DataFrame) -> pl.DataFrame:
     """Write the partition files that hold events of these users anew, without them; returns those events."""
-    gone = [pl.read_parquet(writer.place / state.generations[0].file_name(0)).clear()] if state.generations else []
+    assert state.manifest is not None
+    gone = (
+        [pl.read_parquet(writer.place / state.generations[0].file_name(0), glob=False).clear()]
+        if state.generations
+        else []
+    )
     for generation in state.generations:
         for partition in sorted(set((users["bucket"] % generation.num_partitions).to_list())):
-            events = pl.read_parquet(writer.place / generation.file_name(partition))
+            name = generation.file_name(partition)
+            trouble.check(writer.place, name, state.manifest.files[name])
+            events = pl.read_parquet(writer.place / name, glob=False)
             is_gone = events["user_index"].is_in(users["user_index"].implode())
             if is_gone.any():
                 gone.append(events.filter(is_gone).with_columns(generation=pl.lit(generation.name)))
-                (writer.folder / generation.file_name(partition)).parent.mkdir(parents=True, exist_ok=True)
+                (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 generations.write(writer.folder, generation, partition, events.filter(~is_gone))
     return pl.concat(gone, how="diagonal")
 
@@ -179,6 +186,6 @@ def _moments(writer: ArtifactWriter, generation: Generation) -> pl.DataFrame:
     names = [generation.file_name(number) for number in range(generation.num_partitions)]
     files = [writer.folder / name if (writer.folder / name).exists() else writer.place / name for name in names]
     moment: Any = pl.col("timestamp_ms")
-    scan = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore")
+    scan = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", glob=False)
     moments = scan.select("item_index", moment).group_by("item_index").agg(first_ms=moment.min(), last_ms=moment.max())
     return moments.collect(engine="streaming")

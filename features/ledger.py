@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from features.numbering import BUCKET_SEED
 from features.sources import is_typed
 from features.state import State
 from features.tombstones import moving_away
+from features.trouble import reading
 from recsys.contracts.artifact import FORMAT_VERSIONS, sha256_of
 from recsys.contracts.errors import DataError
 
@@ -41,7 +42,7 @@ class Plan:
     fingerprint: dict[str, Any]
     """What the events were read by, those of tonight included."""
     absent: list[str] = field(default_factory=list)
-    """Files read before that are not among tonight's; their events stay."""
+    """Files read before whose content is not among tonight's, under whatever name; their events stay."""
 
 
 def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
@@ -52,45 +53,56 @@ def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
     return {**settings, "hash_probe": hashes, "reading_rules": READING_RULES}
 
 
-def plan(config: FeaturesConfig, files: list[Path], state: State, out: Path, *, has_times: bool, full: bool) -> Plan:
-    """Compare tonight's files with those of the artifact at `out`.
+@reading()
+def plan(
+    config: FeaturesConfig, files: list[Path], state: State, out: Path, *, has_times: bool, asked: str | None
+) -> Plan:
+    """Compare tonight's files with those of the artifact at `out`; all are read again if `asked`, for this reason.
 
     Files are known by name, size and time, or else by their sha256; a file with the content of another, compressed
     or not, is a copy and is not read.
 
     Raises:
-        DataError: two files with one name, or a full rebuild that would lose the events of absent files.
+        DataError: a file cannot be read, two files have one name, or a full rebuild would lose the events of absent
+            files.
     """
     by_name = {path.name: path for path in sorted(files, key=lambda path: path.name)}
     if len(by_name) < len(set(files)):
         twice = next(path for path in files if by_name[path.name] != path)
         raise DataError(f"{twice}: {by_name[twice.name]} has the same name; files are known by name, rename one")
-    why_full = _why_full(config, state, full)
+    why_full = _why_full(config, state, asked)
     known = {entry["name"]: dict(entry) for entry in state.metrics.get("source_files", [])}
-    fresh: list[dict[str, Any]] = []
-    for name, path in by_name.items():
-        entry = _entry(path)
+    new_names = [name for name in by_name if name not in known]
+    for name in by_name:
         if name in known and why_full is None:
-            why_full = _difference(known[name], entry, path)
-        elif name not in known or why_full is not None:
-            fresh.append(entry)
-    absent = [name for name in known if name not in by_name]
-    if why_full is None and not has_times and fresh and known and fresh[0]["name"] < max(known):
-        why_full = f"{fresh[0]['name']} comes before files already read, and the log has no times"
+            why_full = _difference(known[name], by_name[name])
+    if why_full is None and not has_times and new_names and known and new_names[0] < max(known):
+        why_full = f"{new_names[0]} comes before files already read, and the log has no times"
+    fresh = _entries(by_name[name] for name in (new_names if why_full is None else by_name))
+    absent = _absent(known, by_name, fresh, is_full=why_full is not None)
     if why_full is not None and absent:
         raise DataError(
             f"{by_name[next(iter(by_name))].parent}: a full rebuild is needed ({why_full}) but {len(absent)} files "
-            f"read before are missing, such as {absent[0]!r}; put them back, or do without: "
-            f"{moving_away(out)}, and run again"
+            f"read before are missing, such as {absent[0]!r}, and no file has their content under another name; put "
+            f"them back, or do without: {moving_away(out)}, and run again"
         )
     sources = list(known.values()) if why_full is None else []
-    fresh = fresh if why_full is None else [_entry(path) for path in by_name.values()]
     new = _register(fresh, by_name, sources)
-    if why_full is None and not absent and any(entry["name"] < entry.get("copy_of", "") for entry in fresh):
+    copies = {entry["name"]: entry["copy_of"] for entry in fresh if "copy_of" in entry}
+    if why_full is None and not absent and any(name < of and of in by_name for name, of in copies.items()):
         why_full = "a copy of a file comes before it, and a rebuild reads the first of them"
         sources = []
-        new = _register([_entry(path) for path in by_name.values()], by_name, sources)
+        new = _register(_entries(by_name.values()), by_name, sources)
     return Plan(new, sources, why_full, next(iter(by_name.values())), fingerprint(config), absent)
+
+
+def _absent(
+    known: dict[str, dict[str, Any]], by_name: dict[str, Path], fresh: list[dict[str, Any]], *, is_full: bool
+) -> list[str]:
+    """Known files that are not among tonight's, nor is their content under another name."""
+    unchanged = [] if is_full else [entry for name, entry in known.items() if name in by_name]
+    there = {_content_of(entry) for entry in (*fresh, *unchanged)}
+    return [name for name, entry in known.items() if name not in by_name and _content_of(entry) not in there]
 
 
 def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[dict[str, Any]]:
@@ -101,14 +113,14 @@ def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[di
     ]
 
 
-def _why_full(config: FeaturesConfig, state: State, full: bool) -> str | None:
+def _why_full(config: FeaturesConfig, state: State, asked: str | None) -> str | None:
     manifest = state.manifest
     if manifest is None:
         return "first build"
     if manifest.format_version != FORMAT_VERSIONS["features"]:
         return f"format version {manifest.format_version} was found"
-    if full:
-        return "asked for"
+    if asked is not None:
+        return asked
     before, now = manifest.metrics.get("fingerprint", {}), fingerprint(config)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed == ["reading_rules"] and not _would_read_otherwise(state):
@@ -119,6 +131,17 @@ def _why_full(config: FeaturesConfig, state: State, full: bool) -> str | None:
 def _would_read_otherwise(state: State) -> bool:
     """Whether other rules for the values of typed files may change what was read."""
     return any(is_typed(entry["name"]) for entry in state.metrics["source_files"]) and state.may_hold_floats()
+
+
+def _entries(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Entries of files that are to be registered."""
+    paths = list(paths)
+    with ThreadPoolExecutor() as pool:
+        return [_entry(path) | digests for path, digests in zip(paths, pool.map(_digests, paths), strict=True)]
+
+
+def _content_of(entry: dict[str, Any]) -> str:
+    return str(entry.get(_CONTENT, entry["sha256"]))
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -138,8 +161,9 @@ def _digests(path: Path) -> dict[str, str]:
     return digests
 
 
-def _difference(known: dict[str, Any], found: dict[str, Any], path: Path) -> str | None:
+def _difference(known: dict[str, Any], path: Path) -> str | None:
     """Why a file of a known name is not the known file; its time is renewed where only that differs."""
+    found = _entry(path)
     if all(known[key] == found[key] for key in found):
         return None
     if known["size_bytes"] == found["size_bytes"] and sha256_of(path) == known["sha256"]:
@@ -154,15 +178,11 @@ def _register(fresh: list[dict[str, Any]], by_name: dict[str, Path], sources: li
         entry[key]: entry["name"] for entry in reversed(sources) for key in ("sha256", _CONTENT) if key in entry
     }
     new = []
-    paths = [by_name[entry["name"]] for entry in fresh]
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digests, paths))
-    for entry, path, found in zip(fresh, paths, digests, strict=True):
-        entry |= found
-        original = by_digest.setdefault(entry.get(_CONTENT, entry["sha256"]), entry["name"])
+    for entry in fresh:
+        original = by_digest.setdefault(_content_of(entry), entry["name"])
         if original != entry["name"]:
             entry["copy_of"] = original
         else:
-            new.append(path)
+            new.append(by_name[entry["name"]])
         sources.append(entry)
     return new

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from features.trouble import of_disk
 from recsys.contracts.artifact import recover, remove_leftovers
 from recsys.contracts.errors import LockedError
 
@@ -20,22 +21,33 @@ def locked(out: Path) -> Iterator[str | None]:
 
     Raises:
         LockedError: another run holds it.
+        DataError: the folder of `out` cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     path = out.parent / f".{out.name}.lock"
-    descriptor, died = _acquire(path, out)
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(
-            descriptor, f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}".encode(), 0
-        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, died = _acquire(path, out)
+    except OSError as error:
+        raise of_disk(error, out) from None
+    try:
         remove_leftovers(out.parent, out.name)
         shutil.rmtree(scratch_of(out), ignore_errors=True)
         recover(out)
+        _sign(descriptor, out)  # after what may fill the disk was removed
         yield f"{died} ended without finishing; what it left was removed" if died else None
     finally:
         path.unlink()
         os.close(descriptor)
+
+
+def _sign(descriptor: int, out: Path) -> None:
+    """Who holds the lock."""
+    holder = f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}"
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
+    except OSError as error:
+        raise of_disk(error, out) from None
 
 
 def _acquire(path: Path, out: Path) -> tuple[int, str]:

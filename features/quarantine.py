@@ -63,6 +63,6 @@ class Quarantine:
         if not self._forgotten:
             shutil.copyfile(older, path)
             return
-        rows = pl.read_csv(older, infer_schema=False)
+        rows = pl.read_csv(older, infer_schema=False, glob=False)
         names_one = pl.col("row").str.contains_any(self._forgotten)
         rows.with_columns(row=pl.when(names_one).then(pl.lit(WITHHELD)).otherwise("row")).write_csv(path)

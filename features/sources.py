@@ -13,6 +13,7 @@ import polars.selectors as cs
 from features.delimited import MAX_RECORD_LINES, read_delimited
 from features.formats import Format, Layout
 from features.lines import LINE, RawFile, read_json_lines, read_sequences, read_split
+from features.trouble import reading
 from recsys.contracts.errors import DataError, RefusedError
 
 BLOCK_BYTES: Final = 8 << 20
@@ -26,11 +27,12 @@ _SUFFIXES = {".csv", ".tsv", ".txt", ".dat", ".inter", ".data", *_TYPED}
 _DELIMITERS = {".tsv": "\t", ".inter": "\t", ".data": "\t"}
 
 
+@reading()
 def find_files(sources: list[Path], layout: Format) -> list[Path]:
     """The log's files, sorted by name within each folder.
 
     Raises:
-        DataError: a source is missing, or a folder holds no file of the format.
+        DataError: a source is missing or cannot be read, or a folder holds no file of the format.
     """
     if not sources:
         raise DataError("no event log given; name a file or a folder")
@@ -164,15 +166,15 @@ def _check_text(path: Path, content: bytes) -> None:
 
 
 def _parquet(path: Path) -> Iterator[RawFile]:
-    """Parts of BATCH_ROWS rows, in the types of the file except for what no text is."""
+    """Parts of BATCH_ROWS rows, or one of none, in the types of the file except for what no text is."""
     try:
-        scan = pl.scan_parquet(path)
+        scan = pl.scan_parquet(path, glob=False)
         num_rows = int(scan.select(pl.len()).collect().item())
-        for start in range(0, num_rows, BATCH_ROWS):
+        for start in range(0, max(1, num_rows), BATCH_ROWS):
             frame = scan.slice(start, BATCH_ROWS).select(~(cs.nested() | cs.object())).collect()
             columns = [_readable(column) for column in frame]
             flat = pl.DataFrame([column for column in columns if column is not None])
-            share = min(1.0, (start + BATCH_ROWS) / num_rows)
+            share = min(1.0, (start + BATCH_ROWS) / max(1, num_rows))
             yield RawFile(flat.with_row_index(LINE, offset=start + 1), [], share)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RefusedError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}); write it again") from None

@@ -25,7 +25,7 @@ def moment_at(quantile: float, days: Counter[int], folder: Path, generations: li
     files = [folder / g.file_name(number) for g in generations for number in range(g.num_partitions)]
     moment = pl.col("timestamp_ms")
     within = (
-        pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore")
+        pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", glob=False)
         .select(moment)
         .filter(moment.is_between(day * DAY_MS, (day + 1) * DAY_MS, closed="left"))
     )

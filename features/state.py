@@ -9,8 +9,11 @@ import polars as pl
 
 from features import catalogue
 from features.numbering import USERS_SCHEMA
-from features.tombstones import Tombstones
+from features.report import REPORT_FILE
+from features.tombstones import TOMBSTONES_FILE, Tombstones, moving_away
+from features.trouble import check
 from recsys.contracts.artifact import FORMAT_VERSIONS, MANIFEST_NAME, Manifest, read_manifest
+from recsys.contracts.errors import DamagedError
 from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations
 
 DAYS_FILE = "days.parquet"
@@ -32,27 +35,40 @@ class State:
     tombstones: Tombstones
 
     @classmethod
-    def load(cls, out: Path) -> Self:
-        """The state of the artifact at `out`; an empty one where there is none or one of another version."""
-        manifest = read_manifest(out) if (out / MANIFEST_NAME).exists() else None
-        if manifest is None or manifest.kind != "features" or manifest.format_version != FORMAT_VERSIONS["features"]:
-            return cls(
-                manifest=manifest,
-                items=pl.DataFrame(schema=catalogue.SCHEMA),
-                event_types=[],
-                users=pl.DataFrame(schema=USERS_SCHEMA),
-                days=Counter(),
-                generations=[],
-                tombstones=Tombstones.load(out),
-            )
-        return cls(
+    def load(cls, out: Path, *, rebuild: bool = False, renumber: bool = False) -> Self:
+        """The state of the artifact at `out`; an empty one where there is none or one of another version.
+
+        For a rebuild only what it keeps is read (see `for_rebuild`): the rest may be damaged.
+
+        Raises:
+            DamagedError: the manifest or a file that is needed is not as it was written.
+        """
+        manifest = _manifest(out)
+        state = cls(
             manifest=manifest,
-            items=pl.read_parquet(out / ITEMS_FILE).select(catalogue.SCHEMA.keys()),
-            event_types=manifest.metrics["event_types"],
-            users=pl.read_parquet(out / USERS_FILE),
-            days=Counter(dict(pl.read_parquet(out / DAYS_FILE).rows())),
-            generations=generations(out),
+            items=pl.DataFrame(schema=catalogue.SCHEMA),
+            event_types=[],
+            users=pl.DataFrame(schema=USERS_SCHEMA),
+            days=Counter(),
+            generations=[],
             tombstones=Tombstones.load(out),
+        )
+        if manifest is None or manifest.kind != "features" or manifest.format_version != FORMAT_VERSIONS["features"]:
+            return state
+        if renumber:
+            return state
+        tables = (ITEMS_FILE,) if rebuild else (ITEMS_FILE, USERS_FILE, DAYS_FILE)
+        for name in tables if rebuild else sorted(manifest.files.keys() - {REPORT_FILE, TOMBSTONES_FILE}):
+            check(out, name, manifest.files[name], is_hashed=name in tables)
+        items = pl.read_parquet(out / ITEMS_FILE, glob=False).select(catalogue.SCHEMA.keys())
+        state = replace(state, items=items, event_types=manifest.metrics["event_types"])
+        if rebuild:
+            return state
+        return replace(
+            state,
+            users=pl.read_parquet(out / USERS_FILE, glob=False),
+            days=Counter(dict(pl.read_parquet(out / DAYS_FILE, glob=False).rows())),
+            generations=generations(out),
         )
 
     def for_rebuild(self, *, renumber: bool) -> "State":
@@ -79,3 +95,17 @@ class State:
     def metrics(self) -> dict[str, Any]:
         """The manifest's metrics; empty without one."""
         return {} if self.manifest is None else self.manifest.metrics
+
+
+def _manifest(out: Path) -> Manifest | None:
+    if not (out / MANIFEST_NAME).exists():
+        if (out / TOMBSTONES_FILE).exists():
+            raise DamagedError(
+                f"{out / MANIFEST_NAME}: file is missing; put it back from a copy, or begin anew: {moving_away(out)}, "
+                "and run again"
+            )
+        return None
+    try:
+        return read_manifest(out)
+    except DamagedError as error:
+        raise DamagedError(f"{error}: {moving_away(out)}, and run again") from None

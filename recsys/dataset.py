@@ -306,7 +306,7 @@ def load(
         raise DataError(
             f"{features}: the log has no timestamps, so it cannot be cut at a time; use --protocol last-out"
         )
-    items = pl.read_parquet(features / ITEMS_FILE).sort("item_index")
+    items = pl.read_parquet(features / ITEMS_FILE, glob=False).sort("item_index")
     events = _read_events(features, manifest, protocol, split_ms, items.height)
     negative = negative_types(manifest)
     is_positive = events.is_fit & ~np.isin(events.event_types, negative)
@@ -412,7 +412,7 @@ def _partition(
 def _read_events(
     features: Path, manifest: artifact.Manifest, protocol: Protocol, split_ms: int | None, num_items: int
 ) -> _Events:
-    users = pl.read_parquet(features / USERS_FILE).sort("user_id")
+    users = pl.read_parquet(features / USERS_FILE, glob=False).sort("user_id")
     layout = generations(features)
     num_partitions = max(generation.num_partitions for generation in layout)
     columns = ["user_index", "item_index", "timestamp_ms", "event_type"]

@@ -63,7 +63,7 @@ def read_partition(
     parts = []
     for generation in found:
         for number in range(partition % generation.num_partitions, generation.num_partitions, num_partitions):
-            frame = pl.read_parquet(folder / generation.file_name(number))
+            frame = pl.read_parquet(folder / generation.file_name(number), glob=False)
             if generation.num_partitions < num_partitions:
                 mine = bucket[frame["user_index"].to_numpy()] % num_partitions == partition
                 frame = frame.filter(pl.Series(mine))

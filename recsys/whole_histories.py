@@ -24,7 +24,7 @@ class WholeHistories:
     def __init__(self, features: Path | str) -> None:
         self._features = Path(features)
         self._manifest = artifact.verify(self._features, "features")
-        self._users = pl.read_parquet(self._features / USERS_FILE)
+        self._users = pl.read_parquet(self._features / USERS_FILE, glob=False)
         self._layout = generations(self._features)
         self.num_partitions = max(generation.num_partitions for generation in self._layout)
 
@@ -34,7 +34,7 @@ class WholeHistories:
 
     def item_ids(self) -> list[str]:
         """Every item, that of item_index 1 first."""
-        items = pl.read_parquet(self._features / ITEMS_FILE, columns=["item_index", "item_id"])
+        items = pl.read_parquet(self._features / ITEMS_FILE, columns=["item_index", "item_id"], glob=False)
         return items.sort("item_index")["item_id"].to_list()
 
     def unknown(self, user_ids: Collection[str]) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys.contracts.errors import ArtifactError
+from recsys.contracts.errors import ArtifactError, DamagedError
 
 MANIFEST_NAME: Final = "manifest.json"
 FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1, "step": 1}
@@ -142,6 +142,7 @@ class ArtifactWriter:
         target = self.folder / MANIFEST_NAME
         target.write_text(json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
         fsync(target)
+        _check_replaceable(self.place, self.kind)
         for folder in [self.folder, *(p for p in self.folder.rglob("*") if p.is_dir())]:
             fsync(folder)
         _put_in_place(self.folder, self.place)
@@ -154,12 +155,10 @@ def writing(place: Path, kind: str) -> Iterator[ArtifactWriter]:
     """A writer whose folder disappears unless `commit` was reached; what dead runs left of `place` is removed, too.
 
     Raises:
-        ArtifactError: `place` exists and is not an artifact of this kind (nothing is overwritten by mistake).
+        ArtifactError: `place` exists and is not an artifact of this kind, or holds files that are no part of it
+            (nothing is overwritten or removed by mistake).
     """
-    if place.exists() and any(place.iterdir() if place.is_dir() else [place]):
-        found = read_manifest(place).kind if (place / MANIFEST_NAME).exists() else "something else"
-        if found != kind:
-            raise ArtifactError(f"{place}: holds {found}, will not be replaced by {kind}; choose another folder")
+    _check_replaceable(place, kind)
     remove_leftovers(place.parent, place.name)
     writer = ArtifactWriter(place, kind)
     descriptor = _made_and_locked(writer.folder)
@@ -197,6 +196,23 @@ def _made_and_locked(folder: Path) -> int:
             if folder.exists():
                 return descriptor
             os.close(descriptor)
+
+
+def _check_replaceable(place: Path, kind: str) -> None:
+    if not place.exists() or not any(place.iterdir() if place.is_dir() else [place]):
+        return
+    manifest = read_manifest(place) if (place / MANIFEST_NAME).exists() else None
+    if manifest is None or manifest.kind != kind:
+        found = "something else" if manifest is None else manifest.kind
+        raise ArtifactError(f"{place}: holds {found}, will not be replaced by {kind}; choose another folder")
+    there = sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = [path.relative_to(place).as_posix() for path in there]
+    foreign = [name for name in names if name not in manifest.files and name != MANIFEST_NAME]
+    if foreign:
+        raise ArtifactError(
+            f"{place}: holds files that are no part of its {kind} artifact and would be lost with it ({len(foreign)}, "
+            f"such as {foreign[0]!r}); move them to another folder, or choose another place for the artifact"
+        )
 
 
 def _put_in_place(folder: Path, place: Path) -> None:
@@ -253,7 +269,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest, its own digest checked; the files are not read.
 
     Raises:
-        ArtifactError: no manifest, not JSON, altered, or fields missing.
+        ArtifactError: no manifest, or it cannot be read.
+        DamagedError: not JSON, altered, or fields missing.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -261,11 +278,13 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(fields)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder}: no artifact here ({MANIFEST_NAME} is missing); check the path") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     except (ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path}: damaged manifest ({reason}); build the artifact again") from None
+        raise DamagedError(f"{path}: damaged manifest ({reason}); build the artifact again") from None
     if _digest(fields) != manifest.digest:
-        raise ArtifactError(f"{path}: damaged manifest (altered after it was written); build the artifact again")
+        raise DamagedError(f"{path}: damaged manifest (altered after it was written); build the artifact again")
     return manifest
 
 
@@ -273,7 +292,8 @@ def verify(folder: Path, kind: str) -> Manifest:
     """The manifest of an artifact whose every file has the size and sha256 it names.
 
     Raises:
-        ArtifactError: another kind or version, or a file missing, truncated or altered.
+        ArtifactError: another kind or version.
+        DamagedError: a file is missing, truncated or altered.
     """
     manifest = read_manifest(folder)
     if manifest.kind != kind:
@@ -284,18 +304,22 @@ def verify(folder: Path, kind: str) -> Manifest:
             f"{FORMAT_VERSIONS[kind]}; build it again with this program"
         )
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: file is missing; build the artifact again")
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise ArtifactError(
-                f"{path}: truncated or altered, {size} bytes found, {entry.size_bytes} expected; "
-                "build the artifact again"
-            )
-        if sha256_of(path) != entry.sha256:
-            raise ArtifactError(f"{path}: altered, sha256 differs from the manifest; build the artifact again")
+        problem = damage(folder / name, entry)
+        if problem is not None:
+            raise DamagedError(f"{folder / name}: {problem}; build the artifact again")
     return manifest
+
+
+def damage(path: Path, entry: FileEntry, *, is_hashed: bool = True) -> str | None:
+    """In what a file is not as its entry says, or None; unless `is_hashed`, only its size is looked at."""
+    if not path.is_file():
+        return "file is missing"
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return f"truncated or altered, {size} bytes found, {entry.size_bytes} expected"
+    if is_hashed and sha256_of(path) != entry.sha256:
+        return "altered, sha256 differs from the manifest"
+    return None
 
 
 def check_parent(child: Manifest, name: str, parent: Manifest, where: Path) -> None:

@@ -31,6 +31,10 @@ class ArtifactError(RecsysError):
     """An artifact is missing, altered, truncated, of another kind or version, or of another parent."""
 
 
+class DamagedError(ArtifactError):
+    """A file of an artifact is missing, truncated, altered, or not what its name says."""
+
+
 class StoreError(RecsysError):
     """The event store cannot be opened, read or written."""
 

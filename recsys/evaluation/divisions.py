@@ -50,7 +50,9 @@ class TargetFacts:
     @classmethod
     def of(cls, data: Dataset, shown: Vocabulary, features: Path, test: TestSet, report: Report) -> "TargetFacts":
         """Look the targets up in the item table of the features artifact; `shown` is what their tokens mean."""
-        items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "first_ms"]).sort("item_index")
+        items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "first_ms"], glob=False).sort(
+            "item_index"
+        )
         first_ms = np.concatenate([[0], items["first_ms"].to_numpy()])
         index_V = np.array([PAD, *(item.item_index for item in shown.items)], dtype=np.int64)
         user = np.repeat(np.arange(len(report.rows)), [len(test.targets[row]) for row in report.rows])

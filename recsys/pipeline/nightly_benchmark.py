@@ -77,7 +77,7 @@ def _last_days(features: Path, count: int) -> list[int]:
     manifest = artifact.verify(features, "features")
     if not manifest.metrics["has_timestamps"]:
         raise DataError(f"{features}: the log has no timestamps, so it has no nights")
-    days: list[int] = pl.read_parquet(features / DAYS_FILE)["day"].sort().to_list()
+    days: list[int] = pl.read_parquet(features / DAYS_FILE, glob=False)["day"].sort().to_list()
     if len(days) <= count:
         raise DataError(f"{features}: {len(days)} days with events, expected more than {count}; lower --days")
     return days[-count:]

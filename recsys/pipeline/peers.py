@@ -41,7 +41,7 @@ class PeerRanker:
         """
         self.name = f"rectools_{kind}"
         if kept is not None and kept.exists():
-            self._lists = _lists(pl.read_parquet(kept), data.fit)
+            self._lists = _lists(pl.read_parquet(kept, glob=False), data.fit)
             return
         if not (PYTHON.exists() and SCRIPT.exists()):
             raise ConfigError(f"{PYTHON} is missing; run `make peers` in a checkout and call this from there")
@@ -58,7 +58,7 @@ class PeerRanker:
             )
             if process.returncode:
                 raise DataError(f"{SCRIPT} {kind} failed: {process.stderr[-500:]}; run it by hand to see why")
-            ranked = pl.read_parquet(out)
+            ranked = pl.read_parquet(out, glob=False)
         if kept is not None:
             _keep(ranked, kept)
         self._lists = _lists(ranked, data.fit)

@@ -142,7 +142,7 @@ def _write(frames: Iterator[pl.DataFrame], out: Path) -> None:
             pieces.append(beside / f"{number:08d}.parquet")
             frame.write_parquet(pieces[-1])
         whole = beside / "whole.parquet"
-        pl.scan_parquet(pieces).sink_parquet(whole, engine="streaming", maintain_order=True)
+        pl.scan_parquet(pieces, glob=False).sink_parquet(whole, engine="streaming", maintain_order=True)
         with whole.open("rb") as written:
             os.fsync(written.fileno())
         whole.replace(out)

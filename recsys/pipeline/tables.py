@@ -45,8 +45,11 @@ def features_summary(manifest: Manifest, out: Path) -> str:
     """Counts of what was read, left out and set aside."""
     m = manifest.metrics
     lines = [f"{out}: {m['num_events']:,} events, {m['num_users']:,} users, {m['num_items']:,} items"]
-    tonight = f"{m['tonight']['num_events']:,} events of {m['tonight']['num_files']:,} new files"
-    lines.append(f"tonight: {tonight}; {'added' if m['why_full'] is None else 'full build: ' + m['why_full']}")
+    if m["up_to_date"]:
+        lines.append(f"tonight: nothing new; the artifact of {manifest.created_at} stays")
+    else:
+        tonight = f"{m['tonight']['num_events']:,} events of {m['tonight']['num_files']:,} new files"
+        lines.append(f"tonight: {tonight}; {'added' if m['why_full'] is None else 'full build: ' + m['why_full']}")
     if m["died_before"]:
         lines.append(f"note: {m['died_before']}")
     for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):

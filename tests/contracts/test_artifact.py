@@ -156,6 +156,29 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
         write(tmp_path / "checkpoint")
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "log/day-1.csv", ".hidden", "part/b.txt"])
+def test_a_file_that_is_no_part_of_the_artifact_is_never_removed(tmp_path: Path, name: str) -> None:
+    old = write(tmp_path / "out")
+    (tmp_path / "out" / "empty").mkdir()
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(ArtifactError, match=f"no part of its features artifact and would be lost.*1, such as '{name}'"):
+        write(tmp_path / "out", "other")
+    mine.unlink()
+    with pytest.raises(ArtifactError, match="would be lost"), artifact.writing(tmp_path / "out", "features") as writer:
+        mine.write_text("put there while the run was at work")
+        writer.commit(parents={}, config={}, metrics={})
+    assert artifact.verify(tmp_path / "out", "features") == old
+    mine.unlink()
+    mine.symlink_to(tmp_path)
+    with pytest.raises(ArtifactError, match="would be lost"):
+        write(tmp_path / "out", "other")
+    mine.unlink()
+    write(tmp_path / "out", "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

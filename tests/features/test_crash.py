@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from features.build import FeaturesConfig, run
 from features.lock import locked
 from recsys import dataset
 from recsys.contracts import artifact
-from recsys.contracts.errors import DataError, LockedError
+from recsys.contracts.errors import ArtifactError, DataError, LockedError
 from recsys.contracts.protocol import Protocol
 from tests.features.test_incremental import HEADER, NOW_MS, S, digest_from_the_files, digest_of
 
@@ -136,6 +138,23 @@ def test_a_link_stays_and_what_it_leads_to_is_exchanged(tmp_path: Path) -> None:
     assert [p.name for p in real.parent.iterdir()] == ["features"]
 
 
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_log_in_the_folder_of_the_artifact_is_refused_and_stays(tmp_path: Path, there_before: bool) -> None:
+    log, out, inside = tmp_path / "log", tmp_path / "out", tmp_path / "out" / "log"
+    add_day(log, 1)
+    if there_before:
+        run(CONFIG, [log], out, now_ms=NOW_MS)
+    out.mkdir(exist_ok=True)
+    add_day(inside, 2)
+    (tmp_path / "link").symlink_to(out)
+    for source, place in ((inside, out), (inside / "day-002.csv", out), (tmp_path / "link" / "log", tmp_path / "link")):
+        with pytest.raises(DataError, match="lies in the folder of the artifact"):
+            run(CONFIG, [log, source], place, now_ms=NOW_MS)
+    with pytest.raises(ArtifactError, match="would be lost" if there_before else "holds something else"):
+        run(CONFIG, [log], out, full=True, now_ms=NOW_MS)
+    assert (inside / "day-002.csv").exists()
+
+
 def test_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:
     add_day(tmp_path / "log", 1)
     with locked(tmp_path / "out"), pytest.raises(LockedError, match=f"another run is at work .process {os.getpid()}"):
@@ -161,21 +180,54 @@ def test_a_write_error_at_the_end_does_no_damage(tmp_path: Path, monkeypatch: py
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "out"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_small_disk_that_fills_up_does_no_damage(tmp_path: Path) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("no small disk can be mounted here")
-    try:
-        add_day(tmp_path / "log", 1)
-        run(CONFIG, [tmp_path / "log"], disk / "out", now_ms=NOW_MS)
-        lines = [f"someone{n * 7919 % 99_991},i{n % 9},{S + n},view,,\n" for n in range(60_000)]
-        (tmp_path / "log" / "day-002.csv").write_text(HEADER + "".join(lines))
-        with pytest.raises(DataError, match="the disk is full; the artifact is as it was"):
-            run(CONFIG, [tmp_path / "log"], disk / "out", now_ms=NOW_MS)
-        assert artifact.verify(disk / "out", "features").metrics["num_events"] == 300
-        assert [p.name for p in disk.iterdir()] == ["out"]
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_small_disk_that_fills_up_does_no_damage(tmp_path: Path, small_disk: Path) -> None:
+    add_day(tmp_path / "log", 1)
+    run(CONFIG, [tmp_path / "log"], small_disk / "out", now_ms=NOW_MS)
+    lines = [f"someone{n * 7919 % 99_991},i{n % 9},{S + n},view,,\n" for n in range(60_000)]
+    (tmp_path / "log" / "day-002.csv").write_text(HEADER + "".join(lines))
+    with pytest.raises(DataError, match="the disk is full; the artifact is as it was"):
+        run(CONFIG, [tmp_path / "log"], small_disk / "out", now_ms=NOW_MS)
+    assert artifact.verify(small_disk / "out", "features").metrics["num_events"] == 300
+    assert [p.name for p in small_disk.iterdir()] == ["out"]
+
+
+def fill(place: Path) -> None:
+    """Until there is no space left on the disk."""
+    with suppress(OSError), place.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_is_full_already_is_said(tmp_path: Path, small_disk: Path) -> None:
+    add_day(tmp_path / "log", 1)
+    run(CONFIG, [tmp_path / "log"], small_disk / "out", now_ms=NOW_MS)
+    fill(small_disk / "full")
+    said = "disk/out: the disk is full; the artifact is as it was, free some space"
+    with pytest.raises(DataError, match=said):
+        run(CONFIG, [tmp_path / "log"], small_disk / "out", now_ms=NOW_MS)
+    with pytest.raises(DataError, match=said):
+        forget.run([small_disk / "out"], _who(tmp_path, "u3"))
+    assert sorted(p.name for p in small_disk.iterdir()) == ["full", "out"]
+
+
+def test_a_disk_that_a_dead_run_has_filled_is_no_trouble(tmp_path: Path, small_disk: Path) -> None:
+    add_day(tmp_path / "log", 1)
+    run(CONFIG, [tmp_path / "log"], small_disk / "out", now_ms=NOW_MS)
+    (small_disk / ".out.writing-0badcafe").mkdir()
+    fill(small_disk / ".out.writing-0badcafe" / "half")
+    add_day(tmp_path / "log", 2)
+    run(CONFIG, [tmp_path / "log"], small_disk / "out", now_ms=NOW_MS)
+    assert [p.name for p in small_disk.iterdir()] == ["out"]

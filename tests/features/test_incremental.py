@@ -23,6 +23,7 @@ from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.histories import generations, read_partition
+from recsys.pipeline.tables import features_summary
 from tests.features.test_build import histories_of
 from tests.features.test_real_logs import REAL_DATA
 
@@ -40,7 +41,7 @@ def digest_of(manifest: Manifest) -> str:
 def digest_from_the_files(place: Path) -> str:
     """The content digest computed anew from what is stored, partition by partition."""
     manifest = artifact.verify(place, "features")
-    items, users = (pl.read_parquet(place / f"{name}.parquet") for name in ("items", "users"))
+    items, users = (pl.read_parquet(place / f"{name}.parquet", glob=False) for name in ("items", "users"))
     names = [entry["name"] for entry in manifest.metrics["source_files"]]
     totals = Totals(items["item_id"], manifest.metrics["event_types"], names)
     layout = generations(place)
@@ -152,8 +153,16 @@ def test_nothing_new_leaves_the_artifact_as_it_is(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
     before = (tmp_path / "out").stat().st_ino
     (tmp_path / "log" / "day-000.csv").touch()  # another time, the same content
-    run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
+    published = artifact.read_manifest(tmp_path / "out")
+    (tmp_path / ".out.lock").write_text("process 7")
+    found = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert (tmp_path / "out").stat().st_ino == before
+    assert (published.metrics["up_to_date"], found.metrics["up_to_date"]) == (False, True)
+    assert found.metrics["tonight"] == {"num_files": 0, "num_events": 0}
+    assert found.metrics["died_before"].startswith("process 7 ended without finishing")
+    said = features_summary(found, tmp_path / "out")
+    assert f"\ntonight: nothing new; the artifact of {published.created_at} stays\n" in said
+    assert "added" not in said
 
 
 def test_an_item_that_crosses_the_threshold_rewrites_no_history(tmp_path: Path) -> None:
@@ -219,6 +228,50 @@ def test_a_log_that_was_read_and_compressed_since_is_not_read_twice(tmp_path: Pa
     assert digest_from_the_files(tmp_path / "out") == digest_of(manifest)
 
 
+def rotate(file: Path, name: str) -> None:
+    """Compress a file, or rename it."""
+    content = file.read_bytes()
+    file.unlink()
+    file.with_name(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+
+@pytest.mark.parametrize("name", ["day-000.csv.gz", "zz.csv", "aa.csv"])
+@pytest.mark.parametrize("night_before", [True, False])
+def test_a_rotated_file_is_not_missing_in_a_rebuild(tmp_path: Path, name: str, night_before: bool) -> None:
+    config = a_shop(tmp_path)
+    log, out = tmp_path / "log", tmp_path / "out"
+    rotate(log / "day-000.csv", name)
+    if night_before:
+        manifest = run(config, [log], out, now_ms=NOW_MS)
+        assert (manifest.metrics["why_full"], manifest.metrics["absent_files"]) == (None, 0)
+    with (log / "day-001.csv").open("a") as file:
+        file.write((log / "day-001.csv").read_text().splitlines()[-1] + "\n")
+    rebuilt = run(config, [log], out, now_ms=NOW_MS)
+    assert rebuilt.metrics["why_full"] == "day-001.csv changed since it was read"
+    asked = run(config, [log], out, full=True, now_ms=NOW_MS)
+    assert [e["name"] for e in asked.metrics["source_files"]] == sorted(path.name for path in log.iterdir())
+    assert digest_of(asked) == digest_of(rebuilt) == digest_of(run(config, [log], tmp_path / "other", now_ms=NOW_MS))
+    with pytest.raises(DataError, match=r"1 files read before are missing, such as 'day-002\.csv', and no file has"):
+        (log / "day-002.csv").unlink()
+        run(config, [log], out, full=True, now_ms=NOW_MS)
+
+
+def test_a_late_file_with_originals_is_named(tmp_path: Path) -> None:
+    config, log, out = FeaturesConfig(min_count=1), tmp_path / "log", tmp_path / "out"
+    for day in (1, 3, 5):
+        write_day(log, day, [(0, day, 0, "view", "", 0), (day, 1, 0, "view", "", 7)])
+    run(config, [log], out, now_ms=NOW_MS)
+    write_day(log, 2, [(0, 2, 0, "view", "", 7)])
+    write_day(log, 4, [(5, 2, 0, "view", "", 7), (4, 2, 0, "view", "", 7)])
+    rotate(log / "day-001.csv", "day-001.csv.gz")
+    manifest = run(config, [log], out, now_ms=NOW_MS)
+    assert manifest.metrics["why_full"] == "day-004.csv has the original of an event that was read before"
+    write_day(log, 0, [(3, 2, 0, "view", "", 7)])
+    (log / "day-005.csv").unlink()
+    with pytest.raises(DataError, match=r"needed .day-000.csv has the original .* such as 'day-005.csv'"):
+        run(config, [log], out, now_ms=NOW_MS)
+
+
 def test_a_copy_that_comes_before_its_original_gives_what_a_rebuild_gives(tmp_path: Path) -> None:
     config = a_shop(tmp_path)
     (tmp_path / "log" / "aa.csv").write_bytes((tmp_path / "log" / "day-001.csv").read_bytes())
@@ -226,7 +279,7 @@ def test_a_copy_that_comes_before_its_original_gives_what_a_rebuild_gives(tmp_pa
     assert "a copy of a file comes before it" in manifest.metrics["why_full"]
     assert digest_of(manifest) == digest_of(run(config, [tmp_path / "log"], tmp_path / "other", now_ms=NOW_MS))
     again = run(config, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
-    assert again == manifest  # nothing is new
+    assert again.metrics["up_to_date"]
 
 
 def test_a_file_that_changed_leads_to_a_full_rebuild_that_says_so(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from features import sources
-from features.build import FeaturesConfig, run
+from features.build import FeaturesConfig, read_events, run
+from features.clean import SCHEMA
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError, RefusedError
 
@@ -143,18 +144,6 @@ def test_parquet_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_a_file_that_cannot_be_opened_is_not_said_to_have_another_header(shop: Path, monkeypatch) -> None:
-    (shop / "log" / "day-2.csv").write_text(NEXT)
-
-    def denied(*_):
-        raise DataError("day-2.csv: cannot be read: Permission denied; check its permissions")
-
-    monkeypatch.setattr(sources, "read", denied)
-    with pytest.raises(DataError, match=r"check its permissions$") as refused:
-        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
-    assert not isinstance(refused.value, RefusedError)
-
-
 def test_a_pattern_for_texts_leaves_columns_of_moments_alone(tmp_path: Path) -> None:
     moments = [datetime.datetime(2024, 2, 3, n, tzinfo=datetime.UTC) for n in range(3)]
     pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["i"] * 3, "timestamp": moments}).write_parquet(
@@ -165,3 +154,16 @@ def test_a_pattern_for_texts_leaves_columns_of_moments_alone(tmp_path: Path) -> 
     manifest = run(config, [tmp_path / "a.csv", tmp_path / "b.parquet"], tmp_path / "out", now_ms=int(2e12))
     assert (manifest.metrics["num_events"], manifest.metrics["quarantined"]) == (4, {})
     assert manifest.metrics["last_ms"] == int(moments[-1].timestamp() * 1000)
+
+
+def test_a_parquet_file_without_rows_is_read_and_its_columns_are_checked(shop: Path) -> None:
+    columns = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "event_type": pl.String}
+    place = shop / "log" / "day-2.parquet"
+    pl.DataFrame(schema=columns).write_parquet(place)
+    events = read_events(CONFIG, [place])
+    assert (len(events), events.schema) == (0, pl.Schema(SCHEMA))
+    manifest = run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert manifest.metrics["tonight"] == {"num_files": 1, "num_events": 0}
+    pl.DataFrame(schema={"user": pl.String}).write_parquet(shop / "log" / "day-3.parquet")
+    with pytest.raises(RefusedError, match=r"day-3.parquet: no column 'user_id'; found user.*header is not that of"):
+        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
