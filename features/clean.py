@@ -13,7 +13,7 @@ import polars.selectors as cs
 from features import sources
 from features.config import FeaturesConfig
 from features.formats import Format
-from features.lines import LINE, BadLine, RawFile
+from features.lines import LINE, NO_OBJECT, BadLine, RawFile
 from features.values import as_text
 from recsys.contracts.errors import DataError, RefusedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
@@ -358,17 +358,21 @@ def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
 
 
 def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: FeaturesConfig) -> None:
-    if len(quarantine) <= max(1, config.max_bad_share * num_rows):
+    num_tolerated = max(config.max_bad_share * num_rows, 1 if num_rows > 1 else 0)
+    if len(quarantine) <= num_tolerated:
         return
     first = quarantine.row(0, named=True)
     lines = ", ".join(str(line) for line in quarantine["line"].unique(maintain_order=True).head(3))
     raise RefusedError(
         f"{path}: {len(quarantine):,} of {num_rows:,} rows cannot be read, at most {config.max_bad_share:.0%} are "
-        f"tolerated; lines {lines} …; first: {first['reason']}: {first['row'][:80]!r}{_hint(first['reason'], config)}"
+        f"tolerated; lines {lines} …; first: {first['reason']}: {first['row'][:80]!r}{_hint(first, config)}"
     )
 
 
-def _hint(reason: str, config: FeaturesConfig) -> str:
+def _hint(first: dict[str, str], config: FeaturesConfig) -> str:
+    reason = first["reason"]
+    if reason == NO_OBJECT and first["row"].lstrip().startswith("["):
+        return "; a JSON array is not read: write one object a line"
     if "does not parse" in reason and config.timestamp_format is not None:
         return f"; it is not of the form {config.timestamp_format!r}, correct --timestamp-format"
     if reason == _NO_EPOCH:

@@ -41,6 +41,16 @@ REFUSED = {
         "the header changed: no column for event_type, which the files before it have.*--full",
     ),
     "future": ("day-2.csv", NEXT.replace(f",{S // 1000}", ",1700000").encode(), "rows cannot be read.*in the future"),
+    "one row, and it is bad": (
+        "day-2.csv",
+        (HEADER + "u,i,x,view\n").encode(),
+        "1 of 1 rows cannot be read.*not parse",
+    ),
+    "a JSON array": (
+        "day-2.json",
+        b'[{"user_id": "u", "item_id": "i", "timestamp": 1600086400}]\n',
+        "1 of 1 rows cannot be read.*not a JSON object.*a JSON array is not read: write one object a line",
+    ),
     "6 % bad": ("day-2.csv", (NEXT + "x,\n" * 4).encode(), "4 of 64 rows cannot be read, at most 5% are tolerated"),
 }
 
