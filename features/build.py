@@ -70,16 +70,18 @@ def run(
     out = out.resolve()  # a link stays, and what it leads to is exchanged
     with locked(out) as died, _full_disk_is_said(out):
         layout = resolve(config)
-        files = sources.find_files(source_paths, layout)
+        files, passed_over = sources.find_files(source_paths, layout), sources.passed_over(source_paths, layout)
         state = State.load(out)
         todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=full or renumber)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
-            return state.manifest
+            return state.manifest.model_copy(update={"metrics": state.metrics | {"passed_over": passed_over}})
+        todo.passed_over = passed_over
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
         except duplicates.LateOriginalError:
             todo = plan(config, files, state, out, has_times=bool(layout.timestamp), full=True)
             todo.why_full = "a new file has the original of an event that was read before"
+            todo.passed_over = passed_over
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 
 
@@ -367,6 +369,7 @@ class Night:
             "event_types": types,
             "source_files": self.todo.sources,
             "absent_files": len(self.todo.absent),
+            "passed_over": self.todo.passed_over,
             "why_full": self.todo.why_full,
             "died_before": died,
             "fields": sorted(self.fields or ()),

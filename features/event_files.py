@@ -16,7 +16,8 @@ from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
 
 _ENDING: Final = "-events"
-_STORE_NAME: Final = "events-store-id"
+STORE_NAME: Final = "events-store-id"
+"""The file that says whose events the others hold."""
 _NAME: Final = re.compile(r"^events-(\d{15})-(\d{15})\.parquet$")
 
 
@@ -50,7 +51,7 @@ def claim(place: Path, store_id: str) -> None:
     Raises:
         DataError: they are another store's.
     """
-    path = place / _STORE_NAME
+    path = place / STORE_NAME
     if not path.exists():
         _write(lambda unfinished: unfinished.write_text(f"{store_id}\n"), path)
     elif (found := path.read_text().strip()) != store_id:

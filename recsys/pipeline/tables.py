@@ -47,6 +47,9 @@ def features_summary(manifest: Manifest, out: Path) -> str:
     for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):
         if counts:
             lines.append(f"{word}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
+    if m["passed_over"]:
+        others = f"{len(m['passed_over']):,} in the log's folders, such as {', '.join(m['passed_over'][:3])}"
+        lines.append(f"not read: {others}")
     return "\n".join(lines)
 
 

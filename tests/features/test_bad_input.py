@@ -14,6 +14,7 @@ from features.clean import clean
 from features.delimited import read_delimited
 from features.formats import resolve
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.pipeline.tables import features_summary
 
 S = 1_600_000_000
 NOW_MS = (S + 1000) * 1000
@@ -104,10 +105,34 @@ def test_missing_sources_and_folders_without_a_log_are_refused(tmp_path: Path) -
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'no'}: no such file or folder")):
         run(FeaturesConfig(), [tmp_path / "no"], tmp_path / "out")
     (tmp_path / "README.md").write_text("nothing here")
-    with pytest.raises(DataError, match=r"no event log in this folder; expected files ending in \.csv"):
+    with pytest.raises(DataError, match=r"no event log in this folder; expected files ending in \.csv.*found nothing"):
         run(FeaturesConfig(), [tmp_path], tmp_path / "out")
     with pytest.raises(DataError, match="no event log given"):
         run(FeaturesConfig(), [], tmp_path / "out")
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (log / "year=2024").mkdir(parents=True)
+    (log / "d1.csv").write_text(GOOD)
+    (log / "D2.CSV.GZ").write_bytes(gzip.compress(GOOD.replace(",i,", ",j,").encode()))
+    others = ["d3.csv.zst", "d4.log", "d5.csv.1", "d6.csv.part"]
+    for name in [*others, ".d7.csv", "README.txt"]:
+        (log / name).write_text(GOOD)
+    manifest = run(FeaturesConfig(), [log], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["num_events"] == 80
+    assert manifest.metrics["passed_over"] == [*others, "year=2024/"]
+    assert "not read: 5 in the log's folders, such as d3.csv.zst, d4.log" in features_summary(manifest, tmp_path)
+    (log / "d8.log").write_text(GOOD)
+    again = run(FeaturesConfig(), [log], tmp_path / "out", now_ms=NOW_MS)  # nothing is new, and that is said
+    assert (again.metrics["passed_over"], again.digest) == ([*others, "d8.log", "year=2024/"], manifest.digest)
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d1.csv").write_text(GOOD)
+    (tmp_path / "d2.csv").symlink_to("gone.csv")
+    with pytest.raises(DataError, match=r"d2\.csv: a link that leads nowhere, to gone\.csv; mend it"):
+        run(FeaturesConfig(), [tmp_path], tmp_path / "out", now_ms=NOW_MS)
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
