@@ -18,12 +18,12 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from features import digest, duplicates, generations, pruning, report, sources, split
+from features import digest, duplicates, generations, headers, pruning, report, sources, split
 from features.catalogue import Catalogue
 from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format, resolve
-from features.ledger import Plan, plan
+from features.ledger import ASKED_FOR, Plan, plan
 from features.lock import locked, scratch_of
 from features.numbering import Numbering, Users
 from features.quarantine import QUARANTINE_FILE, Quarantine
@@ -180,7 +180,9 @@ class Night:
         self.quarantine = Quarantine(state.tombstones)
         self.left_out: Counter[str] = Counter(self._before("excluded", {}))
         self.num_rows = int(self._before("num_rows_read", 0))
-        self.fields: set[str] | None = None if self.is_full else set(self._before("fields", []))
+        self.fields_of: dict[str, set[str]] = {}
+        """What each of the new files has columns for."""
+        self.optional_fields = headers.optional(state.metrics)
         self.rank = ranks([entry["name"] for entry in todo.sources])
         looks_back = config.drop_copies or "event_id" in self._before("fields", [])
         most = max((g.num_partitions for g in state.generations), default=0)
@@ -219,20 +221,24 @@ class Night:
 
     def _batches(self, path: Path, number: int, reading: Executor) -> Iterator[CleanBatch]:
         """Batches of a file whose columns are those that earlier nights saw."""
+        fields = self.fields_of.setdefault(path.name, set())
         try:
             for batch in clean_batches(path, number, self.layout, self.config, self.now_ms, reading):
-                self._check_header(path, batch)
+                fields |= set(batch.fields)
+                if not sources.is_json(path):
+                    self._check_header(path, fields)
                 yield batch
+            self._check_header(path, fields)
         except MissingColumnError as error:
             if self.is_full:
                 raise
             raise RefusedError(f"{error} (its header is not that of the files before it)") from None
 
-    def _check_header(self, path: Path, batch: CleanBatch) -> None:
-        if self.is_full or not batch.fields:
+    def _check_header(self, path: Path, fields: set[str]) -> None:
+        if self.is_full or not fields:
             return
-        missing = sorted(set(self._before("fields", [])) - set(batch.fields))
-        if missing and ".json" not in path.name:
+        missing = sorted(headers.lacking(path, fields, set(self._before("fields", [])) - self.optional_fields))
+        if missing:
             raise RefusedError(
                 f"{path}: the header changed: no column for {', '.join(missing)}, which the files before it have; "
                 "correct the file, or accept the new header with --full"
@@ -242,8 +248,6 @@ class Night:
         self.num_rows += batch.num_rows
         self.left_out.update(batch.left_out)
         self.quarantine.add(batch.quarantine)
-        if batch.fields:
-            self.fields = set(batch.fields) if self.fields is None else self.fields & set(batch.fields)
         if batch.events.is_empty():
             return
         keyed = [EVENT_KEY] if EVENT_KEY in batch.events.columns else []
@@ -372,7 +376,7 @@ class Night:
             "passed_over": self.todo.passed_over,
             "why_full": self.todo.why_full,
             "died_before": died,
-            "fields": sorted(self.fields or ()),
+            **self._headers(),
             "fingerprint": self.todo.fingerprint,
             "generations": self.sizes,
             "content_sum": f"{sum_of_events:016x}",
@@ -386,6 +390,18 @@ class Night:
         self.steps.done("tables and report")
         metrics["steps"] = self.steps.rows
         return self.writer.commit(parents={}, config=self.config.model_dump(mode="json"), metrics=metrics)
+
+    def _headers(self) -> dict[str, Any]:
+        """The fields of all files together, and those that a later file may lack; notes what tonight's files lack."""
+        fields = set(self._before("fields", [])).union(*self.fields_of.values())
+        lacked: set[str] = set()
+        for entry in self.todo.sources:
+            if found := self.fields_of.get(entry["name"]):
+                lacks = headers.lacking(Path(entry["name"]), found, fields)
+                entry |= {"lacks": sorted(lacks)} if lacks else {}
+                lacked |= lacks
+        optional = lacked if self.todo.why_full == ASKED_FOR else self.optional_fields
+        return {"fields": sorted(fields), "optional_fields": sorted(optional)}
 
     def _first_file(self) -> Path:
         return self.todo.first_file

@@ -37,7 +37,8 @@ EARLIEST_NUMBER_MS: Final = 631_152_000_000
 """Numbers for moments before 1990 are no epoch numbers: dates in digits, such as 20101201, are all among them."""
 _DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
-_OPTIONAL = ("event_type", "title", "category", "price", "event_id")
+OPTIONAL: Final = ("event_type", "title", "category", "price", "event_id", "title_parts")
+"""Fields that a file need not have."""
 _NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
 _TEXT: Final = cs.string()
 _TIGHT: Final = range(0x21, 0x80)
@@ -165,7 +166,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
     names = [name for name in frame.columns if name != LINE]
     known = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
     wanted: dict[str, tuple[str, ...]] = {"user_id": layout.user, "item_id": layout.item, "timestamp": layout.timestamp}
-    wanted |= {name: getattr(layout, name) for name in (*_OPTIONAL, "title_parts")}
+    wanted |= {name: getattr(layout, name) for name in OPTIONAL}
     wanted |= {name: (name,) for name in layout.extra}
     found: dict[str, list[str]] = {}
     for field, candidates in wanted.items():
@@ -173,7 +174,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
         there = list(dict.fromkeys(name for name in matches if name is not None))
         if there:
             found[field] = there
-        elif candidates and field not in (*_OPTIONAL, "title_parts"):
+        elif candidates and field not in OPTIONAL:
             hint = "check --format"
             if layout.name == "generic":
                 hint = f"map it with --map {field.removesuffix('_id')}=COLUMN"

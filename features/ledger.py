@@ -23,6 +23,8 @@ from recsys.contracts.errors import DataError
 
 _CONTENT: Final = "content_sha256"
 """Of what a .gz file holds: a log that was read and compressed since is no new log."""
+ASKED_FOR: Final = "asked for"
+"""The reason for a full build that is not the program's own."""
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -110,7 +112,7 @@ def _why_full(config: FeaturesConfig, state: State, full: bool) -> str | None:
     if manifest.format_version != FORMAT_VERSIONS["features"]:
         return f"format version {manifest.format_version} was found"
     if full:
-        return "asked for"
+        return ASKED_FOR
     before, now = manifest.metrics.get("fingerprint", {}), fingerprint(config)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed == ["reading_rules"] and not _would_read_otherwise(state):

@@ -173,6 +173,11 @@ def _suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+def is_json(path: Path) -> bool:
+    """Whether a file of this name has one JSON object a line, which may leave out what it has no value for."""
+    return _suffix(path) in _JSON
+
+
 def is_typed(name: str) -> bool:
     """Whether a file of this name has values of several types, and not texts alone."""
     return _suffix(Path(name)) in _TYPED
@@ -200,11 +205,11 @@ def _parquet(path: Path) -> Iterator[RawFile]:
     try:
         scan = pl.scan_parquet(path)
         num_rows = int(scan.select(pl.len()).collect().item())
-        for start in range(0, num_rows, BATCH_ROWS):
+        for start in range(0, max(1, num_rows), BATCH_ROWS):  # of no rows, too, the columns are checked
             frame = scan.slice(start, BATCH_ROWS).select(~(cs.nested() | cs.object())).collect()
             columns = [_readable(column) for column in frame]
             flat = pl.DataFrame([column for column in columns if column is not None])
-            share = min(1.0, (start + BATCH_ROWS) / num_rows)
+            share = min(1.0, (start + BATCH_ROWS) / max(1, num_rows))
             yield RawFile(flat.with_row_index(LINE, offset=start + 1), [], share)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RefusedError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}); write it again") from None

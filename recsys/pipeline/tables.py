@@ -47,6 +47,16 @@ def features_summary(manifest: Manifest, out: Path) -> str:
     for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):
         if counts:
             lines.append(f"{word}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
+    lacking: dict[str, list[str]] = {}
+    for entry in m["source_files"] if m["why_full"] is not None else []:
+        for field in entry.get("lacks", []):
+            lacking.setdefault(field, []).append(entry["name"])
+    for field, names in lacking.items():
+        later = "may lack it, too" if field in m["optional_fields"] else "is refused without it, unless by --full"
+        lines.append(
+            f"note: no column for {field} in {len(names):,} of {len(m['source_files']):,} files, such as {names[0]}; "
+            f"a later file {later}"
+        )
     if m["passed_over"]:
         others = f"{len(m['passed_over']):,} in the log's folders, such as {', '.join(m['passed_over'][:3])}"
         lines.append(f"not read: {others}")

@@ -11,6 +11,7 @@ from features import sources
 from features.build import FeaturesConfig, run
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError, RefusedError
+from recsys.pipeline.tables import features_summary
 
 S = 1_600_000_000
 NOW_MS = (S + 10**6) * 1000
@@ -97,6 +98,65 @@ def test_full_accepts_a_new_header(shop: Path) -> None:
     (shop / "log" / name).write_bytes(content)
     manifest = run(CONFIG, [shop / "log"], shop / "out", full=True, now_ms=NOW_MS)
     assert manifest.metrics["event_types"] == ["view", "interaction"]
+
+
+WITHOUT_TYPES = "".join(f"{line.rpartition(',')[0]}\n" for line in NEXT.splitlines())
+
+
+def json_lines(kind: str, num: int = 3) -> str:
+    return "".join(f'{{"user_id":"u","item_id":"i1","timestamp":{S + 86_400 + n}{kind}}}\n' for n in range(num))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("day-2.json", json_lines(',"kind":"view"')),
+        ("day-2.json.csv", WITHOUT_TYPES),
+        ("day-2.parquet", pl.DataFrame(schema={"other": pl.String})),
+        ("day-2.parquet", pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64})),
+    ],
+)
+def test_a_night_needs_the_columns_of_the_files_before(shop: Path, name: str, content: str | pl.DataFrame) -> None:
+    path = shop / "log" / name
+    path.write_text(content) if isinstance(content, str) else content.write_parquet(path)
+    with pytest.raises(RefusedError, match="no column .*the files before it"):
+        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+
+
+def test_a_parquet_file_without_rows_is_a_day_without_events(shop: Path) -> None:
+    names = HEADER.strip().split(",")
+    for number, kind in enumerate((pl.Null, pl.String, pl.Int64), start=2):
+        pl.DataFrame(schema=dict.fromkeys(names, kind)).write_parquet(shop / "log" / f"day-{number}.parquet")
+    manifest = run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert manifest.metrics["tonight"] == {"num_files": 3, "num_events": 0}
+
+
+def test_a_json_log_may_leave_descriptions_out_and_that_disarms_nothing(shop: Path) -> None:
+    (shop / "log" / "day-2.csv").write_text(NEXT.replace("event_type", "event_type,title").replace("view", "view,t"))
+    run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    (shop / "log" / "day-3.json").write_text(json_lines(',"event_type":"view"'))
+    manifest = run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert manifest.metrics["tonight"]["num_events"] == 3
+    (shop / "log" / "day-4.csv").write_text(NEXT)
+    with pytest.raises(RefusedError, match="no column for title, which the files before it have"):
+        run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+
+
+def test_a_full_build_names_files_that_lack_a_column_and_only_full_accepts_more_of_them(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    log.mkdir()
+    (log / "d1.csv").write_text(DAY)
+    (log / "d2.csv").write_text(WITHOUT_TYPES)
+    manifest = run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert [entry.get("lacks") for entry in manifest.metrics["source_files"]] == [None, ["event_type"]]
+    assert "no column for event_type in 1 of 2 files, such as d2.csv; a later" in features_summary(manifest, out)
+    (log / "d3.csv").write_text(WITHOUT_TYPES.replace("u1,", "u2,"))
+    with pytest.raises(RefusedError, match=r"d3\.csv: the header changed: no column for event_type.*--full"):
+        run(CONFIG, [log], out, now_ms=NOW_MS)
+    assert run(CONFIG, [log], out, full=True, now_ms=NOW_MS).metrics["optional_fields"] == ["event_type"]
+    for name, content in (("d4.csv", NEXT.replace("u1,", "u3,")), ("d5.csv", WITHOUT_TYPES.replace("u1,", "u4,"))):
+        (log / name).write_text(content)  # both kinds are this log's
+        assert run(CONFIG, [log], out, now_ms=NOW_MS).metrics["why_full"] is None
 
 
 def test_quarantine_adds_up_over_nights(shop: Path) -> None:
