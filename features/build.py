@@ -215,6 +215,8 @@ class Night:
                 for batch in batches:
                     entry["num_rows"] += batch.num_rows
                     entry["num_events"] += len(batch.events)
+                    if batch.open_end is not None:
+                        entry["open_end"] = batch.open_end
                     done = sum(sizes[:position]) + sizes[position] * batch.share
                     self._take(batch, done / sum(sizes))
         self.steps.done("read")
@@ -227,6 +229,8 @@ class Night:
                 fields |= set(batch.fields)
                 if not sources.is_json(path):
                     self._check_header(path, fields)
+                if batch.open_end:
+                    self._check_end(path, batch)
                 yield batch
             self._check_header(path, fields)
         except MissingColumnError as error:
@@ -242,6 +246,15 @@ class Night:
             raise RefusedError(
                 f"{path}: the header changed: no column for {', '.join(missing)}, which the files before it have; "
                 "correct the file, or accept the new header with --full"
+            )
+
+    def _check_end(self, path: Path, batch: CleanBatch) -> None:
+        ends = [entry["open_end"] for entry in self._before("source_files", []) if "open_end" in entry]
+        if ends and not any(ends):
+            raise RefusedError(
+                f"{path}: line {batch.events['row'][-1]:,}, the last one, has no line break at its end, and those of "
+                "the files before it have: it may be cut off; upload the file again, or end the line if it is whole, "
+                "or accept such files with --full"
             )
 
     def _take(self, batch: CleanBatch, share: float) -> None:

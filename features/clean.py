@@ -78,6 +78,8 @@ class CleanBatch:
     """Canonical fields that the file has."""
     share: float = 1.0
     """How much of the file has been read after this batch."""
+    open_end: bool | None = None
+    """Whether the last event is of a last line without a line break; None where nothing can be told from that."""
 
 
 def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int) -> CleanBatch:
@@ -148,7 +150,16 @@ def _clean(
         bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad))
         quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
     events = events.cast(schema)  # type: ignore[arg-type]
-    return CleanBatch(events, quarantine, counts, len(rows) + len(raw.bad), tuple(columns), raw.share)
+    num_rows = len(rows) + len(raw.bad)
+    return CleanBatch(events, quarantine, counts, num_rows, tuple(columns), raw.share, _open_end(raw, events))
+
+
+def _open_end(raw: RawFile, events: pl.DataFrame) -> bool | None:
+    """A cut-off line that is set aside, or left out, tells nothing about other files."""
+    if not raw.open_end:
+        return raw.open_end
+    last = max([*raw.rows[LINE].tail(1), *(line for line, _, _ in raw.bad)])
+    return True if events["row"].tail(1).to_list() == [last] else None
 
 
 def _first_reason(rows: pl.DataFrame, checks: list[tuple[str, pl.Expr]]) -> pl.Series | None:

@@ -27,6 +27,8 @@ class RawFile:
     bad: list[BadLine]
     share: float = 1.0
     """How much of the file has been read after this part."""
+    open_end: bool | None = None
+    """Whether the last line of this part, which is the file's then, has no line break; None where none is needed."""
 
 
 def decoded(content: bytes, first_line: int = 1) -> list[tuple[int, str, bool]]:

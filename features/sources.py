@@ -88,7 +88,8 @@ def read(path: Path, layout: Format) -> Iterator[RawFile]:
     while content:
         raw = reader(content, first_line, names)
         names = tuple(name for name in raw.rows.columns if name != LINE)
-        yield RawFile(raw.rows, raw.bad, share)
+        open_end = None if is_json(path) else content[content.rfind(b"\n") + 1 :].strip() != b""
+        yield RawFile(raw.rows, raw.bad, share, open_end)
         first_line, content, share = next(parts, (1, b"", 1.0))
 
 
