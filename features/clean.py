@@ -35,7 +35,10 @@ MAX_FUTURE_MS: Final = 2 * 24 * 3600 * 1000
 
 EARLIEST_NUMBER_MS: Final = 631_152_000_000
 """Numbers for moments before 1990 are no epoch numbers: dates in digits, such as 20101201, are all among them."""
-_DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_DATETIME_FORMATS: Final = {"%Y-%m-%d %H:%M:%S%.f": 19, "%Y-%m-%d %H:%M": 16, "%Y-%m-%d": 10}
+"""What is tried in turn, and the least number of bytes with two digits in every field."""
+_CUT_SHORT: Final = r"[-:]\d$"
+"""A date or time that ends in a field of one digit: 10:1 may be what is left of 10:15."""
 _ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
 OPTIONAL: Final = ("event_type", "title", "category", "price", "event_id", "title_parts")
 """Fields that a file need not have."""
@@ -321,7 +324,11 @@ def _epoch(number: pl.Series) -> pl.Series:
 
 def _dates(plain: pl.Series, pattern: str) -> pl.Series:
     if pattern != _ZONED_FORMAT:
-        return plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
+        moments = plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
+        shortest = plain.str.len_bytes().min()
+        if shortest is not None and shortest < _DATETIME_FORMATS[pattern]:  # type: ignore[operator]
+            return moments.to_frame("ms").select(pl.when(~plain.str.contains(_CUT_SHORT)).then("ms")).to_series()
+        return moments
     whole = plain.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00")
     return whole.str.to_datetime(pattern, strict=False, time_unit="ms", time_zone="UTC").dt.epoch("ms")
 

@@ -178,6 +178,13 @@ def test_a_bad_row_costs_itself_only(tmp_path: Path, line: str | bytes, reason: 
     assert written[1].startswith(f"log.csv,{place + 1},")
 
 
+@pytest.mark.parametrize("whole", ["2020-09-13 12:26:40", "2020-09-13T12:26:40.5Z", "2020-09-13 12:26", "2020-09-13"])
+def test_a_moment_that_ends_in_a_field_of_one_digit_is_cut_short(tmp_path: Path, whole: str) -> None:
+    assert build(tmp_path, HEADER + f"u,i,{whole}\n" * 40, min_count=1) == {}
+    cut = whole.removesuffix(".5Z")[:-1]
+    assert build(tmp_path, HEADER + f"u,i,{whole}\n" * 40 + f"u,i,{cut}\n") == {"timestamp does not parse": 1}
+
+
 @pytest.mark.parametrize("half", ['"title": "cut \\ud83d"', '"title": ["\\uDE00"]', '"\\ud83d": 1'])
 def test_half_a_character_in_json_costs_its_line_only(tmp_path: Path, half: str) -> None:
     rows = [
