@@ -39,7 +39,7 @@ _DATETIME_FORMATS: Final = {"%Y-%m-%d %H:%M:%S%.f": 19, "%Y-%m-%d %H:%M": 16, "%
 """What is tried in turn, and the least number of bytes with two digits in every field."""
 _CUT_SHORT: Final = r"[-:]\d$"
 """A date or time that ends in a field of one digit: 10:1 may be what is left of 10:15."""
-_ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
+_ZONED_FORMATS: Final = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
 OPTIONAL: Final = ("event_type", "title", "category", "price", "event_id", "title_parts")
 """Fields that a file need not have."""
 _NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
@@ -296,7 +296,7 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
         if result.has_nulls()
         else text
     )
-    for reading in (*_DATETIME_FORMATS, _ZONED_FORMAT):
+    for reading in (*_DATETIME_FORMATS, *_ZONED_FORMATS):
         missing = result.is_null() & text.is_not_null()
         if not missing.any():
             break
@@ -323,7 +323,7 @@ def _epoch(number: pl.Series) -> pl.Series:
 
 
 def _dates(plain: pl.Series, pattern: str) -> pl.Series:
-    if pattern != _ZONED_FORMAT:
+    if pattern in _DATETIME_FORMATS:
         moments = plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
         shortest = plain.str.len_bytes().min()
         if shortest is not None and shortest < _DATETIME_FORMATS[pattern]:  # type: ignore[operator]
