@@ -140,6 +140,18 @@ def test_a_damaged_list_of_the_forgotten_is_said(shop: Path) -> None:
         run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS)
 
 
+@pytest.mark.parametrize("older", [None, '{"key": "00", "users": []}'])
+def test_a_list_of_the_forgotten_that_is_gone_or_another_is_said(shop: Path, older: str | None) -> None:
+    features = shop / "state" / "features"
+    forget_users(shop, features)
+    (features / "forgotten.json").unlink() if older is None else (features / "forgotten.json").write_text(older)
+    shutil.copyfile(shop / "state" / "rollback" / "night-1" / "forgotten.json", f"{features}.forgotten.json")
+    write_day(shop / "log", 3)
+    for full in (False, True):
+        with pytest.raises(DataError, match=r"features/forgotten.json: (missing|altered), expected the list of forgot"):
+            run(CONFIG, [shop / "log"], features, full=full, now_ms=NOW_MS)
+
+
 def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(HEADER + f"only,i1,{S},view,,\n")
     run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
