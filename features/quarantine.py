@@ -13,6 +13,8 @@ from features.tombstones import Tombstones
 QUARANTINE_FILE: Final = "quarantine.csv"
 WITHHELD: Final = "(withheld: users have been forgotten)"
 _COLUMNS = ("file", "line", "reason", "row")
+_HAS_USER: Final = r"^(item|timestamp|event type|price|user is longer) "
+"""Reasons of rows whose user could be read. The text of any other row may hold an id in other words: quoted, say."""
 _SEPARATORS = re.compile(r"[,;|:\s\"']+")
 
 
@@ -39,7 +41,7 @@ class Quarantine:
         return any(self._tombstones.holds(word) for word in (user, *_SEPARATORS.split(row)))
 
     def forget(self, user_ids: list[str]) -> None:
-        """Withhold the text of earlier rows that name these users."""
+        """Withhold the text of earlier rows that name these users, or whose user could not be read."""
         self._forgotten = user_ids
 
     def reasons(self, before: dict[str, Any]) -> dict[str, int]:
@@ -64,5 +66,5 @@ class Quarantine:
             shutil.copyfile(older, path)
             return
         rows = pl.read_csv(older, infer_schema=False)
-        names_one = pl.col("row").str.contains_any(self._forgotten)
-        rows.with_columns(row=pl.when(names_one).then(pl.lit(WITHHELD)).otherwise("row")).write_csv(path)
+        may_name_one = pl.col("row").str.contains_any(self._forgotten) | ~pl.col("reason").str.contains(_HAS_USER)
+        rows.with_columns(row=pl.when(may_name_one).then(pl.lit(WITHHELD)).otherwise("row")).write_csv(path)

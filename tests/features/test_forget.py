@@ -68,6 +68,27 @@ def test_no_byte_of_a_forgotten_user_is_left_anywhere(shop: Path) -> None:
         assert {n for p in place.glob("histories/*/*") for n in pl.read_parquet(p)["user_index"]} == numbers
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("log.csv", b'"ga""ne-77",i1\n'),
+        ("log.csv", b'"ga""ne-77,i1,1600000000,view,,\n'),
+        ("log.csv", b"ga\xffne-77,i1,1600000000,view,,\n"),
+        ("log.json", b'{"user_id":"ga\\u0022ne-77","item_id":\n'),
+    ],
+)
+def test_a_line_that_has_the_user_in_other_words_is_forgotten_too(tmp_path: Path, name: str, line: bytes) -> None:
+    row = b'{"user_id":"stays","item_id":"i","timestamp":%d}\n' if name.endswith("json") else b"stays,i,%d,view,,\n"
+    start = b"" if name.endswith("json") else HEADER.encode()
+    kept = row.replace(b"%d", b'"when?"')
+    (tmp_path / name).write_bytes(start + (row % S) * 60 + line + kept)
+    run(CONFIG, [tmp_path / name], tmp_path / "out", now_ms=NOW_MS)
+    assert "ne-77" in (tmp_path / "out" / "quarantine.csv").read_text()
+    assert forget.from_artifact(tmp_path / "out", ['ga"ne-77']) == 0
+    assert "ne-77" not in everything_in(tmp_path / "out")
+    assert "when?" in (tmp_path / "out" / "quarantine.csv").read_text()
+
+
 def test_later_nights_and_full_rebuilds_leave_forgotten_users_out(shop: Path) -> None:
     features = shop / "state" / "features"
     forget_users(shop, shop / "state")
