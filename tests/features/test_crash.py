@@ -128,7 +128,7 @@ def test_a_link_stays_and_what_it_leads_to_is_exchanged(tmp_path: Path) -> None:
         add_day(log, day)
         run(CONFIG, [log], link, now_ms=NOW_MS)
     removed = forget.run([tmp_path], _who(tmp_path, "u3"))
-    assert list(removed) == [str(real)]
+    assert list(removed.removed) == [str(real)]
     assert forget.from_artifact(link, ["u4"]) > 0
     assert artifact.verify(real, "features").metrics["num_forgotten"] == 2
     assert link.readlink() == real
