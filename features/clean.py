@@ -249,6 +249,7 @@ def _canonical(
             category=text("category"),
             price=pl.when(price.is_finite()).then(price),
             bad_price=text("price").is_not_null() & price.is_null(),
+            infinite_price=price.is_infinite(),
             source=pl.lit(source, pl.UInt32),
             row=pl.col(LINE),
             **({EVENT_KEY: _event_key(text("event_id"))} if "event_id" in columns else {}),
@@ -356,6 +357,9 @@ def _problems(
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
     if "price" in columns:
         checks.append(("price does not parse", pl.col("bad_price")))
+        checks.append(("price is negative or infinite", pl.col("infinite_price") | (pl.col("price") < 0)))
+    numbers = [(name, pl.col(name).cast(pl.Float64, strict=False)) for name in layout.numbers]
+    checks += [(f"{name} is no number", ~number.is_finite().fill_null(False)) for name, number in numbers]
     return checks
 
 

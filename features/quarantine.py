@@ -13,7 +13,7 @@ from features.tombstones import Tombstones
 QUARANTINE_FILE: Final = "quarantine.csv"
 WITHHELD: Final = "(withheld: users have been forgotten)"
 _COLUMNS = ("file", "line", "reason", "row")
-_HAS_USER: Final = r"^(item|timestamp|event type|price|user is longer) "
+_HAS_USER: Final = r"^(item|timestamp|event type|price|user is longer|\w+ is no number)\b"
 """Reasons of rows whose user could be read. The text of any other row may hold an id in other words: quoted, say."""
 _SEPARATORS = re.compile(r"[,;|:\s\"']+")
 

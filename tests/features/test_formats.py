@@ -155,6 +155,20 @@ def test_timestamp_format_rules_where_it_is_given(tmp_path: Path) -> None:
     assert events_of(tmp_path, text, timestamp_format="%d/%m/%Y %H:%M:%S")[0][2] == MS
 
 
+@pytest.mark.parametrize("value", ["abc", "", "-1 pcs", "nan", "1e999"])
+@pytest.mark.parametrize("format_name", ["movielens-ratings", "online-retail", "online-retail-returns"])
+def test_what_decides_on_the_event_type_has_to_be_a_number(tmp_path: Path, format_name: str, value: str) -> None:
+    if format_name == "movielens-ratings":
+        path, name, start = tmp_path / "ratings.dat", "rating", ""
+        rows = [f"u::i::{number}::1600000000\n" for number in ["2"] * 20 + [value]]
+    else:
+        path, name, start = tmp_path / "day.csv", "Quantity", "InvoiceNo,StockCode,Quantity,InvoiceDate,CustomerID\n"
+        rows = [f"1,71053,{number},2020-09-13 12:26,17850\n" for number in ["2"] * 20 + [value]]
+    path.write_text(start + "".join(rows))
+    metrics = run(FeaturesConfig(format=format_name), [path], tmp_path / "out").metrics
+    assert (metrics["num_events"], metrics["quarantined"]) == (20, {f"{name} is no number": 1})
+
+
 def test_online_retail_leaves_out_guests_then_cancellations_then_what_is_no_goods(tmp_path: Path) -> None:
     path = tmp_path / "day.csv"
     path.write_text(

@@ -199,11 +199,15 @@ def test_quarantine_adds_up_over_nights(shop: Path) -> None:
     [
         (f"u,i,{S},{'v' * 65},1", "event type is longer than 64"),
         (f"u,i,{S},view,cheap", "price does not parse"),
+        (f"u,i,{S},view,-5", "price is negative or infinite"),
+        (f"u,i,{S},view,1e999", "price is negative or infinite"),
+        (f"u,i,{S},view,-inf", "price is negative or infinite"),
     ],
 )
 def test_optional_fields_are_checked_too(tmp_path: Path, line: str, reason: str) -> None:
+    """nan is how some programs write a missing price."""
     header = HEADER.rstrip() + ",price\n"
-    (tmp_path / "log.csv").write_text(header + f"u,i,{S},view,2.5\n" * 40 + line + "\n")
+    (tmp_path / "log.csv").write_text(header + f"u,i,{S},view,2.5\nu,i,{S},view,nan\n" * 40 + line + "\n")
     manifest = run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
     assert manifest.metrics["quarantined"] == {reason: 1}
 
