@@ -177,7 +177,6 @@ class Night:
         self.catalogue = Catalogue(state.items)
         self.types = Numbering(pl.Series(state.event_types, dtype=pl.String))
         self.users = Users(state.users, state.tombstones)
-        self.quarantine = Quarantine(state.tombstones)
         self.left_out: Counter[str] = Counter(self._before("excluded", {}))
         self.num_rows = int(self._before("num_rows_read", 0))
         self.fields_of: dict[str, set[str]] = {}
@@ -187,6 +186,7 @@ class Night:
         looks_back = config.drop_copies or "event_id" in self._before("fields", [])
         most = max((g.num_partitions for g in state.generations), default=0)
         self.scratch = scratch_of(writer.place)
+        self.quarantine = Quarantine(state.tombstones, self.scratch)
         self.spill = Spill(self.scratch, config.events_per_partition, most if looks_back and most else None)
         self.generations = list(state.generations)
         self.sizes = dict(self._before("generations", {}))

@@ -59,6 +59,9 @@ _MAY_BE_LOOSE: Final = [
 """Whether any text of a column may be empty, or begin or end with white space: half the work of taking it off."""
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
+HOPELESS_ROWS: Final = 100_000
+"""From so many bad rows on, a file is not read to its end if they are too many for what is left of it, too."""
+_BAD_ROWS_SAID = 100
 KEY_SEED: Final = 20_260_101
 """Of the hash that event ids are known by."""
 
@@ -111,16 +114,21 @@ def clean_batches(
 
     Raises:
         DataError: a required column is missing.
-        RefusedError: the file is damaged, or too many of its rows are bad (known after its last batch).
+        RefusedError: the file is damaged, or too many of its rows are bad: known after its last batch, or before it
+            where the rows to come cannot make up for those that were read.
     """
-    num_rows, quarantine = 0, _bad_lines(path, [])
+    num_rows, num_bad, first_bad = 0, 0, _bad_lines(path, [])
     raws = sources.read(path, layout)
     for raw in raws if pool is None else _one_ahead(raws, pool):
         batch = _clean(path, source, layout, config, now_ms, raw, num_rows)
         num_rows += batch.num_rows
-        quarantine.extend(batch.quarantine)
+        num_bad += len(batch.quarantine)
+        if len(first_bad) < _BAD_ROWS_SAID:
+            first_bad = pl.concat([first_bad, batch.quarantine.head(_BAD_ROWS_SAID)])
+        if batch.share < 1 and num_bad >= HOPELESS_ROWS:
+            _check_share(path, num_bad, first_bad, num_rows, config, batch.share)
         yield batch
-    _check_share(path, quarantine, num_rows, config)
+    _check_share(path, num_bad, first_bad, num_rows, config)
 
 
 def _one_ahead(raws: Iterator[RawFile], pool: Executor) -> Iterator[RawFile]:
@@ -380,15 +388,22 @@ def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
     return pl.DataFrame([(path.name, *line, None) for line in sorted(bad)], schema=schema, orient="row")
 
 
-def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: FeaturesConfig) -> None:
-    num_tolerated = max(config.max_bad_share * num_rows, 1 if num_rows > 1 else 0)
-    if len(quarantine) <= num_tolerated:
+def _check_share(
+    path: Path, num_bad: int, first_bad: pl.DataFrame, num_rows: int, config: FeaturesConfig, share: float = 1.0
+) -> None:
+    """Refuse a file, of which `share` has been read, if too many rows are bad even when all that come are good.
+
+    The rest counts as twice as many rows a byte as there were so far.
+    """
+    most_rows = num_rows * (1 + 2 * (1 / max(share, 1e-6) - 1))
+    if num_bad <= max(config.max_bad_share * most_rows, 1 if num_rows > 1 else 0):
         return
-    first = quarantine.row(0, named=True)
-    lines = ", ".join(str(line) for line in quarantine["line"].unique(maintain_order=True).head(3))
+    first = first_bad.row(0, named=True)
+    lines = ", ".join(str(line) for line in first_bad["line"].unique(maintain_order=True).head(3))
     raise RefusedError(
-        f"{path}: {len(quarantine):,} of {num_rows:,} rows cannot be read, at most {config.max_bad_share:.0%} are "
-        f"tolerated; lines {lines} …; first: {first['reason']}: {first['row'][:80]!r}{_hint(first, config)}"
+        f"{path}: {num_bad:,} of {'the first ' if share < 1 else ''}{num_rows:,} rows cannot be read, at most "
+        f"{config.max_bad_share:.0%} are tolerated; lines {lines} …; first: {first['reason']}: "
+        f"{first['row'][:80]!r}{_hint(first, config)}"
     )
 
 

@@ -18,6 +18,8 @@ from recsys.contracts.errors import DataError, RefusedError
 
 BLOCK_BYTES: Final = 8 << 20
 """Text is read in blocks of whole lines of about this size: the C library gives larger ones new pages each time."""
+MAX_LINE_BYTES: Final = 16 << 20
+"""Longest line that is read on after a block."""
 BATCH_ROWS: Final = 1_000_000
 """Parquet is read in parts of this many rows."""
 
@@ -117,7 +119,14 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes, float]]:
         with path.open("rb") as raw, gzip.open(raw) if is_gzip(path) else raw as file:
             while read := file.read(BLOCK_BYTES):
                 read = read.removeprefix(b"\xef\xbb\xbf") if line == 1 and not held_back else read
-                block = b"".join((held_back, read, file.readline()))
+                rest = file.readline(MAX_LINE_BYTES)
+                block = b"".join((held_back, read, rest))
+                if len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                    number = line + block.count(b"\n")
+                    raise RefusedError(
+                        f"{path}: line {number:,} is longer than {MAX_LINE_BYTES >> 20} MiB; expected one row a line, "
+                        "correct the file"
+                    )
                 end = _safe_end(block)
                 block, held_back = block[:end], block[end:]
                 if block:

@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 from features import spill
 from features.build import FeaturesConfig, run
-spill.MAX_IN_MEMORY = 0  # so that there are files in the way
+spill.MAX_BYTES_IN_MEMORY = 0  # so that there are files in the way
 print("ready", flush=True)
 sys.stdin.readline()
 run(FeaturesConfig(min_count=1, events_per_partition=200), [Path(sys.argv[1])], Path(sys.argv[2]), now_ms={NOW_MS})

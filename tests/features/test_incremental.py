@@ -107,7 +107,7 @@ def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
 ) -> None:
     place = tmp_path_factory.mktemp("log")
     config = FeaturesConfig(min_count=1, drop_copies=drop_copies, events_per_partition=events_per_partition)
-    with mock.patch.object(spill, "MAX_IN_MEMORY", most_in_memory):
+    with mock.patch.object(spill, "MAX_BYTES_IN_MEMORY", 40 * most_in_memory):
         for day, content in enumerate(days):
             write_day(place / "log", day, content)
             if day + 1 in cuts or day + 1 == len(days):

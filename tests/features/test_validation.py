@@ -240,6 +240,39 @@ def test_parquet_parts_change_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
+def test_a_hopeless_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 5_000)
+    monkeypatch.setattr("features.clean.HOPELESS_ROWS", 100)
+    rows = "".join(f"u{n},i,when?,{n * 7919 % 99991}\n" for n in range(20_000)).encode()
+    (tmp_path / name).write_bytes(
+        gzip.compress(HEADER.encode() + rows) if name.endswith("z") else HEADER.encode() + rows
+    )
+    with pytest.raises(
+        RefusedError, match=r"of the first [\d,]+ rows cannot be read, at most 5%.*lines 2, 3, 4 "
+    ) as said:
+        run(CONFIG, [tmp_path / name], tmp_path / "out", now_ms=NOW_MS)
+    assert int(str(said.value).partition(": ")[2].split(" of ")[0].replace(",", "")) < 10_000
+
+
+def test_bad_rows_up_front_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 500)
+    monkeypatch.setattr("features.clean.HOPELESS_ROWS", 10)
+    good = DAY.removeprefix(HEADER) * 10
+    (tmp_path / "log.csv").write_text(HEADER + f"u,i,when?,{'v' * 20}\n" * 29 + good)
+    manifest = run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+    assert (manifest.metrics["num_events"], manifest.metrics["quarantined"]) == (600, {"timestamp does not parse": 29})
+    assert len((tmp_path / "out" / "quarantine.csv").read_text().splitlines()) == 30
+
+
+def test_a_line_without_an_end_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1_000)
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 20)
+    (tmp_path / "log.csv").write_text(DAY + "x" * (3 << 20))
+    with pytest.raises(RefusedError, match=r"log.csv: line 62 is longer than 1 MiB; expected one row a line"):
+        run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+
+
 def test_a_file_that_cannot_be_opened_is_not_said_to_have_another_header(shop: Path, monkeypatch) -> None:
     (shop / "log" / "day-2.csv").write_text(NEXT)
 
