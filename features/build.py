@@ -436,7 +436,8 @@ class Night:
         most = max(g.num_partitions for g in self.generations)
         sample = read_partition(self.folder, self.generations, 0, most, bucket_of_user(users), self.rank)
         rows = pruning.cost(self.config.min_count, items, scores, sample)
-        return {"users_looked_at": f"1/{most}" if most > 1 else "all", "thresholds": rows}
+        looked_at = f"1/{most}" if most > 1 else "all"
+        return {"users_looked_at": looked_at, "min_count": self.config.min_count, "thresholds": rows}
 
     def _write_tables(
         self, items: pl.DataFrame, users: pl.DataFrame, days: Counter[int], metrics: dict[str, Any]
