@@ -122,6 +122,63 @@ def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
     assert digest_of(kept) == digest_of(nightly)
 
 
+invoices = st.tuples(
+    st.sampled_from(["17850", "17850.0", "13047", ""]),  # user, none for a guest
+    st.sampled_from(["71053", "85123a", "22752", "POST"]),
+    st.integers(-30, 3),  # hours before the end of the day
+    st.sampled_from(["", "", "C"]),  # a cancellation by its number
+    st.sampled_from(["6", "1", "1", "0", "-2"]),  # or by its quantity
+)
+
+
+def invoice_line(day: int, number: int, row: tuple[str, str, int, str, str]) -> str:
+    user, item, hour, cancelled, quantity = row
+    return f"{cancelled}{day}{number},{item},LANTERN {hour},{quantity},{S + day * DAY + hour * 3600},2.55,{user}\n"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    days=st.lists(st.lists(invoices, min_size=1, max_size=8), min_size=1, max_size=5),
+    cuts=st.sets(st.integers(1, 4)),
+    format_name=st.sampled_from(["online-retail", "online-retail-returns"]),
+    order=st.randoms(),
+)
+def test_cancellations_cut_at_any_days_give_what_a_rebuild_gives(
+    tmp_path_factory: pytest.TempPathFactory,
+    days: list[list[tuple[str, str, int, str, str]]],
+    cuts: set[int],
+    format_name: str,
+    order: random.Random,
+) -> None:
+    place = tmp_path_factory.mktemp("log")
+    log = place / "log"
+    log.mkdir()
+    header = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID\n"
+    sale = invoice_line(0, 9, ("17850", "71053", 0, "", "1"))  # so that there is an event from the first night on
+    config = FeaturesConfig(format=format_name, min_count=1)
+    arrival = list(enumerate(days))
+    order.shuffle(arrival)
+    for night, (day, content) in enumerate(arrival, start=1):
+        lines = "".join(invoice_line(day, number, row) for number, row in enumerate(content))
+        (log / f"{day}.csv").write_text(header + sale + lines)
+        if night in cuts or night == len(days):
+            nightly = run(config, [log], place / "nightly", now_ms=NOW_MS)
+    rebuilt = run(config, [log], place / "rebuilt", now_ms=NOW_MS)
+    assert digest_of(nightly) == digest_of(rebuilt) == digest_from_the_files(place / "nightly")
+    assert views(place / "nightly") == views(place / "rebuilt")
+    same = ("num_rows_read", "num_events", "num_users", "excluded", "quarantined", "split_ms")
+    assert {key: nightly.metrics[key] for key in same} == {key: rebuilt.metrics[key] for key in same}
+    returned = sum(bool(user) and item != "POST" and (cancelled == "C" or int(quantity) <= 0)
+                   for content in days for user, item, _, cancelled, quantity in content)  # fmt: skip
+    kinds = dict(zip(nightly.metrics["event_types"], counts_of_types(place / "nightly"), strict=True))
+    assert kinds.get("return", 0) == (returned if format_name.endswith("returns") else 0)
+
+
+def counts_of_types(place: Path) -> list[int]:
+    counts = pl.read_parquet(place / "items.parquet")["num_events_by_type"].to_list()
+    return [sum(by_type) for by_type in zip(*counts, strict=True)]
+
+
 @settings(max_examples=15, deadline=None)
 @given(days=st.lists(st.lists(rows, min_size=1, max_size=6), min_size=2, max_size=5), order=st.randoms())
 def test_files_that_arrive_in_any_order_give_the_same(
