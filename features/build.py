@@ -348,6 +348,15 @@ class Night:
                 f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN{anew}"
             )
 
+    def _check_chosen_types(self, types: list[str]) -> None:
+        for setting in ("history_types", "target_types"):
+            chosen = getattr(self.config, setting)
+            if chosen and not set(chosen) & set(types) and not self.may_be_empty:
+                raise DataError(
+                    f"{self._first_file()}: no event of the log is of {setting}, {', '.join(chosen)}; expected one of "
+                    f"{', '.join(types[:8])}; correct the setting"
+                )
+
     def finish(self, died: str | None) -> Manifest:
         """Write tables, quarantine, report and manifest, and put the folder in its place."""
         items = self.catalogue.table(self.totals, sources.titles(self._first_file(), self.layout))
@@ -361,6 +370,7 @@ class Night:
             )
         first_ms, last_ms = int(items["first_ms"].min() or 0), int(items["last_ms"].max() or 0)  # type: ignore[arg-type]
         types = self.types.names().to_list()
+        self._check_chosen_types(types)
         scores = pruning.scores(self.config, items, types, last_ms, self.folder, self.generations)
         kept = scores >= self.config.min_count
         if not kept.any() and not self.may_be_empty:

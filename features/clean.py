@@ -77,7 +77,7 @@ class CleanBatch:
     events: pl.DataFrame
     """Columns of SCHEMA, and `event_key` where the file has event ids."""
     quarantine: pl.DataFrame
-    """file, line, reason, row, and the user where one can be read."""
+    """file, line, reason, row; the user, and what stands in the field in question, where these can be read."""
     left_out: dict[str, int]
     num_rows: int
     fields: tuple[str, ...] = ()
@@ -158,7 +158,8 @@ def _clean(
         events = events.filter(reason.is_null())
     if reason is not None:
         is_bad = reason.is_not_null() if left_out is None else reason.is_not_null() & left_out.is_null()
-        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad))
+        found = _found(raw.rows.filter(is_bad), columns, reason.filter(is_bad))
+        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad), found)
         quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
     events = events.cast(schema)  # type: ignore[arg-type]
     num_rows = len(rows) + len(raw.bad)
@@ -371,7 +372,21 @@ def _problems(
     return checks
 
 
-def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series) -> pl.DataFrame:
+def _found(rows: pl.DataFrame, columns: dict[str, list[str]], reason: pl.Series) -> pl.Series:
+    """What stands in the field that a reason begins with, for the message of a refusal: that is no user's id."""
+    fields = {name: names for name, names in columns.items() if name != "user_id"}
+    told = [
+        pl.when(reason.str.starts_with(field.removesuffix("_id").replace("_", " "))).then(
+            pl.coalesce(pl.col(names).cast(pl.String))
+        )
+        for field, names in fields.items()
+    ]
+    return rows.select(found=pl.coalesce(*told))["found"]
+
+
+def _bad_rows(
+    path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series, found: pl.Series
+) -> pl.DataFrame:
     columns = [pl.col(c).cast(pl.String).fill_null("") for c in rows.columns if c != LINE]
     text = pl.concat_str(columns, separator=",") if columns else pl.lit("")
     return rows.select(
@@ -380,12 +395,14 @@ def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.
         reason=reason.cast(pl.String),
         row=text,
         user=checked["user_id"],
+        found=found,
     )
 
 
 def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
-    schema = {"file": pl.String, "line": pl.UInt32, "reason": pl.String, "row": pl.String, "user": pl.String}
-    return pl.DataFrame([(path.name, *line, None) for line in sorted(bad)], schema=schema, orient="row")
+    texts = dict.fromkeys(("reason", "row", "user", "found"), pl.String)
+    schema = {"file": pl.String, "line": pl.UInt32, **texts}
+    return pl.DataFrame([(path.name, *line, None, None) for line in sorted(bad)], schema=schema, orient="row")
 
 
 def _check_share(
@@ -399,11 +416,12 @@ def _check_share(
     if num_bad <= max(config.max_bad_share * most_rows, 1 if num_rows > 1 else 0):
         return
     first = first_bad.row(0, named=True)
+    found = "" if first["found"] is None else f", found {first['found'][:80]!r}"
     lines = ", ".join(str(line) for line in first_bad["line"].unique(maintain_order=True).head(3))
     raise RefusedError(
         f"{path}: {num_bad:,} of {'the first ' if share < 1 else ''}{num_rows:,} rows cannot be read, at most "
-        f"{config.max_bad_share:.0%} are tolerated; lines {lines} …; first: {first['reason']}: "
-        f"{first['row'][:80]!r}{_hint(first, config)}"
+        f"{config.max_bad_share:.0%} are tolerated; lines {lines} …; first: {first['reason']}"
+        f"{found}{_hint(first, config)}"
     )
 
 

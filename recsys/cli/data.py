@@ -82,11 +82,11 @@ def features_simulate(
     from features import bulk, simulate
 
     if not out.name.endswith(".csv.gz"):
-        num_events = events or 1_000_000
+        num_events = 1_000_000 if events is None else events
         bulk_config = bulk.BulkConfig.from_mapping(
             {
-                "num_users": users or max(10, num_events // 100),
-                "num_items": items or max(100, num_events // 1000),
+                "num_users": max(10, num_events // 100) if users is None else users,
+                "num_items": max(100, num_events // 1000) if items is None else items,
                 "num_events": num_events,
                 **given({"seed": seed}),
             },

@@ -47,6 +47,10 @@ def features_summary(manifest: Manifest, out: Path) -> str:
     for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):
         if counts:
             lines.append(f"{word}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
+    for setting in ("history_types", "target_types", "count_types", "event_weights"):
+        unknown = [name for name in manifest.config.get(setting, ()) if name not in m["event_types"]]
+        if unknown:
+            lines.append(f"note: {setting} names {', '.join(unknown)}, of which there is no event so far")
     if m["why_full"] is not None:
         lines += [f"note: {note}" for note in _odd_files(m["source_files"], m["optional_fields"])]
     if m["passed_over"]:

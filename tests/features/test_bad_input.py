@@ -55,12 +55,12 @@ CASES = {
     "dates": (
         HEADER + "u,i,13/09/2020\n" * 3,
         {},
-        "3 of 3 rows cannot be read, at most 5% .*does not parse: 'u,i,13/09/2020'; give --timestamp-format",
+        "3 of 3 rows cannot be read, at most 5% .*does not parse, found '13/09/2020'; give --timestamp-format",
     ),
     "dates in digits": (
         HEADER + "u,i,20101201\n" * 3,
         {},
-        "3 of 3 rows .*no epoch number .*: 'u,i,20101201'; for dates in digits give .*, such as '%Y%m%d' for 20101201",
+        "3 of 3 rows .*no epoch number .*, found '20101201'; for dates in digits give .*, such as '%Y%m%d' for",
     ),
     "minutes in digits": (HEADER + "u,i,201012010830\n" * 3, {}, "3 of 3 rows .*is no epoch number"),
     "seconds in digits": (HEADER + "u,i,20101201083000\n" * 3, {}, "3 of 3 rows .*future.*; give --timestamp-format"),
@@ -234,6 +234,30 @@ def test_one_bad_row_of_a_tiny_file_is_tolerated_and_two_are_not(tmp_path: Path)
         build(tmp_path, tiny + "u,i,x\n" * 2, min_count=1)
 
 
+@pytest.mark.parametrize("line", [f"ann-secret,i,{S},x", "ann-secret,i,when?", f"ann-secret,,{S}", '"ann-secret,i'])
+def test_a_refusal_names_no_user(tmp_path: Path, line: str) -> None:
+    with pytest.raises(DataError, match="2 of 2 rows cannot be read") as refused:
+        build(tmp_path, HEADER + f"{line}\n" * 2)
+    assert "secret" not in str(refused.value)
+
+
+def test_event_types_that_are_chosen_have_to_be_there(tmp_path: Path) -> None:
+    log = HEADER.replace("\n", ",event_type\n") + f"u,i,{S},view\n" * 9 + f"u,i,{S},purchase\n"
+    with pytest.raises(DataError, match="is of target_types, purchse; expected one of view, purchase; correct the set"):
+        build(tmp_path, log, target_types=["purchse"])
+    (tmp_path / "log.csv").write_text(log)
+    config = FeaturesConfig(target_types=("purchase", "cart"), event_weights={"viewed": 2})
+    said = features_summary(run(config, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS), tmp_path)
+    assert "note: target_types names cart, of which there is no event so far" in said
+    assert "note: event_weights names viewed" in said
+
+
+def test_an_object_is_no_id(tmp_path: Path) -> None:
+    rows = f'{{"user_id": "u", "item_id": "i", "timestamp": {S}}}\n' * 40
+    rows += f'{{"user_id": {{"id": 0}}, "item_id": "i", "timestamp": {S}}}\n'
+    assert build(tmp_path, rows, "log.jsonl") == {"user is empty": 1}
+
+
 def test_blank_lines_are_neither_rows_nor_errors() -> None:
     raw = read_delimited(b"a,b\n1,2\n\n3,4\n\n\n", ",", ())
     assert (raw.rows.rows(), raw.bad) == ([(2, "1", "2"), (4, "3", "4")], [])
@@ -246,8 +270,8 @@ def test_two_unclosed_quotes_do_not_hide_the_lines_between_them() -> None:
 
 
 def test_a_quoted_field_may_hold_separators_quotes_and_line_breaks() -> None:
-    raw = read_delimited(b'a,b\n"1,1","x\ny"\n2,"6"" pan"\n', ",", ())
-    assert (raw.rows.rows(), raw.bad) == ([(2, "1,1", "x\ny"), (4, "2", '6" pan')], [])
+    raw = read_delimited(b'a,b\n"1,1","x\n\ny"\n\n2,"6"" pan"\n', ",", ())
+    assert (raw.rows.rows(), raw.bad) == ([(2, "1,1", "x\n\ny"), (6, "2", '6" pan')], [])
 
 
 LINES = (f"u,i,{S}", f"v,j,{S}", f'"w",i,{S}', "u,i", "u", f"u,i,{S},9", f",i,{S}", "u,i,x", f'u,"i,{S}', f"\xe9,i,{S}")
