@@ -45,6 +45,11 @@ def held(out: Path) -> Iterator[Path]:
         yield place
 
 
+def is_one(path: Path) -> bool:
+    """Whether a file has the name of a store's file."""
+    return _NAME.match(path.name) is not None
+
+
 def claim(place: Path, store_id: str) -> None:
     """Note whose events the files in the folder are; events of another store do not get among them.
 
@@ -65,7 +70,7 @@ def claim(place: Path, store_id: str) -> None:
 
 def files(place: Path) -> list[Path]:
     """The files in the order of the numbers of their events."""
-    return sorted(path for path in place.iterdir() if _NAME.match(path.name))
+    return sorted(path for path in place.iterdir() if is_one(path))
 
 
 def last_number(place: Path) -> int:

@@ -146,6 +146,15 @@ def test_a_night_needs_the_columns_of_the_files_before(shop: Path, name: str, co
         run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
 
 
+def test_files_of_a_store_have_columns_of_their_own(shop: Path) -> None:
+    (shop / "log" / "day-2.csv").write_text(NEXT.replace("event_type", "event_type,title").replace("view", "view,t"))
+    run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [S], "event_type": ["view"]})
+    frame.write_parquet(shop / "log" / f"events-{1:015d}-{1:015d}.parquet")
+    manifest = run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
+    assert manifest.metrics["tonight"] == {"num_files": 1, "num_events": 1}
+
+
 def test_a_parquet_file_without_rows_is_a_day_without_events(shop: Path) -> None:
     names = HEADER.strip().split(",")
     for number, kind in enumerate((pl.Null, pl.String, pl.Int64), start=2):
