@@ -52,8 +52,8 @@ def features_summary(manifest: Manifest, out: Path) -> str:
         if unknown:
             lines.append(f"note: {setting} names {', '.join(unknown)}, of which there is no event so far")
     if m["why_full"] is not None:
-        lines += [f"note: {note}" for note in _odd_files(m["source_files"], m["optional_fields"])]
-    if m["passed_over"]:
+        lines += [f"note: {note}" for note in _odd_files(m["source_files"], m.get("optional_fields", []))]
+    if m.get("passed_over"):
         others = f"{len(m['passed_over']):,} in the log's folders, such as {', '.join(m['passed_over'][:3])}"
         lines.append(f"not read: {others}")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.histories import generations, read_partition
+from recsys.pipeline.tables import features_summary
 from tests.features.test_build import histories_of
 from tests.features.test_real_logs import REAL_DATA
 
@@ -315,12 +316,30 @@ def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(
 
 def read_by_older_rules(place: Path) -> None:
     """Make an artifact as a program wrote it that read values of typed files otherwise."""
+    metrics = artifact.read_manifest(place).metrics
+    write_metrics(place, metrics | {"fingerprint": metrics["fingerprint"] | {"reading_rules": 1}})
+
+
+def write_metrics(place: Path, metrics: dict[str, Any]) -> None:
     manifest = artifact.read_manifest(place)
-    metrics = manifest.metrics | {"fingerprint": manifest.metrics["fingerprint"] | {"reading_rules": 1}}
     with artifact.writing(place, "features") as writer:
         for name, entry in manifest.files.items():
             writer.link(place, name, entry)
         writer.commit(parents={}, config=manifest.config, metrics=metrics)
+
+
+def test_an_artifact_of_a_program_that_noted_less_about_files_is_read_on(tmp_path: Path) -> None:
+    config, log, out = a_shop(tmp_path), tmp_path / "log", tmp_path / "out"
+    (log / "day-001b.csv").write_text(f"user_id,item_id,timestamp\nu1,i1,{S}")
+    metrics = run(config, [log], out, now_ms=NOW_MS, full=True).metrics
+    del metrics["optional_fields"], metrics["passed_over"], metrics["pruning"]["min_count"]
+    entries = [{k: v for k, v in e.items() if k not in ("open_end", "lacks")} for e in metrics["source_files"]]
+    fields = ["item_id", "timestamp", "user_id"]  # what all files had
+    write_metrics(out, metrics | {"fields": fields, "source_files": entries})
+    assert "events" in features_summary(run(config, [log], out, now_ms=NOW_MS), out)
+    (log / "day-003.csv").write_text(f"user_id,item_id,timestamp\nu1,i1,{S + 1}")
+    manifest = run(config, [log], out, now_ms=NOW_MS)
+    assert (manifest.metrics["why_full"], manifest.metrics["tonight"]["num_events"]) == (None, 1)
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id", "event_type", "title", "category", "event_id"])
