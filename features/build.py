@@ -16,12 +16,12 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from features import digest, duplicates, generations, pruning, report, sources, split, trouble
+from features import digest, duplicates, generations, headers, pruning, report, sources, split, trouble
 from features.catalogue import Catalogue
 from features.clean import SCHEMA, CleanBatch, MissingColumnError, clean, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format, resolve
-from features.ledger import Plan, plan
+from features.ledger import ASKED_FOR, Plan, plan
 from features.lock import locked, scratch_of
 from features.numbering import Numbering, Users
 from features.quarantine import QUARANTINE_FILE, Quarantine
@@ -71,17 +71,19 @@ def run(
     _check_apart(source_paths, out)
     with locked(out) as died, trouble.said(out):
         layout = resolve(config)
-        files = sources.find_files(source_paths, layout)
-        asked = "asked for" if full or renumber else None
+        files, passed_over = sources.find_files(source_paths, layout), sources.passed_over(source_paths, layout)
+        asked = ASKED_FOR if full or renumber else None
         state = State.load(out, rebuild=full, renumber=renumber)
         todo = plan(config, files, state, out, has_times=bool(layout.timestamp), asked=asked)
         if state.manifest is not None and _is_up_to_date(config, state.manifest, todo):
-            return _unchanged(state.manifest, died)
+            return _unchanged(state.manifest, died, passed_over)
+        todo.passed_over = passed_over
         try:
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
         except duplicates.LateOriginalError as late:
             asked = f"{todo.sources[late.source]['name']} has the original of an event that was read before"
             todo = plan(config, files, state, out, has_times=bool(layout.timestamp), asked=asked)
+            todo.passed_over = passed_over
             return _publish(config, layout, state, todo, out, now_ms, renumber=renumber, died=died)
 
 
@@ -112,10 +114,16 @@ def _is_up_to_date(config: FeaturesConfig, manifest: Manifest, todo: Plan) -> bo
     return todo.why_full is None and same_config and len(todo.sources) == len(manifest.metrics["source_files"])
 
 
-def _unchanged(manifest: Manifest, died: str | None) -> Manifest:
+def _unchanged(manifest: Manifest, died: str | None, passed_over: list[str]) -> Manifest:
     """The manifest of an artifact that stays, with what is said of tonight's run in place of that of the last."""
-    nothing = {"up_to_date": True, "tonight": {"num_files": 0, "num_events": 0}, "why_full": None, "died_before": died}
-    return manifest.model_copy(update={"metrics": manifest.metrics | nothing})
+    tonight = {
+        "up_to_date": True,
+        "tonight": {"num_files": 0, "num_events": 0},
+        "why_full": None,
+        "died_before": died,
+        "passed_over": passed_over,
+    }
+    return manifest.model_copy(update={"metrics": manifest.metrics | tonight})
 
 
 def _publish(
@@ -179,14 +187,16 @@ class Night:
         self.catalogue = Catalogue(state.items)
         self.types = Numbering(pl.Series(state.event_types, dtype=pl.String))
         self.users = Users(state.users, state.tombstones)
-        self.quarantine = Quarantine(state.tombstones)
         self.left_out: Counter[str] = Counter(self._before("excluded", {}))
         self.num_rows = int(self._before("num_rows_read", 0))
-        self.fields: set[str] | None = None if self.is_full else set(self._before("fields", []))
+        self.fields_of: dict[str, set[str]] = {}
+        """What each of the new files has columns for."""
+        self.optional_fields = headers.optional(state.metrics)
         self.rank = ranks([entry["name"] for entry in todo.sources])
         looks_back = config.drop_copies or "event_id" in self._before("fields", [])
         most = max((g.num_partitions for g in state.generations), default=0)
         self.scratch = scratch_of(writer.place)
+        self.quarantine = Quarantine(state.tombstones, self.scratch)
         self.spill = Spill(self.scratch, config.events_per_partition, most if looks_back and most else None)
         self.generations = list(state.generations)
         self.sizes = dict(self._before("generations", {}))
@@ -215,37 +225,52 @@ class Night:
                 for batch in batches:
                     entry["num_rows"] += batch.num_rows
                     entry["num_events"] += len(batch.events)
+                    if batch.open_end is not None:
+                        entry["open_end"] = batch.open_end
                     done = sum(sizes[:position]) + sizes[position] * batch.share
                     self._take(batch, done / sum(sizes))
         self.steps.done("read")
 
     def _batches(self, path: Path, number: int, reading: Executor) -> Iterator[CleanBatch]:
         """Batches of a file whose columns are those that earlier nights saw."""
+        fields = self.fields_of.setdefault(path.name, set())
         try:
             for batch in clean_batches(path, number, self.layout, self.config, self.now_ms, reading):
-                self._check_header(path, batch)
+                fields |= set(batch.fields)
+                if not sources.is_json(path):
+                    self._check_header(path, fields)
+                if batch.open_end:
+                    self._check_end(path, batch)
                 yield batch
+            self._check_header(path, fields)
         except MissingColumnError as error:
             if self.is_full:
                 raise
             raise RefusedError(f"{error} (its header is not that of the files before it)") from None
 
-    def _check_header(self, path: Path, batch: CleanBatch) -> None:
-        if self.is_full or not batch.fields:
+    def _check_header(self, path: Path, fields: set[str]) -> None:
+        if self.is_full or not fields:
             return
-        missing = sorted(set(self._before("fields", [])) - set(batch.fields))
-        if missing and ".json" not in path.name:
+        missing = sorted(headers.lacking(path, fields, set(self._before("fields", [])) - self.optional_fields))
+        if missing:
             raise RefusedError(
                 f"{path}: the header changed: no column for {', '.join(missing)}, which the files before it have; "
                 "correct the file, or accept the new header with --full"
+            )
+
+    def _check_end(self, path: Path, batch: CleanBatch) -> None:
+        ends = [entry["open_end"] for entry in self._before("source_files", []) if "open_end" in entry]
+        if ends and not any(ends):
+            raise RefusedError(
+                f"{path}: line {batch.events['row'][-1]:,}, the last one, has no line break at its end, and those of "
+                "the files before it have: it may be cut off; upload the file again, or end the line if it is whole, "
+                "or accept such files with --full"
             )
 
     def _take(self, batch: CleanBatch, share: float) -> None:
         self.num_rows += batch.num_rows
         self.left_out.update(batch.left_out)
         self.quarantine.add(batch.quarantine)
-        if batch.fields:
-            self.fields = set(batch.fields) if self.fields is None else self.fields & set(batch.fields)
         if batch.events.is_empty():
             return
         keyed = [EVENT_KEY] if EVENT_KEY in batch.events.columns else []
@@ -343,6 +368,15 @@ class Night:
                 f"at most {MAX_EVENT_TYPES} are expected; map another column with --map event_type=COLUMN{anew}"
             )
 
+    def _check_chosen_types(self, types: list[str]) -> None:
+        for setting in ("history_types", "target_types"):
+            chosen = getattr(self.config, setting)
+            if chosen and not set(chosen) & set(types) and not self.may_be_empty:
+                raise DataError(
+                    f"{self._first_file()}: no event of the log is of {setting}, {', '.join(chosen)}; expected one of "
+                    f"{', '.join(types[:8])}; correct the setting"
+                )
+
     def finish(self, died: str | None) -> Manifest:
         """Write tables, quarantine, report and manifest, and put the folder in its place."""
         items = self.catalogue.table(self.totals, sources.titles(self._first_file(), self.layout))
@@ -356,6 +390,7 @@ class Night:
             )
         first_ms, last_ms = int(items["first_ms"].min() or 0), int(items["last_ms"].max() or 0)  # type: ignore[arg-type]
         types = self.types.names().to_list()
+        self._check_chosen_types(types)
         scores = pruning.scores(self.config, items, types, last_ms, self.folder, self.generations)
         kept = scores >= self.config.min_count
         if not kept.any() and not self.may_be_empty:
@@ -381,9 +416,10 @@ class Night:
             "event_types": types,
             "source_files": self.todo.sources,
             "absent_files": len(self.todo.absent),
+            "passed_over": self.todo.passed_over,
             "why_full": self.todo.why_full,
             "died_before": died,
-            "fields": sorted(self.fields or ()),
+            **self._headers(),
             "fingerprint": self.todo.fingerprint,
             "generations": self.sizes,
             "content_sum": f"{sum_of_events:016x}",
@@ -398,6 +434,18 @@ class Night:
         self.steps.done("tables and report")
         metrics["steps"] = self.steps.rows
         return self.writer.commit(parents={}, config=self.config.model_dump(mode="json"), metrics=metrics)
+
+    def _headers(self) -> dict[str, Any]:
+        """The fields of all files together, and those that a later file may lack; notes what tonight's files lack."""
+        fields = set(self._before("fields", [])).union(*self.fields_of.values())
+        lacked: set[str] = set()
+        for entry in self.todo.sources:
+            if found := self.fields_of.get(entry["name"]):
+                lacks = headers.lacking(Path(entry["name"]), found, fields)
+                entry |= {"lacks": sorted(lacks)} if lacks else {}
+                lacked |= lacks
+        optional = lacked if self.todo.why_full == ASKED_FOR else self.optional_fields
+        return {"fields": sorted(fields), "optional_fields": sorted(optional)}
 
     def _first_file(self) -> Path:
         return self.todo.first_file
@@ -419,7 +467,8 @@ class Night:
         most = max(g.num_partitions for g in self.generations)
         sample = read_partition(self.folder, self.generations, 0, most, bucket_of_user(users), self.rank)
         rows = pruning.cost(self.config.min_count, items, scores, sample)
-        return {"users_looked_at": f"1/{most}" if most > 1 else "all", "thresholds": rows}
+        looked_at = f"1/{most}" if most > 1 else "all"
+        return {"users_looked_at": looked_at, "min_count": self.config.min_count, "thresholds": rows}
 
     def _write_tables(
         self, items: pl.DataFrame, users: pl.DataFrame, days: Counter[int], metrics: dict[str, Any]

@@ -7,6 +7,7 @@ this is for volume.
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -48,7 +49,11 @@ def run(config: BulkConfig, out: Path) -> Path:
             for number, day in enumerate(days(config)):
                 day.write_csv(file, include_header=number == 0)
     elif out.suffix == ".parquet":
-        pl.concat(list(days(config))).write_parquet(out)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            parts = [Path(folder) / f"{number:05d}.parquet" for number in range(config.num_days)]
+            for part, day in zip(parts, days(config), strict=True):
+                day.write_parquet(part)
+            pl.scan_parquet(parts, glob=False).sink_parquet(out)
     elif out.suffix == "":
         out.mkdir(exist_ok=True)
         for number, day in enumerate(days(config)):

@@ -13,7 +13,7 @@ import polars.selectors as cs
 from features import sources
 from features.config import FeaturesConfig
 from features.formats import Format
-from features.lines import LINE, BadLine, RawFile
+from features.lines import LINE, NO_OBJECT, BadLine, RawFile
 from features.values import as_text
 from recsys.contracts.errors import DataError, RefusedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
@@ -35,9 +35,13 @@ MAX_FUTURE_MS: Final = 2 * 24 * 3600 * 1000
 
 EARLIEST_NUMBER_MS: Final = 631_152_000_000
 """Numbers for moments before 1990 are no epoch numbers: dates in digits, such as 20101201, are all among them."""
-_DATETIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-_ZONED_FORMAT = "%Y-%m-%d %H:%M:%S%.f%:z"
-_OPTIONAL = ("event_type", "title", "category", "price", "event_id")
+_DATETIME_FORMATS: Final = {"%Y-%m-%d %H:%M:%S%.f": 19, "%Y-%m-%d %H:%M": 16, "%Y-%m-%d": 10}
+"""What is tried in turn, and the least number of bytes with two digits in every field."""
+_CUT_SHORT: Final = r"[-:]\d$"
+"""A date or time that ends in a field of one digit: 10:1 may be what is left of 10:15."""
+_ZONED_FORMATS: Final = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
+OPTIONAL: Final = ("event_type", "title", "category", "price", "event_id", "title_parts")
+"""Fields that a file need not have."""
 _NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
 _TEXT: Final = cs.string()
 _TIGHT: Final = range(0x21, 0x80)
@@ -55,6 +59,9 @@ _MAY_BE_LOOSE: Final = [
 """Whether any text of a column may be empty, or begin or end with white space: half the work of taking it off."""
 MAX_TYPE_LENGTH: Final = 64
 """Longest event type, in characters."""
+HOPELESS_ROWS: Final = 100_000
+"""From so many bad rows on, a file is not read to its end if they are too many for what is left of it, too."""
+_BAD_ROWS_SAID = 100
 KEY_SEED: Final = 20_260_101
 """Of the hash that event ids are known by."""
 
@@ -70,13 +77,15 @@ class CleanBatch:
     events: pl.DataFrame
     """Columns of SCHEMA, and `event_key` where the file has event ids."""
     quarantine: pl.DataFrame
-    """file, line, reason, row, and the user where one can be read."""
+    """file, line, reason, row; the user, and what stands in the field in question, where these can be read."""
     left_out: dict[str, int]
     num_rows: int
     fields: tuple[str, ...] = ()
     """Canonical fields that the file has."""
     share: float = 1.0
     """How much of the file has been read after this batch."""
+    open_end: bool | None = None
+    """Whether the last event is of a last line without a line break; None where nothing can be told from that."""
 
 
 def clean(path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int) -> CleanBatch:
@@ -105,16 +114,21 @@ def clean_batches(
 
     Raises:
         DataError: a required column is missing.
-        RefusedError: the file is damaged, or too many of its rows are bad (known after its last batch).
+        RefusedError: the file is damaged, or too many of its rows are bad: known after its last batch, or before it
+            where the rows to come cannot make up for those that were read.
     """
-    num_rows, quarantine = 0, _bad_lines(path, [])
+    num_rows, num_bad, first_bad = 0, 0, _bad_lines(path, [])
     raws = sources.read(path, layout)
     for raw in raws if pool is None else _one_ahead(raws, pool):
         batch = _clean(path, source, layout, config, now_ms, raw, num_rows)
         num_rows += batch.num_rows
-        quarantine.extend(batch.quarantine)
+        num_bad += len(batch.quarantine)
+        if len(first_bad) < _BAD_ROWS_SAID:
+            first_bad = pl.concat([first_bad, batch.quarantine.head(_BAD_ROWS_SAID)])
+        if batch.share < 1 and num_bad >= HOPELESS_ROWS:
+            _check_share(path, num_bad, first_bad, num_rows, config, batch.share)
         yield batch
-    _check_share(path, quarantine, num_rows, config)
+    _check_share(path, num_bad, first_bad, num_rows, config)
 
 
 def _one_ahead(raws: Iterator[RawFile], pool: Executor) -> Iterator[RawFile]:
@@ -144,10 +158,20 @@ def _clean(
         events = events.filter(reason.is_null())
     if reason is not None:
         is_bad = reason.is_not_null() if left_out is None else reason.is_not_null() & left_out.is_null()
-        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad))
+        found = _found(raw.rows.filter(is_bad), columns, reason.filter(is_bad))
+        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad), found)
         quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
     events = events.cast(schema)  # type: ignore[arg-type]
-    return CleanBatch(events, quarantine, counts, len(rows) + len(raw.bad), tuple(columns), raw.share)
+    num_rows = len(rows) + len(raw.bad)
+    return CleanBatch(events, quarantine, counts, num_rows, tuple(columns), raw.share, _open_end(raw, events))
+
+
+def _open_end(raw: RawFile, events: pl.DataFrame) -> bool | None:
+    """A cut-off line that is set aside, or left out, tells nothing about other files."""
+    if not raw.open_end:
+        return raw.open_end
+    last = max([*raw.rows[LINE].tail(1), *(line for line, _, _ in raw.bad)])
+    return True if events["row"].tail(1).to_list() == [last] else None
 
 
 def _first_reason(rows: pl.DataFrame, checks: list[tuple[str, pl.Expr]]) -> pl.Series | None:
@@ -165,7 +189,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
     names = [name for name in frame.columns if name != LINE]
     known = {_plain(name): name for name in reversed(names)} | {name: name for name in names}
     wanted: dict[str, tuple[str, ...]] = {"user_id": layout.user, "item_id": layout.item, "timestamp": layout.timestamp}
-    wanted |= {name: getattr(layout, name) for name in (*_OPTIONAL, "title_parts")}
+    wanted |= {name: getattr(layout, name) for name in OPTIONAL}
     wanted |= {name: (name,) for name in layout.extra}
     found: dict[str, list[str]] = {}
     for field, candidates in wanted.items():
@@ -173,7 +197,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
         there = list(dict.fromkeys(name for name in matches if name is not None))
         if there:
             found[field] = there
-        elif candidates and field not in (*_OPTIONAL, "title_parts"):
+        elif candidates and field not in OPTIONAL:
             hint = "check --format"
             if layout.name == "generic":
                 hint = f"map it with --map {field.removesuffix('_id')}=COLUMN"
@@ -234,6 +258,7 @@ def _canonical(
             category=text("category"),
             price=pl.when(price.is_finite()).then(price),
             bad_price=text("price").is_not_null() & price.is_null(),
+            infinite_price=price.is_infinite(),
             source=pl.lit(source, pl.UInt32),
             row=pl.col(LINE),
             **({EVENT_KEY: _event_key(text("event_id"))} if "event_id" in columns else {}),
@@ -281,7 +306,7 @@ def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
         if result.has_nulls()
         else text
     )
-    for reading in (*_DATETIME_FORMATS, _ZONED_FORMAT):
+    for reading in (*_DATETIME_FORMATS, *_ZONED_FORMATS):
         missing = result.is_null() & text.is_not_null()
         if not missing.any():
             break
@@ -308,8 +333,12 @@ def _epoch(number: pl.Series) -> pl.Series:
 
 
 def _dates(plain: pl.Series, pattern: str) -> pl.Series:
-    if pattern != _ZONED_FORMAT:
-        return plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
+    if pattern in _DATETIME_FORMATS:
+        moments = plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
+        shortest = plain.str.len_bytes().min()
+        if shortest is not None and shortest < _DATETIME_FORMATS[pattern]:  # type: ignore[operator]
+            return moments.to_frame("ms").select(pl.when(~plain.str.contains(_CUT_SHORT)).then("ms")).to_series()
+        return moments
     whole = plain.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00")
     return whole.str.to_datetime(pattern, strict=False, time_unit="ms", time_zone="UTC").dt.epoch("ms")
 
@@ -337,10 +366,27 @@ def _problems(
         checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
     if "price" in columns:
         checks.append(("price does not parse", pl.col("bad_price")))
+        checks.append(("price is negative or infinite", pl.col("infinite_price") | (pl.col("price") < 0)))
+    numbers = [(name, pl.col(name).cast(pl.Float64, strict=False)) for name in layout.numbers]
+    checks += [(f"{name} is no number", ~number.is_finite().fill_null(False)) for name, number in numbers]
     return checks
 
 
-def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series) -> pl.DataFrame:
+def _found(rows: pl.DataFrame, columns: dict[str, list[str]], reason: pl.Series) -> pl.Series:
+    """What stands in the field that a reason begins with, for the message of a refusal: that is no user's id."""
+    fields = {name: names for name, names in columns.items() if name != "user_id"}
+    told = [
+        pl.when(reason.str.starts_with(field.removesuffix("_id").replace("_", " "))).then(
+            pl.coalesce(pl.col(names).cast(pl.String))
+        )
+        for field, names in fields.items()
+    ]
+    return rows.select(found=pl.coalesce(*told))["found"]
+
+
+def _bad_rows(
+    path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series, found: pl.Series
+) -> pl.DataFrame:
     columns = [pl.col(c).cast(pl.String).fill_null("") for c in rows.columns if c != LINE]
     text = pl.concat_str(columns, separator=",") if columns else pl.lit("")
     return rows.select(
@@ -349,26 +395,40 @@ def _bad_rows(path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.
         reason=reason.cast(pl.String),
         row=text,
         user=checked["user_id"],
+        found=found,
     )
 
 
 def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
-    schema = {"file": pl.String, "line": pl.UInt32, "reason": pl.String, "row": pl.String, "user": pl.String}
-    return pl.DataFrame([(path.name, *line, None) for line in sorted(bad)], schema=schema, orient="row")
+    texts = dict.fromkeys(("reason", "row", "user", "found"), pl.String)
+    schema = {"file": pl.String, "line": pl.UInt32, **texts}
+    return pl.DataFrame([(path.name, *line, None, None) for line in sorted(bad)], schema=schema, orient="row")
 
 
-def _check_share(path: Path, quarantine: pl.DataFrame, num_rows: int, config: FeaturesConfig) -> None:
-    if len(quarantine) <= max(1, config.max_bad_share * num_rows):
+def _check_share(
+    path: Path, num_bad: int, first_bad: pl.DataFrame, num_rows: int, config: FeaturesConfig, share: float = 1.0
+) -> None:
+    """Refuse a file, of which `share` has been read, if too many rows are bad even when all that come are good.
+
+    The rest counts as twice as many rows a byte as there were so far.
+    """
+    most_rows = num_rows * (1 + 2 * (1 / max(share, 1e-6) - 1))
+    if num_bad <= max(config.max_bad_share * most_rows, 1 if num_rows > 1 else 0):
         return
-    first = quarantine.row(0, named=True)
-    lines = ", ".join(str(line) for line in quarantine["line"].unique(maintain_order=True).head(3))
+    first = first_bad.row(0, named=True)
+    found = "" if first["found"] is None else f", found {first['found'][:80]!r}"
+    lines = ", ".join(str(line) for line in first_bad["line"].unique(maintain_order=True).head(3))
     raise RefusedError(
-        f"{path}: {len(quarantine):,} of {num_rows:,} rows cannot be read, at most {config.max_bad_share:.0%} are "
-        f"tolerated; lines {lines} …; first: {first['reason']}: {first['row'][:80]!r}{_hint(first['reason'], config)}"
+        f"{path}: {num_bad:,} of {'the first ' if share < 1 else ''}{num_rows:,} rows cannot be read, at most "
+        f"{config.max_bad_share:.0%} are tolerated; lines {lines} …; first: {first['reason']}"
+        f"{found}{_hint(first, config)}"
     )
 
 
-def _hint(reason: str, config: FeaturesConfig) -> str:
+def _hint(first: dict[str, str], config: FeaturesConfig) -> str:
+    reason = first["reason"]
+    if reason == NO_OBJECT and first["row"].lstrip().startswith("["):
+        return "; a JSON array is not read: write one object a line"
     if "does not parse" in reason and config.timestamp_format is not None:
         return f"; it is not of the form {config.timestamp_format!r}, correct --timestamp-format"
     if reason == _NO_EPOCH:

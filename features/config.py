@@ -50,4 +50,4 @@ class FeaturesConfig(PruningPolicy):
     events_per_partition: int = Field(default=1_000_000, ge=1)
     """Events sorted in memory at a time: what bounds the memory of the job."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
-    """Bad rows of a file above this share, and above one row, stop the job."""
+    """Bad rows of a file above this share stop the job; a single one does not, beside other rows."""

@@ -76,7 +76,7 @@ def _exact(content: bytes, separator: str, header: tuple[str, ...], first_line: 
     names = list(header)
     good: list[tuple[int, list[str]]] = []
     bad: list[BadLine] = []
-    lines = [line for line in decoded(content, first_line) if line[1].strip()]
+    lines = decoded(content, first_line)
     for (number, text, is_text), fields in _records(lines, separator, len(names)):
         if not names:
             names = fields or [text]
@@ -99,6 +99,9 @@ def _records(lines: list[_Line], separator: str, expected: int) -> Iterator[tupl
     start = 0
     while start < len(lines):
         first = lines[start]
+        if not first[1].strip():
+            start += 1
+            continue
         if '"' not in first[1]:
             fields: list[str] | None = first[1].split(separator)
             end = start + 1

@@ -17,7 +17,8 @@ from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
 
 _ENDING: Final = "-events"
-_STORE_NAME: Final = "events-store-id"
+STORE_NAME: Final = "events-store-id"
+"""The file that says whose events the others hold."""
 _NAME: Final = re.compile(r"^events-(\d{15})-(\d{15})\.parquet$")
 
 
@@ -45,13 +46,18 @@ def held(out: Path) -> Iterator[Path]:
         yield place
 
 
+def is_one(path: Path) -> bool:
+    """Whether a file has the name of a store's file."""
+    return _NAME.match(path.name) is not None
+
+
 def claim(place: Path, store_id: str) -> None:
     """Note whose events the files in the folder are; events of another store do not get among them.
 
     Raises:
         DataError: they are another store's.
     """
-    path = place / _STORE_NAME
+    path = place / STORE_NAME
     if not path.exists():
         _write(lambda unfinished: unfinished.write_text(f"{store_id}\n"), path)
     elif (found := path.read_text().strip()) != store_id:
@@ -65,7 +71,7 @@ def claim(place: Path, store_id: str) -> None:
 
 def files(place: Path) -> list[Path]:
     """The files in the order of the numbers of their events."""
-    return sorted(path for path in place.iterdir() if _NAME.match(path.name))
+    return sorted(path for path in place.iterdir() if is_one(path))
 
 
 def last_number(place: Path) -> int:

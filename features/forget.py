@@ -1,11 +1,12 @@
 """Forgetting users: out of every features artifact below some folders, at once and for every later night."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -24,35 +25,50 @@ from recsys.contracts.artifact import FORMAT_VERSIONS, MANIFEST_NAME, ArtifactWr
 from recsys.contracts.errors import DataError
 from recsys.histories import Generation
 
+_LEFTOVER: Final = re.compile(r"\.(.+)\.(writing-.*|scratch|older)")
+"""What a dead run leaves beside an artifact, and the artifact's name in it."""
 
-def run(folders: list[Path], user_file: Path) -> dict[str, int]:
-    """Remove the users, one user_id a line of `user_file`; returns the events removed, by artifact.
 
-    Features artifacts are found at any depth, copies for rollback included, with the files of a store's events
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was done."""
+
+    removed: dict[str, int]
+    """Events, by artifact."""
+    num_users: int
+    num_unknown: int
+    """Users that no artifact had an event of."""
+
+
+def run(folders: list[Path], user_file: Path) -> Forgotten:
+    """Remove the users, one user_id a line of `user_file`, from all features artifacts at or below the folders.
+
+    These are found at any depth and behind links, copies for rollback included, with the files of a store's events
     beside them; what dead runs left behind is removed. The users need not be known: they stay out of later nights
-    all the same.
+    all the same. Ids match byte for byte.
 
     Raises:
         DataError: no such file, no user in it, no artifact, or one of an older format.
     """
     user_ids = _read_users(user_file)
-    removed: dict[str, int] = {}
+    places: dict[Path, None] = {}
     for folder in folders:
         found = _artifacts(folder)
         if not found:
             raise DataError(f"{folder}: no features artifact here or below; check the path")
-        for place in found:
-            removed[str(place)] = _with_event_files(place, user_ids)
-    return removed
+        places |= dict.fromkeys(found)
+    known: set[str] = set()
+    removed = {str(place): _with_event_files(place, user_ids, known) for place in places}
+    return Forgotten(removed, len(user_ids), sum(known.isdisjoint(_names([user_id])) for user_id in user_ids))
 
 
-def _with_event_files(place: Path, user_ids: list[str]) -> int:
+def _with_event_files(place: Path, user_ids: list[str], known: set[str]) -> int:
     """Remove the users from one artifact, and from the files of a store's events beside it."""
     if not event_files.folder_of(place).is_dir():
-        return from_artifact(place, user_ids)
+        return from_artifact(place, user_ids, known=known)
     with event_files.held(place) as folder:
         event_files.without(folder, user_ids)
-        return from_artifact(place, user_ids, rewritten=event_files.files(folder))
+        return from_artifact(place, user_ids, known=known, rewritten=event_files.files(folder))
 
 
 def _read_users(path: Path) -> list[str]:
@@ -60,7 +76,7 @@ def _read_users(path: Path) -> list[str]:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected one user_id a line") from None
-    users = [line.strip() for line in lines if line.strip()]
+    users = [line for line in pl.Series(lines).str.strip_chars() if line]  # as ids of logs are
     if not users:
         raise DataError(f"{path}: no user in it; expected one user_id a line")
     return list(dict.fromkeys(users))
@@ -69,19 +85,37 @@ def _read_users(path: Path) -> list[str]:
 def _artifacts(folder: Path) -> list[Path]:
     """Features artifacts at or below a folder; leftovers of dead runs are removed, or put back, on the way."""
     folder = folder.resolve()
+    paths = [path for place in _folders(folder) for path in place.iterdir()]
     places = {folder} if artifact.older_of(folder).exists() else set()
-    for pattern, ending in ((".*.writing-*", ".writing-"), (".*.scratch", ".scratch"), (".*.older", ".older")):
-        places |= {path.parent / path.name[1:].rpartition(ending)[0] for path in folder.rglob(pattern)}
+    places |= {path.parent / match[1] for path in paths if (match := _LEFTOVER.fullmatch(path.name))}
     for place in places:
         with locked(place):
             pass  # taking the lock does it
-    manifests = [folder / MANIFEST_NAME, *folder.rglob(f"*/{MANIFEST_NAME}")]
-    found = sorted({path.parent.resolve() for path in manifests if path.exists()})
+    found = sorted(place for place in _folders(folder) if (place / MANIFEST_NAME).exists())
     return [place for place in found if read_manifest(place).kind == "features"]
 
 
-def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path] = (), for_good: bool = True) -> int:
-    """Remove the users from one artifact; returns the events removed.
+def _folders(folder: Path) -> list[Path]:
+    """The folder and all below it, those behind links included, each once."""
+    found: dict[Path, None] = {}
+    waiting = [folder] if folder.is_dir() else []
+    while waiting:
+        place = waiting.pop().resolve()
+        if place not in found:
+            found[place] = None
+            waiting += [path for path in place.iterdir() if path.is_dir()]
+    return list(found)
+
+
+def from_artifact(
+    place: Path,
+    user_ids: list[str],
+    *,
+    rewritten: Sequence[Path] = (),
+    for_good: bool = True,
+    known: set[str] | None = None,
+) -> int:
+    """Remove the users from one artifact; returns the events removed, and adds to `known` whose they were.
 
     `rewritten` are files that were read before and have lost these users since: they are known by their new
     content from now on, so that they are not read again. Later nights leave the users out, unless not `for_good`.
@@ -101,6 +135,8 @@ def from_artifact(place: Path, user_ids: list[str], *, rewritten: Sequence[Path]
         todo = Plan([], sources, None, place, manifest.metrics["fingerprint"])
         with artifact.writing(place, "features") as writer:
             users = state.users.filter(pl.col("user_id").is_in(_names(user_ids) if for_good else user_ids))
+            if known is not None:
+                known.update(users["user_id"])
             removed = _rewrite(writer, state, users)
             left = _without(state, users, removed, user_ids if for_good else [], writer)
             with Night(config, resolve(config), left, todo, writer, int(time.time() * 1000)) as night:

@@ -59,7 +59,9 @@ class Format:
     titles_file: str | None = None
     """A file beside the log with `item::title::category` lines."""
     extra: tuple[str, ...] = ()
-    """Columns that `left_out` reads; they must be there."""
+    """Columns that `left_out` and `type_expr` read; they must be there."""
+    numbers: tuple[str, ...] = ()
+    """Those of `extra` that hold a number in every row."""
 
 
 _GOODS = r"^\d{5}"
@@ -83,6 +85,7 @@ _FORMATS = (
         price=("UnitPrice",),
         fixed_event_type="purchase",
         extra=("InvoiceNo", "Quantity"),
+        numbers=("Quantity",),
         left_out=(
             ("guest", _HAS_NO_USER),
             ("cancellation", _IS_CANCELLATION),
@@ -162,6 +165,7 @@ _WITH_NEGATIVES = (
         _PLAIN["movielens"],
         name="movielens-ratings",
         extra=("rating",),
+        numbers=("rating",),
         type_expr=pl.when(pl.col("rating").cast(pl.Float64, strict=False) < _LEAST_LIKED)
         .then(pl.lit("dislike"))
         .otherwise(pl.lit("like")),

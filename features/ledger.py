@@ -15,7 +15,7 @@ import polars as pl
 from features.clean import KEY_SEED
 from features.config import READING_FIELDS, READING_RULES, FeaturesConfig
 from features.numbering import BUCKET_SEED
-from features.sources import is_typed
+from features.sources import is_gzip, is_typed
 from features.state import State
 from features.tombstones import moving_away
 from features.trouble import reading
@@ -24,6 +24,8 @@ from recsys.contracts.errors import DataError
 
 _CONTENT: Final = "content_sha256"
 """Of what a .gz file holds: a log that was read and compressed since is no new log."""
+ASKED_FOR: Final = "asked for"
+"""The reason for a full build that is not the program's own."""
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -43,6 +45,8 @@ class Plan:
     """What the events were read by, those of tonight included."""
     absent: list[str] = field(default_factory=list)
     """Files read before whose content is not among tonight's, under whatever name; their events stay."""
+    passed_over: list[str] = field(default_factory=list)
+    """What is not read in tonight's folders."""
 
 
 def fingerprint(config: FeaturesConfig) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def _entry(path: Path) -> dict[str, Any]:
 def _digests(path: Path) -> dict[str, str]:
     """sha256 of the file, and of what it holds if it is compressed; a damaged one is refused where it is read."""
     digests = {"sha256": sha256_of(path)}
-    if path.name.endswith(".gz"):
+    if is_gzip(path):
         content = hashlib.sha256()
         with suppress(EOFError, gzip.BadGzipFile, zlib.error), gzip.open(path) as file:
             while block := file.read(_BLOCK_BYTES):

@@ -12,6 +12,8 @@ from features.values import json_text
 LINE: Final = "__line"
 """Line number in the file, from 1; record number for Parquet."""
 
+NO_OBJECT: Final = "not a JSON object"
+
 BadLine = tuple[int, str, str]
 """A line that is no row: (line, reason, text)."""
 
@@ -25,6 +27,8 @@ class RawFile:
     bad: list[BadLine]
     share: float = 1.0
     """How much of the file has been read after this part."""
+    open_end: bool | None = None
+    """Whether the last line of this part, which is the file's then, has no line break; None where none is needed."""
 
 
 def decoded(content: bytes, first_line: int = 1) -> list[tuple[int, str, bool]]:
@@ -57,7 +61,7 @@ def read_json_lines(content: bytes, first_line: int = 1, known_names: Iterable[s
             values = {key: json_text(value) for key, value in row.items()}
             good.append({LINE: number, **values})
         else:
-            bad.append((number, "not a JSON object" if is_text else "not UTF-8", text))
+            bad.append((number, NO_OBJECT if is_text else "not UTF-8", text))
     names = list(dict.fromkeys([LINE, *known_names, *(key for row in good for key in row)]))
     schema = {name: pl.UInt32 if name == LINE else pl.String for name in names}
     return RawFile(pl.DataFrame(good, schema=schema), bad)

@@ -162,8 +162,7 @@ def _pruning(metrics: dict[str, Any]) -> str:
         "events lost": [row["events_lost"] for row in rows],
         "users lost": [row["users_lost"] for row in rows],
     }
-    kept = [row["num_items_kept"] for row in rows]
-    chosen = kept.index(metrics["num_items_kept"]) if metrics["num_items_kept"] in kept else None
+    chosen = [row["min_count"] for row in rows].index(metrics["pruning"]["min_count"])
     looked = metrics["pruning"]["users_looked_at"]
     note = f"By minimum count; the setting in force is dashed. Users lost have no kept event ({looked} looked at)."
     cells = "".join(
@@ -186,7 +185,7 @@ def _windows_per_user(lengths: Lengths) -> str:
         name = f"{i} window{'s' if i > 1 else ''}" + (" or more" if i == 12 else "")
         rows.append((name, float(np.log1p(count)), f"{count:,} users"))
     size = f"{config.size:,} events, one every {config.stride:,}"
-    note = f"Windows of {size}: {int(windows.sum()):,} in all. Bars on a log scale."
+    note = f"Windows of {size}: {int(windows.sum()):,} in all, of all events before pruning. Bars on a log scale."
     return _section("windows", "Windows per user", note, charts.bars(rows))
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import polars.selectors as cs
 
 from features.delimited import MAX_RECORD_LINES, read_delimited
+from features.event_files import STORE_NAME
 from features.formats import Format, Layout
 from features.lines import LINE, RawFile, read_json_lines, read_sequences, read_split
 from features.trouble import reading
@@ -18,6 +19,8 @@ from recsys.contracts.errors import DataError, RefusedError
 
 BLOCK_BYTES: Final = 8 << 20
 """Text is read in blocks of whole lines of about this size: the C library gives larger ones new pages each time."""
+MAX_LINE_BYTES: Final = 16 << 20
+"""Longest line that is read on after a block."""
 BATCH_ROWS: Final = 1_000_000
 """Parquet is read in parts of this many rows."""
 
@@ -32,22 +35,43 @@ def find_files(sources: list[Path], layout: Format) -> list[Path]:
     """The log's files, sorted by name within each folder.
 
     Raises:
-        DataError: a source is missing or cannot be read, or a folder holds no file of the format.
+        DataError: a source is missing or cannot be read, a folder has no file of the format, or a link leads nowhere.
     """
     if not sources:
         raise DataError("no event log given; name a file or a folder")
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = sorted(p for p in source.iterdir() if p.is_file() and _belongs(p, layout))
+            found = sorted(p for p in source.iterdir() if _belongs(p, layout) and _is_file(p))
             if not found:
-                raise DataError(f"{source}: no event log in this folder; expected files ending in {_known_suffixes()}")
+                others = ", ".join(passed_over([source], layout)[:3]) or "nothing"
+                raise DataError(
+                    f"{source}: no event log in this folder; expected files ending in {_known_suffixes()}, "
+                    f"found {others}"
+                )
             files += found
         elif source.is_file():
             files.append(source)
         else:
             raise DataError(f"{source}: no such file or folder; check the path")
     return files
+
+
+def passed_over(sources: list[Path], layout: Format) -> list[str]:
+    """Names of what is not read in the folders, folders within them included; notes and hidden files aside."""
+    others = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for source in sources
+        if source.is_dir()
+        for path in source.iterdir()
+        if not _is_note(path) and not (_belongs(path, layout) and path.is_file())
+    }
+    return sorted(others - {layout.titles_file, STORE_NAME})
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return path.name.lower().endswith(".gz")
 
 
 def read(path: Path, layout: Format) -> Iterator[RawFile]:
@@ -68,7 +92,8 @@ def read(path: Path, layout: Format) -> Iterator[RawFile]:
     while content:
         raw = reader(content, first_line, names)
         names = tuple(name for name in raw.rows.columns if name != LINE)
-        yield RawFile(raw.rows, raw.bad, share)
+        open_end = None if is_json(path) else content[content.rfind(b"\n") + 1 :].strip() != b""
+        yield RawFile(raw.rows, raw.bad, share, open_end)
         first_line, content, share = next(parts, (1, b"", 1.0))
 
 
@@ -93,10 +118,17 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes, float]]:
     """(number of the first line, whole lines, share of the file read so far), about BLOCK_BYTES at a time."""
     size, line, held_back = path.stat().st_size, 1, b""
     try:
-        with path.open("rb") as raw, gzip.open(raw) if path.name.endswith(".gz") else raw as file:
+        with path.open("rb") as raw, gzip.open(raw) if is_gzip(path) else raw as file:
             while read := file.read(BLOCK_BYTES):
                 read = read.removeprefix(b"\xef\xbb\xbf") if line == 1 and not held_back else read
-                block = b"".join((held_back, read, file.readline()))
+                rest = file.readline(MAX_LINE_BYTES)
+                block = b"".join((held_back, read, rest))
+                if len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                    number = line + block.count(b"\n")
+                    raise RefusedError(
+                        f"{path}: line {number:,} is longer than {MAX_LINE_BYTES >> 20} MiB; expected one row a line, "
+                        "correct the file"
+                    )
                 end = _safe_end(block)
                 block, held_back = block[:end], block[end:]
                 if block:
@@ -129,10 +161,20 @@ def _safe_end(block: bytes) -> int:
     return safe
 
 
+def _is_file(path: Path) -> bool:
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: a link that leads nowhere, to {path.readlink()}; mend it, or remove it")
+    return path.is_file()
+
+
+def _is_note(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.upper().startswith("README")
+
+
 def _belongs(path: Path, layout: Format) -> bool:
-    if path.name.startswith(".") or path.name.upper().startswith("README"):
-        return False
-    return _suffix(path) in _SUFFIXES and re.fullmatch(layout.file_pattern, path.name) is not None
+    return (
+        not _is_note(path) and _suffix(path) in _SUFFIXES and re.fullmatch(layout.file_pattern, path.name) is not None
+    )
 
 
 def _known_suffixes() -> str:
@@ -140,7 +182,12 @@ def _known_suffixes() -> str:
 
 
 def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file of this name has one JSON object a line, which may leave out what it has no value for."""
+    return _suffix(path) in _JSON
 
 
 def is_typed(name: str) -> bool:
@@ -170,7 +217,7 @@ def _parquet(path: Path) -> Iterator[RawFile]:
     try:
         scan = pl.scan_parquet(path, glob=False)
         num_rows = int(scan.select(pl.len()).collect().item())
-        for start in range(0, max(1, num_rows), BATCH_ROWS):
+        for start in range(0, max(1, num_rows), BATCH_ROWS):  # of no rows, too, the columns are checked
             frame = scan.slice(start, BATCH_ROWS).select(~(cs.nested() | cs.object())).collect()
             columns = [_readable(column) for column in frame]
             flat = pl.DataFrame([column for column in columns if column is not None])

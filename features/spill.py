@@ -11,8 +11,10 @@ import polars as pl
 from features.numbering import bucket_of
 from recsys.histories import NUM_BUCKETS
 
-MAX_IN_MEMORY: Final = 16_000_000
-"""Events that are kept in memory, of a log that has no more of them: some 40 bytes each."""
+MAX_BYTES_IN_MEMORY: Final = 640_000_000
+"""Events of so many bytes are kept in memory, of a log that has no more: 16 million of 40 bytes each."""
+_VIEW_BYTES = 16
+"""Of a string beside its text."""
 _Parts = dict[int, pl.DataFrame | int]
 """By partition: a frame, or the number of bytes that it is in the partition's file."""
 
@@ -34,6 +36,7 @@ class Spill:
         self._is_large = False
         self._waiting: list[pl.DataFrame] = []
         self._num_waiting = 0
+        self._num_bytes = 0
         self._empty = pl.DataFrame()
         self._pool = ThreadPoolExecutor(1)
         self._flushed: list[Future[_Parts]] = []
@@ -49,9 +52,10 @@ class Spill:
         self._waiting.append(events)
         self._num_waiting += len(events)
         self.num_events += len(events)
+        self._num_bytes += int(events.estimated_size()) + _VIEW_BYTES * len(events)
         if self._num_waiting >= self._limit:
             expected = int(self.num_events / max(share, 1e-6))
-            self._is_large |= expected > MAX_IN_MEMORY
+            self._is_large |= self._num_bytes / max(share, 1e-6) > MAX_BYTES_IN_MEMORY
             if self._decided is None:
                 self._decided = partitions_for(expected, self._limit)
             self._flush()

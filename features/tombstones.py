@@ -10,7 +10,8 @@ from typing import Final, Self
 
 import polars as pl
 
-from recsys.contracts.errors import DataError
+from recsys.contracts.artifact import FileEntry, read_manifest, sha256_of
+from recsys.contracts.errors import ArtifactError, DataError
 
 TOMBSTONES_FILE: Final = "forgotten.json"
 
@@ -21,6 +22,21 @@ def moving_away(folder: Path) -> str:
         shlex.quote(str(path)) for path in (folder / TOMBSTONES_FILE, _beside(folder), f"{folder}.old")
     )
     return f"`cp {kept} {beside} && mv {shlex.quote(str(folder))} {old}`"
+
+
+def _named(folder: Path) -> FileEntry | None:
+    """What the manifest says of the list; None without a manifest, or with a damaged one: its reader says so."""
+    try:
+        return read_manifest(folder).files.get(TOMBSTONES_FILE)
+    except ArtifactError:
+        return None
+
+
+def _expected(folder: Path) -> str:
+    return (
+        "expected the list of forgotten users that the manifest names; put it back from a copy, or else move "
+        f"{folder} away, build anew and forget them again"
+    )
 
 
 def _beside(folder: Path) -> Path:
@@ -42,16 +58,22 @@ class Tombstones:
         """The list of an artifact, or the one kept beside its place; an empty one with a fresh key where there is none.
 
         Raises:
-            DataError: it is damaged.
+            DataError: it is damaged, or not the one that the artifact's manifest names.
         """
+        named = _named(folder)
+        if named is not None and not (folder / TOMBSTONES_FILE).exists():
+            raise DataError(f"{folder / TOMBSTONES_FILE}: missing, {_expected(folder)}")
         path = next((path for path in (folder / TOMBSTONES_FILE, _beside(folder)) if path.exists()), None)
         if path is None:
             return cls(secrets.token_bytes(32))
         try:
             values = json.loads(path.read_bytes())
-            return cls(bytes.fromhex(values["key"]), values["users"])
+            found = cls(bytes.fromhex(values["key"]), values["users"])
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}: damaged list of forgotten users; put it back from a copy") from None
+        if named is not None and sha256_of(path) != named.sha256:
+            raise DataError(f"{path}: altered, {_expected(folder)}")
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the list; sorted, so that the order tells nothing."""

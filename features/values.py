@@ -22,7 +22,9 @@ def as_text(column: pl.Expr, kind: pl.DataType) -> pl.Expr:
 
 
 def json_text(value: Any) -> str | None:
-    """The same for one value of a JSON line; nested values are their text."""
+    """The same for one value of a JSON line; a list is its text, and an object nothing, as in a Parquet file."""
+    if isinstance(value, dict):
+        return None
     if isinstance(value, float):
         if math.isnan(value):
             return None

@@ -1,5 +1,6 @@
 """Verbs on logs: `recsys features …` and `recsys store …`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -57,8 +58,12 @@ def features_forget(
     """Remove users from all features artifacts below some folders, now and for every later night."""
     from features import forget
 
-    removed = forget.run(folders, user_file)
-    emit(as_json, removed, "\n".join(f"{place}: {count:,} events removed" for place, count in removed.items()))
+    done = forget.run(folders, user_file)
+    lines = [f"{place}: {count:,} events removed" for place, count in done.removed.items()]
+    if done.num_unknown:
+        unknown = f"{done.num_unknown:,} of {done.num_users:,} users were unknown here"
+        lines.append(f"{unknown}: forgotten before, or written otherwise (ids match byte for byte); they stay out")
+    emit(as_json, dataclasses.asdict(done), "\n".join(lines))
 
 
 @features_app.command("simulate")
@@ -77,11 +82,11 @@ def features_simulate(
     from features import bulk, simulate
 
     if not out.name.endswith(".csv.gz"):
-        num_events = events or 1_000_000
+        num_events = 1_000_000 if events is None else events
         bulk_config = bulk.BulkConfig.from_mapping(
             {
-                "num_users": users or max(10, num_events // 100),
-                "num_items": items or max(100, num_events // 1000),
+                "num_users": max(10, num_events // 100) if users is None else users,
+                "num_items": max(100, num_events // 1000) if items is None else items,
                 "num_events": num_events,
                 **given({"seed": seed}),
             },

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,34 @@ def features_summary(manifest: Manifest, out: Path) -> str:
     for word, counts in (("left out", m["excluded"]), ("quarantined", m["quarantined"])):
         if counts:
             lines.append(f"{word}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
+    for setting in ("history_types", "target_types", "count_types", "event_weights"):
+        unknown = [name for name in manifest.config.get(setting, ()) if name not in m["event_types"]]
+        if unknown:
+            lines.append(f"note: {setting} names {', '.join(unknown)}, of which there is no event so far")
+    if m["why_full"] is not None:
+        lines += [f"note: {note}" for note in _odd_files(m["source_files"], m.get("optional_fields", []))]
+    if m.get("passed_over"):
+        others = f"{len(m['passed_over']):,} in the log's folders, such as {', '.join(m['passed_over'][:3])}"
+        lines.append(f"not read: {others}")
     return "\n".join(lines)
+
+
+def _odd_files(files: list[dict[str, Any]], optional_fields: list[str]) -> Iterator[str]:
+    """Where files differ from the others in a way that may be a mistake."""
+    lacking: dict[str, list[str]] = {}
+    for entry in files:
+        for field in entry.get("lacks", []):
+            lacking.setdefault(field, []).append(entry["name"])
+    for field, names in lacking.items():
+        later = "may lack it, too" if field in optional_fields else "is refused without it, unless by --full"
+        yield (
+            f"no column for {field} in {len(names):,} of {len(files):,} files, such as {names[0]}; a later file {later}"
+        )
+    ends = {entry["name"]: entry["open_end"] for entry in files if "open_end" in entry}
+    cut = [name for name, is_open in ends.items() if is_open]
+    if cut and (len(cut) < len(ends) or len(ends) == 1):
+        where = f"in {len(cut):,} of {len(ends):,} files, such as {cut[0]}"
+        yield f"the last line has no line break {where}: is it cut off?"
 
 
 def training_summary(manifest: Manifest, out: Path) -> str:

@@ -14,6 +14,7 @@ from features.clean import clean
 from features.delimited import read_delimited
 from features.formats import resolve
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.pipeline.tables import features_summary
 
 S = 1_600_000_000
 NOW_MS = (S + 1000) * 1000
@@ -54,12 +55,12 @@ CASES = {
     "dates": (
         HEADER + "u,i,13/09/2020\n" * 3,
         {},
-        "3 of 3 rows cannot be read, at most 5% .*does not parse: 'u,i,13/09/2020'; give --timestamp-format",
+        "3 of 3 rows cannot be read, at most 5% .*does not parse, found '13/09/2020'; give --timestamp-format",
     ),
     "dates in digits": (
         HEADER + "u,i,20101201\n" * 3,
         {},
-        "3 of 3 rows .*no epoch number .*: 'u,i,20101201'; for dates in digits give .*, such as '%Y%m%d' for 20101201",
+        "3 of 3 rows .*no epoch number .*, found '20101201'; for dates in digits give .*, such as '%Y%m%d' for",
     ),
     "minutes in digits": (HEADER + "u,i,201012010830\n" * 3, {}, "3 of 3 rows .*is no epoch number"),
     "seconds in digits": (HEADER + "u,i,20101201083000\n" * 3, {}, "3 of 3 rows .*future.*; give --timestamp-format"),
@@ -104,10 +105,34 @@ def test_missing_sources_and_folders_without_a_log_are_refused(tmp_path: Path) -
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'no'}: no such file or folder")):
         run(FeaturesConfig(), [tmp_path / "no"], tmp_path / "out")
     (tmp_path / "README.md").write_text("nothing here")
-    with pytest.raises(DataError, match=r"no event log in this folder; expected files ending in \.csv"):
+    with pytest.raises(DataError, match=r"no event log in this folder; expected files ending in \.csv.*found nothing"):
         run(FeaturesConfig(), [tmp_path], tmp_path / "out")
     with pytest.raises(DataError, match="no event log given"):
         run(FeaturesConfig(), [], tmp_path / "out")
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (log / "year=2024").mkdir(parents=True)
+    (log / "d1.csv").write_text(GOOD)
+    (log / "D2.CSV.GZ").write_bytes(gzip.compress(GOOD.replace(",i,", ",j,").encode()))
+    others = ["d3.csv.zst", "d4.log", "d5.csv.1", "d6.csv.part"]
+    for name in [*others, ".d7.csv", "README.txt"]:
+        (log / name).write_text(GOOD)
+    manifest = run(FeaturesConfig(), [log], tmp_path / "out", now_ms=NOW_MS)
+    assert manifest.metrics["num_events"] == 80
+    assert manifest.metrics["passed_over"] == [*others, "year=2024/"]
+    assert "not read: 5 in the log's folders, such as d3.csv.zst, d4.log" in features_summary(manifest, tmp_path)
+    (log / "d8.log").write_text(GOOD)
+    again = run(FeaturesConfig(), [log], tmp_path / "out", now_ms=NOW_MS)  # nothing is new, and that is said
+    assert (again.metrics["passed_over"], again.digest) == ([*others, "d8.log", "year=2024/"], manifest.digest)
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d1.csv").write_text(GOOD)
+    (tmp_path / "d2.csv").symlink_to("gone.csv")
+    with pytest.raises(DataError, match=r"d2\.csv: a link that leads nowhere, to gone\.csv; mend it"):
+        run(FeaturesConfig(), [tmp_path], tmp_path / "out", now_ms=NOW_MS)
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
@@ -151,6 +176,13 @@ def test_a_bad_row_costs_itself_only(tmp_path: Path, line: str | bytes, reason: 
     written = (tmp_path / "out" / "quarantine.csv").read_text().splitlines()
     assert len(written) == 2
     assert written[1].startswith(f"log.csv,{place + 1},")
+
+
+@pytest.mark.parametrize("whole", ["2020-09-13 12:26:40", "2020-09-13T12:26:40.5Z", "2020-09-13 12:26", "2020-09-13"])
+def test_a_moment_that_ends_in_a_field_of_one_digit_is_cut_short(tmp_path: Path, whole: str) -> None:
+    assert build(tmp_path, HEADER + f"u,i,{whole}\n" * 40, min_count=1) == {}
+    cut = whole.removesuffix(".5Z")[:-1]
+    assert build(tmp_path, HEADER + f"u,i,{whole}\n" * 40 + f"u,i,{cut}\n") == {"timestamp does not parse": 1}
 
 
 @pytest.mark.parametrize("half", ['"title": "cut \\ud83d"', '"title": ["\\uDE00"]', '"\\ud83d": 1'])
@@ -202,6 +234,30 @@ def test_one_bad_row_of_a_tiny_file_is_tolerated_and_two_are_not(tmp_path: Path)
         build(tmp_path, tiny + "u,i,x\n" * 2, min_count=1)
 
 
+@pytest.mark.parametrize("line", [f"ann-secret,i,{S},x", "ann-secret,i,when?", f"ann-secret,,{S}", '"ann-secret,i'])
+def test_a_refusal_names_no_user(tmp_path: Path, line: str) -> None:
+    with pytest.raises(DataError, match="2 of 2 rows cannot be read") as refused:
+        build(tmp_path, HEADER + f"{line}\n" * 2)
+    assert "secret" not in str(refused.value)
+
+
+def test_event_types_that_are_chosen_have_to_be_there(tmp_path: Path) -> None:
+    log = HEADER.replace("\n", ",event_type\n") + f"u,i,{S},view\n" * 9 + f"u,i,{S},purchase\n"
+    with pytest.raises(DataError, match="is of target_types, purchse; expected one of view, purchase; correct the set"):
+        build(tmp_path, log, target_types=["purchse"])
+    (tmp_path / "log.csv").write_text(log)
+    config = FeaturesConfig(target_types=("purchase", "cart"), event_weights={"viewed": 2})
+    said = features_summary(run(config, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS), tmp_path)
+    assert "note: target_types names cart, of which there is no event so far" in said
+    assert "note: event_weights names viewed" in said
+
+
+def test_an_object_is_no_id(tmp_path: Path) -> None:
+    rows = f'{{"user_id": "u", "item_id": "i", "timestamp": {S}}}\n' * 40
+    rows += f'{{"user_id": {{"id": 0}}, "item_id": "i", "timestamp": {S}}}\n'
+    assert build(tmp_path, rows, "log.jsonl") == {"user is empty": 1}
+
+
 def test_blank_lines_are_neither_rows_nor_errors() -> None:
     raw = read_delimited(b"a,b\n1,2\n\n3,4\n\n\n", ",", ())
     assert (raw.rows.rows(), raw.bad) == ([(2, "1", "2"), (4, "3", "4")], [])
@@ -214,8 +270,8 @@ def test_two_unclosed_quotes_do_not_hide_the_lines_between_them() -> None:
 
 
 def test_a_quoted_field_may_hold_separators_quotes_and_line_breaks() -> None:
-    raw = read_delimited(b'a,b\n"1,1","x\ny"\n2,"6"" pan"\n', ",", ())
-    assert (raw.rows.rows(), raw.bad) == ([(2, "1,1", "x\ny"), (4, "2", '6" pan')], [])
+    raw = read_delimited(b'a,b\n"1,1","x\n\ny"\n\n2,"6"" pan"\n', ",", ())
+    assert (raw.rows.rows(), raw.bad) == ([(2, "1,1", "x\n\ny"), (6, "2", '6" pan')], [])
 
 
 LINES = (f"u,i,{S}", f"v,j,{S}", f'"w",i,{S}', "u,i", "u", f"u,i,{S},9", f",i,{S}", "u,i,x", f'u,"i,{S}', f"\xe9,i,{S}")

@@ -115,6 +115,7 @@ def test_metrics_account_for_every_row(tmp_path: Path) -> None:
         "sha256": artifact.sha256_of(tmp_path / "log.csv"),
         "num_rows": 8,
         "num_events": 7,
+        "open_end": False,
     }
 
 

@@ -76,6 +76,8 @@ def test_a_counting_period_reads_nights_with_and_without_event_ids(tmp_path: Pat
         (tmp_path / "log" / name).write_text(text)
         if name != "a.csv":
             run(config, [tmp_path / "log"], tmp_path / "out")
+        if name == "b.csv":  # accept files without event ids from now on
+            run(config, [tmp_path / "log"], tmp_path / "out", full=True)
     assert pl.read_parquet(tmp_path / "out" / "items.parquet").filter("kept")["item_id"].to_list() == ["c"]
 
 

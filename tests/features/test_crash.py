@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from features import spill
 from features.build import FeaturesConfig, run
-spill.MAX_IN_MEMORY = 0  # so that there are files in the way
+spill.MAX_BYTES_IN_MEMORY = 0  # so that there are files in the way
 print("ready", flush=True)
 sys.stdin.readline()
 run(FeaturesConfig(min_count=1, events_per_partition=200), [Path(sys.argv[1])], Path(sys.argv[2]), now_ms={NOW_MS})
@@ -130,7 +130,7 @@ def test_a_link_stays_and_what_it_leads_to_is_exchanged(tmp_path: Path) -> None:
         add_day(log, day)
         run(CONFIG, [log], link, now_ms=NOW_MS)
     removed = forget.run([tmp_path], _who(tmp_path, "u3"))
-    assert list(removed) == [str(real)]
+    assert list(removed.removed) == [str(real)]
     assert forget.from_artifact(link, ["u4"]) > 0
     assert artifact.verify(real, "features").metrics["num_forgotten"] == 2
     assert link.readlink() == real

@@ -38,7 +38,7 @@ def everything_in(folder: Path) -> str:
     return "\n".join(found)
 
 
-def forget_users(place: Path, *folders: Path) -> dict[str, int]:
+def forget_users(place: Path, *folders: Path) -> forget.Forgotten:
     (place / "who.txt").write_text("\n".join(GONE) + "\n")
     return forget.run(list(folders), place / "who.txt")
 
@@ -59,13 +59,34 @@ def test_no_byte_of_a_forgotten_user_is_left_anywhere(shop: Path) -> None:
     (shop / "state" / ".features.writing-12345678").mkdir()
     (shop / "state" / ".features.writing-12345678" / "half.csv").write_text(GONE[0])
     removed = forget_users(shop, shop / "state")
-    assert list(removed.values()) == [36, 18]
+    assert list(removed.removed.values()) == [36, 18]
     assert not any(user in everything_in(shop / "state") for user in GONE)
     for place in (shop / "state" / "features", shop / "state" / "rollback" / "night-1"):
         artifact.verify(place, "features")
         assert digest_from_the_files(place) == digest_of(artifact.read_manifest(place))
         numbers = set(pl.read_parquet(place / "users.parquet")["user_index"])
         assert {n for p in place.glob("histories/*/*") for n in pl.read_parquet(p)["user_index"]} == numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("log.csv", b'"ga""ne-77",i1\n'),
+        ("log.csv", b'"ga""ne-77,i1,1600000000,view,,\n'),
+        ("log.csv", b"ga\xffne-77,i1,1600000000,view,,\n"),
+        ("log.json", b'{"user_id":"ga\\u0022ne-77","item_id":\n'),
+    ],
+)
+def test_a_line_that_has_the_user_in_other_words_is_forgotten_too(tmp_path: Path, name: str, line: bytes) -> None:
+    row = b'{"user_id":"stays","item_id":"i","timestamp":%d}\n' if name.endswith("json") else b"stays,i,%d,view,,\n"
+    start = b"" if name.endswith("json") else HEADER.encode()
+    kept = row.replace(b"%d", b'"when?"')
+    (tmp_path / name).write_bytes(start + (row % S) * 60 + line + kept)
+    run(CONFIG, [tmp_path / name], tmp_path / "out", now_ms=NOW_MS)
+    assert "ne-77" in (tmp_path / "out" / "quarantine.csv").read_text()
+    assert forget.from_artifact(tmp_path / "out", ['ga"ne-77']) == 0
+    assert "ne-77" not in everything_in(tmp_path / "out")
+    assert "when?" in (tmp_path / "out" / "quarantine.csv").read_text()
 
 
 def test_later_nights_and_full_rebuilds_leave_forgotten_users_out(shop: Path) -> None:
@@ -101,7 +122,7 @@ def test_what_a_forgotten_user_s_row_said_about_an_item_is_the_same_at_night_and
 
 def test_the_list_holds_keyed_hashes_of_users_known_or_not(shop: Path) -> None:
     (shop / "who.txt").write_text("never-seen\n")
-    assert list(forget.run([shop / "state" / "features"], shop / "who.txt").values()) == [0]
+    assert list(forget.run([shop / "state" / "features"], shop / "who.txt").removed.values()) == [0]
     values = json.loads((shop / "state" / "features" / "forgotten.json").read_text())
     assert len(values["users"]) == 1
     assert len(values["key"]) == 64
@@ -140,6 +161,18 @@ def test_a_damaged_list_of_the_forgotten_is_said(shop: Path) -> None:
         run(CONFIG, [shop / "log"], shop / "state" / "features", now_ms=NOW_MS)
 
 
+@pytest.mark.parametrize("older", [None, '{"key": "00", "users": []}'])
+def test_a_list_of_the_forgotten_that_is_gone_or_another_is_said(shop: Path, older: str | None) -> None:
+    features = shop / "state" / "features"
+    forget_users(shop, features)
+    (features / "forgotten.json").unlink() if older is None else (features / "forgotten.json").write_text(older)
+    shutil.copyfile(shop / "state" / "rollback" / "night-1" / "forgotten.json", f"{features}.forgotten.json")
+    write_day(shop / "log", 3)
+    for full in (False, True):
+        with pytest.raises(DataError, match=r"features/forgotten.json: (missing|altered), expected the list of forgot"):
+            run(CONFIG, [shop / "log"], features, full=full, now_ms=NOW_MS)
+
+
 def test_the_last_user_can_be_forgotten_too(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(HEADER + f"only,i1,{S},view,,\n")
     run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
@@ -155,8 +188,26 @@ def test_the_user_file_may_have_a_byte_order_mark_and_ids_with_rare_line_separat
     log.write_text("".join(f'{{"user_id": "{u}", "item_id": "i", "timestamp": {S}}}\n'
                            for u in ("anna", "b\\u2028b", "c\\u0085c", "stays")))  # fmt: skip
     run(CONFIG, [log], tmp_path / "out", now_ms=NOW_MS)
-    assert list(forget.run([tmp_path / "out"], tmp_path / "who.txt").values()) == [3]
+    assert list(forget.run([tmp_path / "out"], tmp_path / "who.txt").removed.values()) == [3]
     assert pl.read_parquet(tmp_path / "out" / "users.parquet")["user_id"].to_list() == ["stays"]
+
+
+def test_ids_are_stripped_as_those_of_logs_are_and_unknown_ones_are_counted(tmp_path: Path) -> None:
+    ids = ["x\x1f", "zo\xe9", "zoe\u0301", "U1"]
+    (tmp_path / "log.csv").write_text(HEADER + "".join(f"{user},i,{S},view,,\n" for user in ids))
+    run(CONFIG, [tmp_path / "log.csv"], tmp_path / "out", now_ms=NOW_MS)
+    (tmp_path / "who.txt").write_text("x\x1f\n  zo\xe9 \u3000\nu1\n")
+    done = forget.run([tmp_path, tmp_path / "out"], tmp_path / "who.txt")
+    assert (list(done.removed.values()), done.num_users, done.num_unknown) == ([2], 3, 1)
+    assert pl.read_parquet(tmp_path / "out" / "users.parquet")["user_id"].to_list() == ["zoe\u0301", "U1"]
+
+
+def test_copies_behind_a_link_are_searched_too(shop: Path) -> None:
+    (shop / "state" / "rollback").rename(shop / "disk2")
+    (shop / "state" / "rollback").symlink_to(shop / "disk2")
+    (shop / "disk2" / "round").symlink_to(shop / "state")
+    assert list(forget_users(shop, shop / "state").removed.values()) == [18, 36]
+    assert not any(user in everything_in(place) for user in GONE for place in (shop / "state", shop / "disk2"))
 
 
 def test_users_are_forgotten_where_only_some_files_of_a_night_have_event_ids(tmp_path: Path) -> None:
@@ -168,7 +219,7 @@ def test_users_are_forgotten_where_only_some_files_of_a_night_have_event_ids(tmp
     out = tmp_path / "out"
     run(FeaturesConfig(min_count=1, events_per_partition=4), [tmp_path / "log"], out, now_ms=NOW_MS)
     (tmp_path / "who.txt").write_text("u1\n")
-    assert list(forget.run([out], tmp_path / "who.txt").values()) == [4]
+    assert list(forget.run([out], tmp_path / "who.txt").removed.values()) == [4]
     assert digest_from_the_files(out) == digest_of(artifact.read_manifest(out))
 
 

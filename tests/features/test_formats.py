@@ -138,6 +138,9 @@ def test_a_pattern_reads_dates_in_digits_that_a_typed_file_has_as_floats(tmp_pat
         ("2020-09-13T12:26:40Z", MS),
         ("2020-09-13T12:26:40.250Z", MS + 250),
         ("2020-09-13T14:26:40+02:00", MS),
+        ("2020-09-13T14:26+02:00", MS - 40_000),
+        ("2020-09-13 14:26+02", MS - 40_000),
+        ("2020-09-13T10:26-0200", MS - 40_000),
         ("2020-09-13T07:26:40-0500", MS),
         ("2020-09-13 14:26:40+02", MS),
         ("2020-09-13 12:26:40 +00:00", MS),
@@ -150,6 +153,20 @@ def test_timestamps_are_recognised(tmp_path: Path, text: str, milliseconds: int)
 def test_timestamp_format_rules_where_it_is_given(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\nu,i,13/09/2020 12:26:40\n"
     assert events_of(tmp_path, text, timestamp_format="%d/%m/%Y %H:%M:%S")[0][2] == MS
+
+
+@pytest.mark.parametrize("value", ["abc", "", "-1 pcs", "nan", "1e999"])
+@pytest.mark.parametrize("format_name", ["movielens-ratings", "online-retail", "online-retail-returns"])
+def test_what_decides_on_the_event_type_has_to_be_a_number(tmp_path: Path, format_name: str, value: str) -> None:
+    if format_name == "movielens-ratings":
+        path, name, start = tmp_path / "ratings.dat", "rating", ""
+        rows = [f"u::i::{number}::1600000000\n" for number in ["2"] * 20 + [value]]
+    else:
+        path, name, start = tmp_path / "day.csv", "Quantity", "InvoiceNo,StockCode,Quantity,InvoiceDate,CustomerID\n"
+        rows = [f"1,71053,{number},2020-09-13 12:26,17850\n" for number in ["2"] * 20 + [value]]
+    path.write_text(start + "".join(rows))
+    metrics = run(FeaturesConfig(format=format_name), [path], tmp_path / "out").metrics
+    assert (metrics["num_events"], metrics["quarantined"]) == (20, {f"{name} is no number": 1})
 
 
 def test_online_retail_leaves_out_guests_then_cancellations_then_what_is_no_goods(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
 ) -> None:
     place = tmp_path_factory.mktemp("log")
     config = FeaturesConfig(min_count=1, drop_copies=drop_copies, events_per_partition=events_per_partition)
-    with mock.patch.object(spill, "MAX_IN_MEMORY", most_in_memory):
+    with mock.patch.object(spill, "MAX_BYTES_IN_MEMORY", 40 * most_in_memory):
         for day, content in enumerate(days):
             write_day(place / "log", day, content)
             if day + 1 in cuts or day + 1 == len(days):
@@ -121,6 +121,63 @@ def test_a_log_cut_at_any_days_gives_what_a_rebuild_gives(
     assert {key: nightly.metrics[key] for key in same} == {key: rebuilt.metrics[key] for key in same}
     kept = run(config, [place / "log"], place / "nightly", full=True, now_ms=NOW_MS)
     assert digest_of(kept) == digest_of(nightly)
+
+
+invoices = st.tuples(
+    st.sampled_from(["17850", "17850.0", "13047", ""]),  # user, none for a guest
+    st.sampled_from(["71053", "85123a", "22752", "POST"]),
+    st.integers(-30, 3),  # hours before the end of the day
+    st.sampled_from(["", "", "C"]),  # a cancellation by its number
+    st.sampled_from(["6", "1", "1", "0", "-2"]),  # or by its quantity
+)
+
+
+def invoice_line(day: int, number: int, row: tuple[str, str, int, str, str]) -> str:
+    user, item, hour, cancelled, quantity = row
+    return f"{cancelled}{day}{number},{item},LANTERN {hour},{quantity},{S + day * DAY + hour * 3600},2.55,{user}\n"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    days=st.lists(st.lists(invoices, min_size=1, max_size=8), min_size=1, max_size=5),
+    cuts=st.sets(st.integers(1, 4)),
+    format_name=st.sampled_from(["online-retail", "online-retail-returns"]),
+    order=st.randoms(),
+)
+def test_cancellations_cut_at_any_days_give_what_a_rebuild_gives(
+    tmp_path_factory: pytest.TempPathFactory,
+    days: list[list[tuple[str, str, int, str, str]]],
+    cuts: set[int],
+    format_name: str,
+    order: random.Random,
+) -> None:
+    place = tmp_path_factory.mktemp("log")
+    log = place / "log"
+    log.mkdir()
+    header = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID\n"
+    sale = invoice_line(0, 9, ("17850", "71053", 0, "", "1"))  # so that there is an event from the first night on
+    config = FeaturesConfig(format=format_name, min_count=1)
+    arrival = list(enumerate(days))
+    order.shuffle(arrival)
+    for night, (day, content) in enumerate(arrival, start=1):
+        lines = "".join(invoice_line(day, number, row) for number, row in enumerate(content))
+        (log / f"{day}.csv").write_text(header + sale + lines)
+        if night in cuts or night == len(days):
+            nightly = run(config, [log], place / "nightly", now_ms=NOW_MS)
+    rebuilt = run(config, [log], place / "rebuilt", now_ms=NOW_MS)
+    assert digest_of(nightly) == digest_of(rebuilt) == digest_from_the_files(place / "nightly")
+    assert views(place / "nightly") == views(place / "rebuilt")
+    same = ("num_rows_read", "num_events", "num_users", "excluded", "quarantined", "split_ms")
+    assert {key: nightly.metrics[key] for key in same} == {key: rebuilt.metrics[key] for key in same}
+    returned = sum(bool(user) and item != "POST" and (cancelled == "C" or int(quantity) <= 0)
+                   for content in days for user, item, _, cancelled, quantity in content)  # fmt: skip
+    kinds = dict(zip(nightly.metrics["event_types"], counts_of_types(place / "nightly"), strict=True))
+    assert kinds.get("return", 0) == (returned if format_name.endswith("returns") else 0)
+
+
+def counts_of_types(place: Path) -> list[int]:
+    counts = pl.read_parquet(place / "items.parquet")["num_events_by_type"].to_list()
+    return [sum(by_type) for by_type in zip(*counts, strict=True)]
 
 
 @settings(max_examples=15, deadline=None)
@@ -311,12 +368,30 @@ def test_a_reading_setting_that_changes_rebuilds_and_a_pruning_setting_does_not(
 
 def read_by_older_rules(place: Path) -> None:
     """Make an artifact as a program wrote it that read values of typed files otherwise."""
+    metrics = artifact.read_manifest(place).metrics
+    write_metrics(place, metrics | {"fingerprint": metrics["fingerprint"] | {"reading_rules": 1}})
+
+
+def write_metrics(place: Path, metrics: dict[str, Any]) -> None:
     manifest = artifact.read_manifest(place)
-    metrics = manifest.metrics | {"fingerprint": manifest.metrics["fingerprint"] | {"reading_rules": 1}}
     with artifact.writing(place, "features") as writer:
         for name, entry in manifest.files.items():
             writer.link(place, name, entry)
         writer.commit(parents={}, config=manifest.config, metrics=metrics)
+
+
+def test_an_artifact_of_a_program_that_noted_less_about_files_is_read_on(tmp_path: Path) -> None:
+    config, log, out = a_shop(tmp_path), tmp_path / "log", tmp_path / "out"
+    (log / "day-001b.csv").write_text(f"user_id,item_id,timestamp\nu1,i1,{S}")
+    metrics = run(config, [log], out, now_ms=NOW_MS, full=True).metrics
+    del metrics["optional_fields"], metrics["passed_over"], metrics["pruning"]["min_count"]
+    entries = [{k: v for k, v in e.items() if k not in ("open_end", "lacks")} for e in metrics["source_files"]]
+    fields = ["item_id", "timestamp", "user_id"]  # what all files had
+    write_metrics(out, metrics | {"fields": fields, "source_files": entries})
+    assert "events" in features_summary(run(config, [log], out, now_ms=NOW_MS), out)
+    (log / "day-003.csv").write_text(f"user_id,item_id,timestamp\nu1,i1,{S + 1}")
+    manifest = run(config, [log], out, now_ms=NOW_MS)
+    assert (manifest.metrics["why_full"], manifest.metrics["tonight"]["num_events"]) == (None, 1)
 
 
 @pytest.mark.parametrize("column", ["user_id", "item_id", "event_type", "title", "category", "event_id"])

@@ -35,7 +35,7 @@ def test_brackets_and_stars_in_names_are_no_patterns(tmp_path: Path, name: str) 
     assert manifest.metrics["tonight"] == {"num_files": 1, "num_events": 60}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".out1.writing-0badcafe", "log [old]", name])
     (tmp_path / "who.txt").write_text("a1\n")
-    assert list(forget.run([out], tmp_path / "who.txt").values()) == [9]
+    assert list(forget.run([out], tmp_path / "who.txt").removed.values()) == [9]
     data = dataset.load(out, Protocol.FINAL)
     assert data.fit.user_ids == [f"{letter}{n}" for letter in "abc" for n in range(7) if (letter, n) != ("a", 1)]
     assert len(WholeHistories(out).of("b1") or ()) == 9

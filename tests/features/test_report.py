@@ -42,6 +42,15 @@ def test_the_page_has_its_figures_and_stands_alone(page: Path) -> None:
     assert not re.search(r"<script|https?://|@import|url\(|src=", text)
 
 
+def test_the_setting_in_force_is_marked_where_others_keep_as_many_items(tmp_path: Path) -> None:
+    rows = "".join(f"u{n},i{n % 3},{1_600_000_000 + n}\n" for n in range(150))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    run(FeaturesConfig(min_count=5), [tmp_path / "log.csv"], tmp_path / "out")
+    section = (tmp_path / "out" / "report.html").read_text().split("<section id='pruning'>")[1].split("</svg>")[0]
+    place = dict(re.findall(r'cx="([\d.]+)"[^>]*><title>items pruned at (\d+):', section))
+    assert [place[x] for x in re.findall(r'<line class="mark" x1="([\d.]+)"', section)] == ["5"]
+
+
 @pytest.mark.service
 def test_a_real_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
     quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking")

@@ -6,8 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from features import bulk
 from features.simulate import BRANDS, SimulateConfig, run, simulate
+from recsys.cli.data import features_app
 from recsys.contracts.errors import ConfigError
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "events.csv.gz"
@@ -187,3 +190,20 @@ def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
 def test_an_impossible_shop_is_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SimulateConfig.from_mapping(values, "features simulate")
+
+
+@pytest.mark.parametrize("option", ["users", "items", "events"])
+def test_no_users_items_or_events_are_a_mistake_and_no_default(tmp_path: Path, option: str) -> None:
+    command = ["simulate", "--out", str(tmp_path / "log.csv"), f"--{option}", "0"]
+    with pytest.raises(ConfigError, match=f"num_{option} = 0: input should be greater"):
+        CliRunner().invoke(features_app, command, catch_exceptions=False)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
+def test_a_plain_log_is_its_days_in_order_and_nothing_else_is_left(tmp_path: Path, name: str) -> None:
+    config = bulk.BulkConfig(num_users=50, num_items=20, num_events=3_000, num_days=3)
+    bulk.run(config, tmp_path / name)
+    read = pl.read_parquet if name.endswith("parquet") else pl.read_csv
+    assert read(tmp_path / name).equals(pl.concat(list(bulk.days(config))))
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -248,7 +248,7 @@ def test_forgetting_by_command_cleans_the_files_beside_the_artifact_too(url: str
     nightly_features.run(CONFIG, [url], out)
     (tmp_path / "features-events" / ".events-half-written.parquet").write_bytes(b"bob")
     (tmp_path / "who.txt").write_text("bob\n")
-    assert list(forget.run([out], tmp_path / "who.txt").values()) == [8]
+    assert list(forget.run([out], tmp_path / "who.txt").removed.values()) == [8]
     assert users_in_the_files(out) == [{"ann", "cleo"}]
     assert not list((tmp_path / "features-events").glob(".*"))
     source.append(events(1, users=("ann",)))
