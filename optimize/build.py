@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optimize import calibration, cost, gate, index, new_items, quantize, report, tiers
+from optimize import arithmetic, calibration, cost, gate, index, new_items, quantize, report, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.index import Advance
@@ -19,7 +19,7 @@ from recsys.contracts import artifact, packing
 from recsys.contracts.artifact import ArtifactWriter
 from recsys.contracts.errors import GateError
 from recsys.contracts.ids import Floats, Vocabulary
-from recsys.contracts.precision import EngineName
+from recsys.contracts.precision import Arithmetic, EngineName
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.evaluation import looks
@@ -80,6 +80,7 @@ def run(
     artifact.remove_leftovers(out)
     with artifact.writing(out / name, "release") as writer:
         resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)
+        resolved |= _arithmetic(config, writer.folder, resolved)
         if config.engine is EngineName.TIERED:
             resolved["tiers"] = _tiers(config, _parts(writer.folder, config, resolved))
         parts = _parts(writer.folder, config, resolved)
@@ -252,6 +253,13 @@ def _indexed(
 
 def _parts(folder: Path, config: OptimizeConfig, resolved: dict[str, Any]) -> Parts:
     return Parts(folder=folder, items=ItemTable.load(folder), config=resolved, num_threads=config.num_threads)
+
+
+def _arithmetic(config: OptimizeConfig, folder: Path, resolved: dict[str, Any]) -> dict[str, Any]:
+    def opened(each: Arithmetic) -> Engine:
+        return open_engine(EngineName.CPU, _parts(folder, config, resolved | {"arithmetic": each}))
+
+    return arithmetic.choose(config.arithmetic, opened, len(ItemTable.load(folder)), config.seed)
 
 
 def _tiers(config: OptimizeConfig, parts: Parts) -> dict[str, Any]:

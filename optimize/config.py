@@ -8,7 +8,7 @@ from optimize.index import IndexConfig
 from optimize.rounding import WeightFormat
 from optimize.tensorrt import TensorRtConfig
 from recsys.contracts.config import Config
-from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
+from recsys.contracts.precision import Arithmetic, CacheFormat, EngineName, ItemFormat
 
 
 class GateConfig(Config):
@@ -60,6 +60,8 @@ class OptimizeConfig(Config):
     cache: CacheFormat = CacheFormat.INT8
     """Keys and values of a session. float16 takes twice the memory and has about a tenth of the rounding error, which
     is less than that of 8-bit weights either way; cold users are encoded a little faster (`docs/benchmarks.md`)."""
+    arithmetic: Arithmetic = Arithmetic.AUTO
+    """Of the CPU engine; the gate judges by it."""
     new_items_share: float | None = Field(default=None, ge=0, le=1)
     """Of users whose first ten hold an item too new to be kept; without it, what training chose on validation."""
     num_calibration_windows: int = Field(default=256, ge=1)

@@ -21,6 +21,15 @@ class ItemFormat(StrEnum):
     """Codes with one scale per item."""
 
 
+class Arithmetic(StrEnum):
+    """What the CPU engine computes in. Weights, items and sessions are kept as they are."""
+
+    AUTO = "auto"
+    """bf16 where this processor multiplies in it and a full window is encoded quicker by it, else f32."""
+    F32 = "f32"
+    BF16 = "bf16"
+
+
 class EngineName(StrEnum):
     """Engines by the names that settings and releases use."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.contracts.errors import ConfigError
-from recsys.contracts.precision import CacheFormat, EngineName
+from recsys.contracts.precision import Arithmetic, CacheFormat, EngineName
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
@@ -52,6 +52,7 @@ def _cpu(parts: Parts) -> Engine:
         precision=parts.config["precision"],
         window_size=parts.window_size,
         cache=parts.cache,
+        arithmetic=Arithmetic(parts.config.get("arithmetic", Arithmetic.F32)),
     )
 
 

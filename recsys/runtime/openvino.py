@@ -1,4 +1,4 @@
-"""The CPU engine: two OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic."""
+"""The CPU engine: two OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic or bf16."""
 
 import threading
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from recsys.contracts import packing
 from recsys.contracts.ids import Tokens
-from recsys.contracts.precision import CacheFormat
+from recsys.contracts.precision import Arithmetic, CacheFormat
 from recsys.runtime.cache import EventRows, stacked
 from recsys.runtime.cached import CachedEngine
 from recsys.runtime.engine import EngineInfo
@@ -25,13 +25,20 @@ WEIGHTS = "engine.bin"
 SETTINGS: Final = {
     "NUM_STREAMS": 1,
     "PERFORMANCE_HINT": "LATENCY",
-    # Both would otherwise be chosen by the processor's model, and change the answers with it.
+    # As the next one it would otherwise be chosen by the processor's model, and change the answers with it.
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     # Each graph would stay on the first cores: two at once would share one while others are idle.
     "ENABLE_CPU_PINNING": False,
 }
-"""Of every graph."""
+"""Of every graph, but for bf16."""
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies in bf16."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine(CachedEngine):
@@ -46,8 +53,13 @@ class OpenVinoEngine(CachedEngine):
         precision: str,
         window_size: int,
         cache: CacheFormat,
+        arithmetic: Arithmetic = Arithmetic.F32,
     ) -> None:
+        """bf16 is float32 on a processor that does not multiply in it: as exact, and slower."""
         import openvino
+
+        in_bf16 = arithmetic is Arithmetic.BF16 and has_bf16()
+        settings = SETTINGS | ({"INFERENCE_PRECISION_HINT": "bf16"} if in_bf16 else {})
 
         self._tensor = openvino.Tensor
         core = openvino.Core()
@@ -56,7 +68,7 @@ class OpenVinoEngine(CachedEngine):
             core.compile_model(
                 core.read_model(packing.read(folder / name).decode(), weights),
                 "CPU",
-                {**SETTINGS, "INFERENCE_NUM_THREADS": threads},
+                {**settings, "INFERENCE_NUM_THREADS": threads},
             )
             # A few events are too little work to share: with a busy core, two threads took ten times as long.
             for name, threads in ((OPEN_GRAPH, num_threads), (APPEND_GRAPH, 1))
@@ -64,7 +76,7 @@ class OpenVinoEngine(CachedEngine):
         super().__init__(
             EngineInfo(
                 name="openvino",
-                precision=precision,
+                precision=f"{precision}, bf16 arithmetic" if in_bf16 else precision,
                 width=self._graphs[0].output(0).partial_shape[1].get_length(),
                 num_threads=num_threads,
                 window_size=window_size,
