@@ -110,7 +110,7 @@ def test_after_sigkill_the_next_run_goes_on_and_leaves_nothing_half_written(
     for step in ("rounded", "build_engine"):  # steps that were finished are not done again
         monkeypatch.setattr(quantize if step == "rounded" else build, step, None)
     name, _ = build.run(CONFIG, *places)
-    assert sorted(path.name for path in places[2].iterdir()) == sorted([name, "current"])
+    assert sorted(path.name for path in places[2].iterdir()) == sorted([name, "current", "evaluations.jsonl"])
 
 
 def test_a_second_run_of_a_checkpoint_is_refused_while_the_first_is_under_way(tmp_path: Path) -> None:
