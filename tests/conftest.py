@@ -19,6 +19,12 @@ from recsys.training.config import Recipe
 NUM_ITEMS = 30
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compute on the processor, to the last bit; only those that are asked for by `-m gpu` see a GPU."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def service_program(name: str, package: str, elsewhere: Sequence[Path] = ()) -> Path:
     """A program that a `service` test drives; the test is skipped without it, or fails where it must run."""
     found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *map(str, elsewhere)]))
