@@ -2,6 +2,8 @@
 
 import math
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -21,15 +23,53 @@ def add_process_metrics(registry: CollectorRegistry) -> None:
     _add_gpu_metrics(registry)
 
 
-def _add_gpu_metrics(registry: CollectorRegistry) -> None:
-    """Memory, SMs and tensor cores through NVML; nothing on a machine without it."""
+class GpuWatch:
+    """How busy a GPU is."""
+
+    def __init__(self, pynvml: Any, handle: Any) -> None:
+        self._pynvml, self._handle = pynvml, handle
+        self._tensor = _TensorCores(pynvml, handle) if _counts_tensor_cores(pynvml, handle) else None
+
+    @classmethod
+    def open(cls, number: int = 0) -> "GpuWatch | None":
+        """Of the GPU of that number; None where NVML sees none."""
+        pynvml = _nvml()
+        if pynvml is None or number >= pynvml.nvmlDeviceGetCount():
+            return None
+        return cls(pynvml, pynvml.nvmlDeviceGetHandleByIndex(number))
+
+    def used(self, work: Callable[[], object], seconds: float) -> dict[str, float | None]:
+        """Memory in use, and the shares of time that SMs and tensor cores were busy, while work is repeated so long."""
+        if self._tensor is not None:
+            self._tensor.share()
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            work()
+        nvml = self._pynvml
+        return {
+            "gpu_memory_mb": _reader(nvml, nvml.nvmlDeviceGetMemoryInfo, self._handle, "used", 1e-6)(),
+            "sm_share": _reader(nvml, nvml.nvmlDeviceGetUtilizationRates, self._handle, "gpu", 0.01)(),
+            "tensor_share": None if self._tensor is None else self._tensor.share(),
+        }
+
+
+def _nvml() -> Any:
+    """The library's bindings, ready; None where there is no such library, or no driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except ImportError:
-        return
+        return None
     except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def _add_gpu_metrics(registry: CollectorRegistry) -> None:
+    """Memory, SMs and tensor cores through NVML; nothing on a machine without it."""
+    pynvml = _nvml()
+    if pynvml is None:
         return
     memory = Gauge("recsys_gpu_memory_bytes", "GPU memory in use", ["gpu"], registry=registry)
     busy = Gauge("recsys_gpu_sm_share", "Time the SMs were busy", ["gpu"], registry=registry)

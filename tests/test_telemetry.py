@@ -7,7 +7,7 @@ import pynvml
 import pytest
 from prometheus_client import CollectorRegistry
 
-from recsys.telemetry import add_process_metrics
+from recsys.telemetry import GpuWatch, add_process_metrics
 
 
 @pytest.fixture
@@ -78,4 +78,14 @@ def test_a_figure_that_the_driver_does_not_tell_is_not_a_number(driver) -> None:
     assert math.isnan(value(registry, "memory_bytes"))
     assert math.isnan(value(registry, "tensor_share"))
     assert value(registry, "sm_share") == 0.4
+    assert len(driver.made) == len(driver.freed) + 1
+
+
+def test_what_work_uses_of_a_gpu(driver) -> None:
+    done = []
+    watch = GpuWatch.open()
+    assert watch is not None
+    assert watch.used(lambda: done.append(1), 0.001) == {"gpu_memory_mb": 5000, "sm_share": 0.4, "tensor_share": 0.25}
+    assert done
+    assert GpuWatch.open(1) is None
     assert len(driver.made) == len(driver.freed) + 1

@@ -155,18 +155,38 @@ def benchmark_case(
     emit(as_json, values, tables.case_summary(values))
 
 
+def _numbers(text: str, option: str) -> list[int]:
+    from recsys.contracts.errors import ConfigError
+
+    numbers = [int(number) for number in text.split(",") if number.strip().isdecimal()]
+    if len(numbers) < text.count(",") + 1 or not all(numbers):
+        raise ConfigError(f"{option} {text!r}: expected numbers from 1 on by commas, as 1,2,4")
+    return numbers
+
+
 @benchmark_app.command("engine")
 def benchmark_engine(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
     engine: EngineOption = None,
     rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a row.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 2,
+    checkpoint: Annotated[Path | None, typer.Option(help="Of the release: eager torch beside it.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of eager torch and the torch engine: cpu, cuda.")] = None,
+    batches: Annotated[str, typer.Option(help="Windows at a time.")] = "1,8",
     as_json: JsonOption = False,
 ) -> None:
     """Latency and throughput of opening and continuing windows, by length and batch, and the cost of a session."""
     from recsys.pipeline import engine_benchmark, tables
 
-    values = engine_benchmark.run(releases, rounds, threads, engine)
+    values = engine_benchmark.run(
+        releases,
+        rounds,
+        threads,
+        engine,
+        checkpoint=checkpoint,
+        device=device,
+        batches=_numbers(batches, "--batches"),
+    )
     emit(as_json, values, tables.engine_table(values))
 
 
@@ -182,15 +202,11 @@ def benchmark_heads(
     as_json: JsonOption = False,
 ) -> None:
     """Heads x head_dim at equal width: latency on the CPU engine, accuracy after a short training, the frontier."""
-    from recsys.contracts.errors import ConfigError
     from recsys.pipeline import heads_benchmark, tables
 
-    try:
-        numbers = [int(number) for number in heads.split(",")]
-    except ValueError:
-        raise ConfigError(f"--heads {heads!r}: expected numbers by commas, as 1,2,4") from None
+    shapes = _numbers(heads, "--heads")
     values = heads_benchmark.run(
-        features, load_recipe(recipe, None, max_minutes), numbers, num_rounds=rounds, num_threads=threads
+        features, load_recipe(recipe, None, max_minutes), shapes, num_rounds=rounds, num_threads=threads
     )
     if picture is not None:
         heads_benchmark.picture(values, picture)

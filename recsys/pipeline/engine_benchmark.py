@@ -1,25 +1,49 @@
-"""What opening and continuing windows costs, by length and batch."""
+"""What opening and continuing windows costs, by length and batch; beside it the model by eager torch, if asked."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recsys.contracts import artifact
+from recsys.contracts.errors import ConfigError
 from recsys.contracts.ids import Tokens
 from recsys.contracts.precision import EngineName
 from recsys.runtime.engine import Engine, Session
 from recsys.runtime.release import Release
+from recsys.telemetry import GpuWatch
 
 BATCHES = (1, 8)
 WARM_UP_ROUNDS = 2
 
 
-def run(releases: Path, num_rounds: int, num_threads: int, engine_name: EngineName | None = None) -> dict[str, Any]:
-    """Time a release's engine on windows of random items; calls of all rows take turns."""
-    release = Release.open(releases, num_threads=num_threads, engine=engine_name)
+_USED_S = 1.0
+"""How long a GPU is watched at each row's work."""
+
+
+def run(
+    releases: Path,
+    num_rounds: int,
+    num_threads: int,
+    engine_name: EngineName | None = None,
+    *,
+    checkpoint: Path | None = None,
+    device: str | None = None,
+    batches: Sequence[int] = BATCHES,
+) -> dict[str, Any]:
+    """Time a release's engine on windows of random items; calls of all rows take turns.
+
+    With the `checkpoint` that the release was made from: eager torch in float32 over a window and over two, on
+    `device`, which is the torch engine's as well. Where there is a GPU, what each row's work uses of it.
+
+    Raises:
+        ArtifactError: the release was made from another checkpoint.
+        ConfigError: there is no such engine or device.
+    """
+    release = Release.open(releases, num_threads=num_threads, engine=engine_name, device=device)
     engine, size = release.engine, release.window.size
     generator = np.random.default_rng(0)
 
@@ -27,11 +51,15 @@ def run(releases: Path, num_rounds: int, num_threads: int, engine_name: EngineNa
         return [generator.integers(1, len(release.vocabulary) + 1, length).astype(np.int32) for _ in range(batch)]
 
     calls: dict[tuple[str, int, int], Callable[[], object]] = {}
-    for batch in BATCHES:
+    encode = None if checkpoint is None else _eager(checkpoint, release, device or "cpu", num_threads)
+    for batch in batches:
         for length in sorted({min(64, size), max(1, size // 2), size}):
             calls["open", length, batch] = partial(engine.open, windows(batch, length))
         growing = engine.open(windows(batch, size // 2))
         calls["append 1", size // 2, batch] = partial(_append, engine, growing, windows(batch, 1))
+        if encode is not None:
+            for length in (size, 2 * size):
+                calls["eager", length, batch] = partial(encode, windows(batch, length))
     seconds: dict[tuple[str, int, int], list[float]] = {key: [] for key in calls}
     for round_ in range(num_rounds + WARM_UP_ROUNDS):
         for key, call in calls.items():
@@ -39,6 +67,10 @@ def run(releases: Path, num_rounds: int, num_threads: int, engine_name: EngineNa
             call()
             if round_ >= WARM_UP_ROUNDS:
                 seconds[key].append(time.perf_counter() - started)
+    watch = GpuWatch.open()
+    used = {
+        key: {} if watch is None or key[0] == "append 1" else watch.used(call, _USED_S) for key, call in calls.items()
+    }
     info = engine.info
     return {
         "engine": info.name,
@@ -46,8 +78,24 @@ def run(releases: Path, num_rounds: int, num_threads: int, engine_name: EngineNa
         "num_threads": info.num_threads,
         "cache": info.cache.value,
         "session_bytes": engine.open(windows(1, size))[0].size_bytes,
-        "rows": [_row(*key, values) for key, values in seconds.items()],
+        "rows": [_row(*key, values) | used[key] for key, values in seconds.items()],
     }
+
+
+def _eager(checkpoint: Path, release: Release, device: str, num_threads: int) -> Callable[[list[Tokens]], object]:
+    import torch
+
+    from recsys.model.checkpoint import Checkpoint
+    from recsys.model.reference import encode
+
+    opened = Checkpoint.open(checkpoint)
+    artifact.check_parent(release.manifest, "checkpoint", opened.manifest, release.folder)
+    torch.set_num_threads(num_threads)
+    try:
+        model = opened.model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return partial(encode, model)
 
 
 def _append(engine: Engine, sessions: list[Session], events: list[Tokens]) -> None:

@@ -411,7 +411,9 @@ def _layers(found: "Consistency") -> Table:
 
 
 def engine_table(values: dict[str, Any]) -> str:
-    """Open and append by length and batch."""
+    """Open and append by length and batch; what of a GPU they use, where there is one."""
+    names = {"MB": "gpu_memory_mb", "SMs": "sm_share", "tensor cores": "tensor_share"}
+    used = names if any("sm_share" in row for row in values["rows"]) else {}
     rows = _table(
         f"{values['engine']}: {values['precision']}, {values['num_threads']} threads, cache {values['cache']}",
         "call",
@@ -420,10 +422,12 @@ def engine_table(values: dict[str, Any]) -> str:
         "p50 ms",
         "p99 ms",
         "windows/s",
+        *(f"{column} of the GPU" for column in used),
     )
     for row in values["rows"]:
         cells = f"{row['events']:,}", f"{row['batch']}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
-        rows.add_row(row["call"], *cells, f"{row['windows_per_s']:.0f}")
+        figures = ("–" if row.get(name) is None else f"{row[name]:.2f}" for name in used.values())
+        rows.add_row(row["call"], *cells, f"{row['windows_per_s']:.0f}", *figures)
     return f"{_text(rows)}\na session of a full window keeps {values['session_bytes']:,} bytes"
 
 

@@ -34,6 +34,29 @@ def test_the_engine_benchmark_measures_every_call(ring_releases) -> None:
     assert "a session of a full window keeps 5,120 bytes" in tables.engine_table(values)
 
 
+def test_eager_torch_is_timed_beside_the_engine_over_one_window_and_two(ring_releases, ring_checkpoint) -> None:
+    values = engine_benchmark.run(ring_releases, 1, 1, checkpoint=ring_checkpoint, batches=[3])
+    size = artifact.read_manifest(ring_checkpoint).config["window"]["size"]
+    assert {(row["events"], row["batch"]) for row in values["rows"] if row["call"] == "eager"} == {
+        (size, 3),
+        (2 * size, 3),
+    }
+    assert "eager" in tables.engine_table(values)
+    with pytest.raises(ConfigError, match="--device abacus: "):
+        engine_benchmark.run(ring_releases, 1, 1, checkpoint=ring_checkpoint, device="abacus")
+
+
+def test_what_a_gpu_is_used_for_stands_beside_each_row(ring_releases, monkeypatch) -> None:
+    watch = SimpleNamespace(used=lambda *_: {"gpu_memory_mb": 512.0, "sm_share": 0.25, "tensor_share": None})
+    monkeypatch.setattr(engine_benchmark.GpuWatch, "open", lambda: watch)
+    values = engine_benchmark.run(ring_releases, 1, 1)
+    table = tables.engine_table(values)
+    assert "512.00" in table
+    assert "0.25" in table
+    opened, *_ = (row for row in values["rows"] if row["call"] == "open")
+    assert (opened["gpu_memory_mb"], opened["sm_share"]) == (512.0, 0.25)
+
+
 @pytest.mark.slow
 def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Recipe, tmp_path, monkeypatch) -> None:
     config, folder = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9)), tmp_path / "kept"
