@@ -21,27 +21,34 @@ class ModelConfig(Config):
     """A causal decoder over item tokens, item embeddings tied to the output."""
 
     architecture: Architecture = Architecture.QWEN3
+    """Which decoder: qwen3, llama or deepseek-v3."""
     width: int = Field(default=64, ge=8)
     """D: size of item vectors and hidden states."""
     num_layers: int = Field(default=2, ge=1)
+    """Decoder layers."""
     num_heads: int = Field(default=2, ge=1)
+    """Heads of attention; keys and values have as many."""
     head_dim: int = Field(default=32, ge=4, multiple_of=2)
+    """Size of a head; num_heads x head_dim need not be the width."""
     feedforward_width: int = Field(default=128, ge=8)
     """Inner width of the gated feed-forward block."""
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Applied to item embeddings on the way in and to hidden states on the way out, in training only."""
     init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the weights before training."""
     pretrained: str | None = None
     """A folder with config.json and safetensors of a decoder of this architecture, width and depth: its weights are
     the start of training. Its token embedding is left out; item vectors are ours."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     """Base of the rotary position embedding."""
     norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in RMS norms."""
     latent_width: int = Field(default=64, ge=4)
     """DeepSeek-V3: numbers that an event's keys and values are made of, in all heads."""
     num_experts: int = Field(default=0, ge=0)
     """DeepSeek-V3: feed-forward blocks that a layer chooses from, beside one that all events share; 0: none."""
     experts_per_event: int = Field(default=2, ge=1)
+    """Experts that an event goes through."""
     expert_width: int = Field(default=64, ge=8)
     """Inner width of each expert and of the shared one."""
     num_dense_layers: int = Field(default=1, ge=0)

@@ -37,8 +37,11 @@ class TrainingConfig(Config):
     """How the model is fitted."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW; constant after the warm-up, falling to 0 while held-out events are absorbed."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW, on all weights."""
     warmup_steps: int = Field(default=100, ge=1)
+    """Steps over which the learning rate rises to its value."""
     num_negatives: int = Field(default=512, ge=0)
     """Sampled items that each target is held against; 0, or a smaller catalogue: all items."""
     spectral_start: bool = True
@@ -46,6 +49,7 @@ class TrainingConfig(Config):
     batch_tokens: int | None = Field(default=None, ge=64)
     """Padded events in a batch; without it, so many that an epoch has about 200 batches, within 512 … 4,096."""
     max_epochs: int = Field(default=100, ge=1)
+    """Training stops after so many, absorbing not counted."""
     max_round_steps: int = Field(default=1000, ge=1)
     """Validation comes after each epoch, or after so many batches of a longer one: a round."""
     patience: int = Field(default=5, ge=1)
@@ -61,10 +65,13 @@ class TrainingConfig(Config):
     max_minutes: float | None = Field(default=None, gt=0)
     """Stop after this long, absorbing included; the best weights so far are kept."""
     num_validation_users: int = Field(default=4000, ge=1)
+    """Most users that a round is judged by, a seeded sample."""
     gradient_clip: float = Field(default=1.0, gt=0)
+    """Greatest norm of a step's gradients; longer ones are scaled down."""
     precision: Precision = Precision.FP32
     """bf16 and fp16 pay off on processors that multiply in them; elsewhere they are slower."""
     device: Device = Device.AUTO
+    """auto: an NVIDIA GPU where torch finds one, else the processor; cpu; cuda."""
     tensorboard: bool | None = None
     """Write events for TensorBoard. Without it: if tensorboardX is installed."""
     num_threads: int | None = Field(default=None, ge=1)
