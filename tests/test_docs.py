@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 import textwrap
 from enum import Enum
@@ -24,7 +25,7 @@ def rows(config: type[Config], chosen: Config) -> list[str]:
     body = tree.body[0].body  # type: ignore[attr-defined]
     said = {
         one.target.id: " ".join(other.value.value.split())
-        for one, other in zip(body, body[1:], strict=False)
+        for one, other in itertools.pairwise(body)
         if isinstance(one, ast.AnnAssign) and isinstance(other, ast.Expr)
     }
     return [
