@@ -55,7 +55,8 @@ def test_a_release_of_a_processor_with_bf16_is_served_in_it_there_and_in_float32
 ) -> None:
     monkeypatch.setattr(openvino, "has_bf16", lambda: True)
     monkeypatch.setattr("optimize.tiers.measure", lambda *_, **__: rows(10.0, 5.0))
-    name, manifest = build.run(OptimizeConfig(), ring_checkpoint, ring_features, tmp_path, force=True)
+    config = OptimizeConfig(num_calibration_windows=8, num_comparison_windows=0, num_check_users=10)
+    name, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path, force=True)
     assert manifest.config["arithmetic"] == "bf16"
     assert manifest.config["arithmetic_ms"] == [{"length": 64, "f32": 10.0, "bf16": 5.0}]
     compile_model, hints = Core.compile_model, []
