@@ -12,8 +12,8 @@ from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.training import train
 from recsys.training.config import Device, Precision, Recipe
-from recsys.training.loop import Trainer
 from recsys.training.processes import CPU, device_of
+from tests.training.conftest import KilledError, Steps
 
 
 def on(recipe: Recipe, device: Device, **training: Any) -> Recipe:
@@ -78,22 +78,13 @@ def test_a_gpu_without_dropout_takes_the_steps_of_the_processor(
 @pytest.mark.gpu
 @pytest.mark.parametrize("step", [1, 20])
 def test_a_resumed_run_on_a_gpu_ends_where_an_uninterrupted_one_does(
-    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, steps: Steps, step: int
 ) -> None:
     """Sums on a GPU may be in another order each time, so within rounding."""
     recipe = on(tiny_recipe, Device.CUDA)
     train.run(recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
-    take_step, taken = Trainer._step, 0
-
-    def step_or_die(self: Trainer, *arguments: Any) -> tuple[float, int]:
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            raise KeyboardInterrupt
-        return take_step(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_step", step_or_die)
-    with pytest.raises(KeyboardInterrupt):
+    steps.dies_at, steps.taken = step, 0
+    with pytest.raises(KilledError):
         train.run(recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME)
     train.run(recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=True)
     whole, again = (Checkpoint.open(tmp_path / name).model.items_VD.detach() for name in ("whole", "cut"))

@@ -14,6 +14,7 @@ from recsys.training.config import Precision, Recipe
 from recsys.training.loop import Trainer
 from recsys.training.precision import LEAST_SCALE, MixedPrecision
 from recsys.training.processes import CPU
+from tests.training.conftest import KilledError, Steps
 
 
 def changed(recipe: Recipe, **training: Any) -> Recipe:
@@ -52,29 +53,21 @@ def test_matrices_are_multiplied_in_the_precision_of_the_recipe_and_weights_stay
     assert {p.dtype for p in model.parameters()} | {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
-class KilledError(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
 def test_a_resumed_fp16_run_has_the_scaler_as_it_was(
-    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, scales = changed(tiny_recipe, precision=Precision.FP16, max_epochs=3), {}
-    take_step, taken, deadly = Trainer._step, 0, 0
+    step_or_die = Trainer._step
 
-    def step_or_die(self: Trainer, *arguments: Any) -> tuple[float, int]:
-        nonlocal taken
-        taken += 1
-        if taken == deadly:
-            raise KilledError
+    def noted(self: Trainer, *arguments: Any) -> tuple[float, int]:
         self._mixed.scaler.set_growth_interval(4)  # so that the scale moves within a test
-        result = take_step(self, *arguments)
+        result = step_or_die(self, *arguments)
         scales[self._num_steps] = self._mixed.state()["scaler.scale"].item()
         return result
 
-    monkeypatch.setattr(Trainer, "_step", step_or_die)
+    monkeypatch.setattr(Trainer, "_step", noted)
     whole = train.run(recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
-    uninterrupted, taken, deadly = dict(scales), 0, 9
+    uninterrupted, steps.taken, steps.dies_at = dict(scales), 0, 9
     with pytest.raises(KilledError):
         train.run(recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME)
     again = train.run(recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME, resume=True)

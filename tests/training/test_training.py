@@ -3,7 +3,6 @@ import multiprocessing
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,10 +18,11 @@ from recsys.model.reference import encode
 from recsys.training import batches, train
 from recsys.training.config import Recipe
 from recsys.training.fit import UNVALIDATED_EPOCHS
-from recsys.training.loop import Trainer, WindowStream
+from recsys.training.loop import WindowStream
 from recsys.training.validation import Judge
 from recsys.windows import WindowConfig
 from tests.conftest import write_events, write_features
+from tests.training.conftest import KilledError, Steps
 
 WINDOW = WindowConfig(size=8, overlap_share=0.25)  # stride 6, overlap 2
 
@@ -174,28 +174,13 @@ def test_an_epoch_has_about_two_hundred_batches_where_the_log_is_large_enough(ti
     assert 180 < WindowStream(fit, recipe, np.random.default_rng(0)).epoch_steps < 220
 
 
-class KilledError(Exception):
-    """Stands for kill -9: nothing after it runs."""
-
-
 @pytest.mark.parametrize("step", [1, 7, 20, 40, -1])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, steps: Steps, step: int
 ) -> None:
     """The last step (-1) is one of those that absorb what was held out."""
-    take_step, taken, dies_at = Trainer._step, 0, 0
-
-    def step_or_die(self: Trainer, *arguments: Any) -> tuple[float, int]:
-        nonlocal taken
-        taken += 1
-        if taken == dies_at:
-            raise KilledError
-        return take_step(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_step", step_or_die)
     whole = train.run(tiny_recipe, ring_features, tmp_path / "whole", protocol=Protocol.TIME)
-    dies_at = step if step > 0 else taken
-    taken = 0
+    steps.dies_at, steps.taken = step if step > 0 else steps.taken, 0
     with pytest.raises(KilledError):
         train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.TIME)
     assert not (tmp_path / "cut").exists()
