@@ -25,6 +25,7 @@ from recsys.dataset import Dataset
 from recsys.evaluation import looks
 from recsys.evaluation.looks import Look
 from recsys.model.checkpoint import Checkpoint
+from recsys.model.summaries import SummaryModel
 from recsys.runtime import consistency
 from recsys.runtime.engine import Engine
 from recsys.runtime.engines import Parts, open_engine
@@ -32,6 +33,7 @@ from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.new_items import NewItems
 from recsys.runtime.release import VOCABULARY_PARENT, shifts
+from recsys.runtime.summaries import SummaryWeights
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
@@ -143,7 +145,7 @@ def write_parts(
 
     Rounding and each engine are steps: an interrupted run does not do them again.
     """
-    settings, size = config.model_dump(mode="json"), checkpoint.window.size
+    settings, size = config.model_dump(mode="json"), checkpoint.window.most_rows
 
     def round_(folder: Path) -> dict[str, Any]:
         quantize.save(quantize.rounded(checkpoint, data, config), folder)
@@ -162,6 +164,8 @@ def write_parts(
     steps.run("cpu", {name: settings[name] for name in ("cache", "packed")}, cpu, after="rounded")
     steps.hand_over("cpu", writer)
     said: dict[str, Any] = {}
+    if isinstance(checkpoint.model, SummaryModel):
+        SummaryWeights(*checkpoint.model.weights()).save(writer.folder)
     if EngineName.CUDA in config.engines:
         steps.hand_over("rounded", writer)
         said["cuda"] = (config.cuda or CudaConfig()).model_dump()
@@ -210,7 +214,7 @@ def measure(
 
 def _write_reference(checkpoint: Checkpoint, engine: Engine, parts: Parts, searched: dict[str, Any]) -> None:
     """What the engine answers here and now: the endpoint compares itself with it."""
-    windows = consistency.random_windows(checkpoint.vocabulary.num_events, checkpoint.window.size)
+    windows = consistency.random_windows(checkpoint.vocabulary.num_events, checkpoint.window)
     reference = consistency.Reference.of(engine, _index(parts, searched), windows, checkpoint.manifest.digest)
     reference.save(parts.folder / consistency.REFERENCE_FILE)
 

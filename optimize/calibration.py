@@ -86,7 +86,7 @@ def collect(model: SequenceModel, windows: Sequence[Tokens]) -> Calibration:
         for _, tokens_BL, _ in padded_batches(windows):
             tokens = torch.from_numpy(tokens_BL).long()
             mask = tokens != PAD
-            model(tokens)
+            model.decode(model.embed(tokens))  # windows alone, with or without summaries
     for entry in statistics.values():
         entry.mean_abs_I /= max(1, entry.num_events)
     return statistics

@@ -12,7 +12,7 @@ from recsys.runtime.fusion import Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.new_items import LAST, NewItems, shift_for
 from recsys.transitions import TransitionTable
-from recsys.windows import open_window, reachable
+from recsys.windows import answer_context, reachable
 
 # N new items, D width, U users
 
@@ -52,7 +52,7 @@ def settings(checkpoint: Checkpoint, data: Dataset, vectors_ND: Floats, share: f
     active = np.flatnonzero(last_ms_U >= np.quantile(data.fit.timestamps_ms, VALIDATION_QUANTILE))
     users = np.sort(np.random.default_rng(seed).permutation(active)[:NUM_USERS])
     contexts = [data.fit[user] for user in users]
-    vectors_UD = encode(checkpoint.model, [open_window(context, checkpoint.window) for context in contexts])
+    vectors_UD = encode(checkpoint.model, [answer_context(context, checkpoint.window) for context in contexts])
     last_U = np.empty(len(users), dtype=np.float32)
     for u, context in enumerate(contexts):
         known = evidence(reachable(context, checkpoint.window), table)

@@ -112,7 +112,7 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
     }
     reference_BD = encode(model, others)
     errors = {name: relative_error(reference_BD, encode(build(), others)) for name, build in methods.items()}
-    return {**errors, "bf16": relative_error(reference_BD, _in_bf16(model, checkpoint.window.size).encode(others))}
+    return {**errors, "bf16": relative_error(reference_BD, _in_bf16(model, checkpoint.window.most_rows).encode(others))}
 
 
 def _in_bf16(model: SequenceModel, window_size: int) -> CudaEngine:

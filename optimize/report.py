@@ -14,12 +14,12 @@ from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
-from recsys.runtime.consistency import sessions_after_appends
+from recsys.runtime.consistency import APPENDED, sessions_after_appends
 from recsys.runtime.engine import Engine
 from recsys.runtime.fusion import Evidence, Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
 from recsys.transitions import TransitionTable
-from recsys.windows import open_window, reachable
+from recsys.windows import WindowConfig, answer_context, num_windows, reachable
 
 # B users, D width, K results
 
@@ -77,7 +77,7 @@ def compare(
     `calibrated` are users that the engine's weights were rounded by: they are left out, unless they are all there are.
     """
     contexts, targets = _users(data, num_users, seed, calibrated)
-    windows = [open_window(context, checkpoint.window) for context in contexts]
+    windows = [answer_context(context, checkpoint.window) for context in contexts]
     known = [evidence(reachable(context, checkpoint.window), transitions) for context in contexts]
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     without = [np.unique(c) if data.protocol.masks_seen else c[:0] for c in contexts]
@@ -89,7 +89,7 @@ def compare(
     return FidelityReport(
         num_users=len(windows),
         relative_error=relative_error(reference_BD, engine_BD),
-        appended_error=appended_error(windows, reference_BD, engine),
+        appended_error=appended_error(windows, reference_BD, engine, checkpoint.window),
         top10_overlap=overlap(reference_BK[:, :10], engine_BK[:, :10]),
         top100_overlap=overlap(reference_BK, engine_BK),
         num_held_out_users=len(targets),
@@ -104,9 +104,13 @@ def relative_error(reference_BD: Floats, engine_BD: Floats) -> float:
     return float(np.mean(difference / np.linalg.norm(reference_BD, axis=1)))
 
 
-def appended_error(windows: Sequence[Tokens], reference_BD: Floats, engine: Engine) -> float | None:
+def appended_error(windows: Sequence[Tokens], reference_BD: Floats, engine: Engine, cut: WindowConfig) -> float | None:
     """`relative_error` of evenly chosen windows whose last events come as appends; None without any."""
-    longer = [i for i, window in enumerate(windows) if len(window) > 1]
+    longer = [
+        i
+        for i, window in enumerate(windows)
+        if len(window) > 1 and num_windows(max(1, len(window) - APPENDED), cut) == num_windows(len(window), cut)
+    ]
     chosen = longer[:: max(1, len(longer) // _NUM_APPENDED)]
     found: list[Floats] = []
     for start in range(0, len(chosen), _SESSIONS_AT_ONCE):

@@ -8,13 +8,16 @@ windows but the last are closed and never change again; the last is open.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from recsys.contracts.config import Config
 from recsys.contracts.ids import PAD, Tokens
+
+_NEW_WINDOWS = 5
+"""Windows of a training row beside those that are read of, where there are summaries."""
 
 
 class WindowConfig(Config):
@@ -26,11 +29,16 @@ class WindowConfig(Config):
     """Share of a window that the next one repeats."""
     num_summaries: int = Field(default=3, ge=0)
     """Closed windows before the open one that may reach the user vector. Nothing before them matters."""
+    summary_tokens: int = Field(default=0, ge=0, le=64)
+    """Vectors that a closed window leaves to the windows after it, which read them ahead of their events; 0: the
+    decoder reads the open window alone."""
 
     @model_validator(mode="after")
     def _stride_is_positive(self) -> Self:
         if self.stride < 1:
             raise ValueError(f"overlap_share {self.overlap_share} leaves no stride in a window of {self.size}")
+        if self.summary_tokens and not self.num_summaries:
+            raise ValueError(f"summary_tokens = {self.summary_tokens}, and num_summaries = 0: nobody would read them")
         return self
 
     @property
@@ -47,6 +55,27 @@ class WindowConfig(Config):
     def reach(self) -> int:
         """Least number of last events covered by the open window and its summaries once all are full."""
         return self.num_summaries * self.stride + self.overlap + 1
+
+    @property
+    def most_rows(self) -> int:
+        """Most vectors that a decoder reads at once: a full window with the summaries before it."""
+        return self.size + self.num_summaries * self.summary_tokens
+
+    @property
+    def longest_context(self) -> int:
+        """Most events of an `answer_context`."""
+        return self.size + (self.num_summaries * self.stride if self.summary_tokens else 0)
+
+    @property
+    def training_rows(self) -> Self:
+        """How histories are cut for training: rows of several windows where they read one another's summaries.
+
+        The part that two rows share is context for the second, as long as what an answer may read.
+        """
+        if not self.summary_tokens:
+            return self
+        size = self.size + (self.num_summaries + _NEW_WINDOWS - 1) * self.stride
+        return self.model_copy(update={"size": size, "overlap_share": self.reach / size, "summary_tokens": 0})
 
     @classmethod
     def for_context(cls, context: int) -> Self:
@@ -111,6 +140,11 @@ def reachable(tokens: Tokens, config: WindowConfig) -> Tokens:
     return tokens[serving_windows(len(tokens), config)[0].start :]
 
 
+def answer_context(tokens: Tokens, config: WindowConfig) -> Tokens:
+    """The events of a kept history that its encoding is made of: `reachable` with summaries, else `open_window`."""
+    return reachable(tokens, config) if config.summary_tokens else open_window(tokens, config)
+
+
 def digest(tokens: Tokens) -> str:
     """What a window is known by beside (release, user, k): a hash of its events."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<i4").tobytes(), digest_size=16).hexdigest()
@@ -135,14 +169,15 @@ def similar_lengths(lengths: Sequence[int], max_tokens: int = 16_384) -> Iterato
         start = stop
 
 
-def padded(windows: Sequence[Tokens]) -> tuple[Tokens, Tokens]:
+def padded(windows: Sequence[Any]) -> tuple[Any, Tokens]:
     """(tokens_BL padded at the end, last_B): `last_B` is the position of each window's last event.
 
-    Where an event is a row of several numbers, so it is in `tokens_BL`.
+    Where an event is a row of several numbers, or a vector, so it is in `tokens_BL`.
     """
     last_B = np.array([len(window) - 1 for window in windows], dtype=np.int32)
     assert last_B.min() >= 0, "an empty window cannot be encoded"
-    tokens_BL = np.full((len(windows), int(last_B.max()) + 1, *windows[0].shape[1:]), PAD, dtype=np.int32)
+    dtype = np.float32 if windows[0].dtype.kind == "f" else np.int32
+    tokens_BL = np.full((len(windows), int(last_B.max()) + 1, *windows[0].shape[1:]), PAD, dtype=dtype)
     for row, window in enumerate(windows):
         tokens_BL[row, : len(window)] = window
     return tokens_BL, last_B

@@ -10,6 +10,7 @@ from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Vocabulary
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
+from recsys.model.summaries import build_model
 from recsys.windows import WindowConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -39,7 +40,7 @@ class Checkpoint:
         vocabulary = Vocabulary.load(folder)
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
         model_config = ModelConfig.from_mapping(manifest.config["model"], f"{folder}: model")
-        model = SequenceModel(model_config, len(vocabulary), window.size)
+        model = build_model(model_config, len(vocabulary), window)
         try:
             model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
         except RuntimeError as error:

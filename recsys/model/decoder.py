@@ -43,6 +43,10 @@ class SequenceModel(nn.Module):
         hidden_BLD: Tensor = self.decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
         return hidden_BLD
 
+    def num_rows(self, num_events: int) -> int:
+        """Vectors that the decoder reads for a row of so many events."""
+        return num_events
+
     @property
     def items_VD(self) -> Tensor:
         """Output vectors of tokens 1 … V; a user's score for an item is the inner product."""

@@ -12,6 +12,7 @@ from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.layers import in_units_of
 from recsys.runtime.release import Release
+from recsys.runtime.summaries import Summaries, SummaryEngine, SummaryWeights
 
 
 def run(
@@ -41,7 +42,9 @@ def run(
     release = Release.open(path, num_threads=num_threads, engine=engine, device=device)
     digest = release.manifest.parents["checkpoint"]
     kept = release.vocabulary.num_kept
-    windows = random_windows(release.vocabulary.num_events[: kept + 1], release.window.size)
+    windows = random_windows(release.vocabulary.num_events[: kept + 1], release.window)
+    if by_layer:  # keys and values are kept of one window
+        windows = [window for window in windows if len(window) <= release.window.size]
     if save is not None:
         Reference.of(release.engine, release.index, windows, digest, by_layer=by_layer).save(save)
     if against is not None:
@@ -78,20 +81,25 @@ def _float32(folder: Path, release: Release, num_threads: int) -> Engine:
     import torch
 
     from recsys.model.checkpoint import Checkpoint
+    from recsys.model.summaries import SummaryModel
     from recsys.runtime.cuda import CudaEngine
 
     torch.set_num_threads(num_threads)
     checkpoint = Checkpoint.open(folder)
     artifact.check_parent(release.manifest, "checkpoint", checkpoint.manifest, release.folder)
     items = ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
-    return CudaEngine(
-        checkpoint.model,
+    model = checkpoint.model
+    engine = CudaEngine(
+        model,
         items,
-        window_size=release.window.size,
+        window_size=release.window.most_rows,
         cache=CacheFormat.FLOAT32,
         precision="float32",
         device="cpu",
     )
+    if not isinstance(model, SummaryModel):
+        return engine
+    return SummaryEngine(engine, items, SummaryWeights(*model.weights()), release.window, Summaries())
 
 
 def picture(found: Consistency, path: Path) -> None:

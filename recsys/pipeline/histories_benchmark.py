@@ -9,23 +9,22 @@ from typing import Any
 
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
-from recsys.model.long_range import BandedModel, SummaryModel
+from recsys.model.long_range import BandedModel
+from recsys.model.summaries import SummaryModel
 from recsys.pipeline import histories_cost
 from recsys.pipeline.kept_runs import KeptRuns
 from recsys.pipeline.planted_shop import NUM_ITEMS, PlantedShop
 from recsys.pipeline.rivals import MODEL, Rival, Sample, chosen, compare, sample
-from recsys.windows import WindowConfig, open_window, reachable
+from recsys.windows import WindowConfig, answer_context, open_window
 
 REFERENCE = "last window"
 SUMMARY_TOKENS = 4
-_ROW_WINDOWS = 8
-"""Windows of a row that summaries are trained on."""
 
 
 def rivals(window: WindowConfig) -> dict[str, Rival]:
     """All of them; a window's proportions are those of the default, and full attention reads two windows."""
     reach, size = 2 * window.size, window.size
-    row = size + (_ROW_WINDOWS - 1) * window.stride
+    summarised = window.model_copy(update={"summary_tokens": SUMMARY_TOKENS})
     double = WindowConfig(size=2 * reach, overlap_share=0.5)
 
     def plain(config: ModelConfig, num_items: int) -> SequenceModel:
@@ -34,9 +33,9 @@ def rivals(window: WindowConfig) -> dict[str, Rival]:
     return {
         REFERENCE: Rival(build=plain, rows=window, context=lambda tokens: open_window(tokens, window)),
         "summaries": Rival(
-            build=lambda config, num_items: SummaryModel(config, num_items, window, SUMMARY_TOKENS),
-            rows=WindowConfig(size=row, overlap_share=window.reach / row),
-            context=lambda tokens: reachable(tokens, window),
+            build=lambda config, num_items: SummaryModel(config, num_items, summarised),
+            rows=summarised.training_rows,
+            context=lambda tokens: answer_context(tokens, summarised),
         ),
         "full attention": Rival(
             build=plain, rows=WindowConfig(size=reach, overlap_share=0.5), context=lambda tokens: tokens[-reach:]

@@ -35,7 +35,7 @@ from recsys.runtime.index import ItemIndex
 from recsys.training import train
 from recsys.training.config import Recipe
 from recsys.transitions import TransitionTable
-from recsys.windows import open_window, reachable
+from recsys.windows import answer_context, reachable
 
 SCRATCH, STARTED = "from scratch", "started"
 NIGHTS_FILE = "nights.jsonl"
@@ -150,7 +150,7 @@ def _values(checkpoint: Checkpoint, data: Dataset, test: TestSet) -> dict[str, l
     index = ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     table = TransitionTable.fit(data.fit, len(data.vocabulary))
-    vectors_UD = encode(checkpoint.model, [open_window(context, checkpoint.window) for context in test.contexts])
+    vectors_UD = encode(checkpoint.model, [answer_context(context, checkpoint.window) for context in test.contexts])
     nothing: Tokens = np.empty(0, dtype=np.int32)
 
     def lists() -> Iterator[Tokens]:

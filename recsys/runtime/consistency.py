@@ -24,13 +24,14 @@ from recsys.runtime import layers
 from recsys.runtime.engine import Engine, Session
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.layers import LayerRow
+from recsys.windows import WindowConfig
 
 # N windows, D width, K items of a list
 
 REFERENCE_FILE = "reference.safetensors"
 DEPTH = 100
 _WINDOWS_PER_LENGTH = 2
-_APPENDED = 3
+APPENDED = 3
 """Last events of a window that are appended to a session of the others."""
 
 
@@ -138,11 +139,15 @@ class Consistency(BaseModel):
         return not self.problems
 
 
-def random_windows(num_events_V: Any, window_size: int, seed: int = 0) -> list[Tokens]:
-    """Windows of 1, 2, 4, … events and of full size; `num_events_V` weighs the tokens, entry PAD first."""
+def random_windows(num_events_V: Any, window: WindowConfig, seed: int = 0) -> list[Tokens]:
+    """Windows of 1, 2, 4, … events and of full size, and with summaries contexts that are as long as they may be.
+
+    `num_events_V` weighs the tokens, entry PAD first.
+    """
     generator = np.random.default_rng(seed)
     weights = np.asarray(num_events_V, dtype=np.float64)[1:] + 1
-    lengths = [*(2**i for i in range(window_size.bit_length()) if 2**i < window_size), window_size]
+    lengths = [*(2**i for i in range(window.size.bit_length()) if 2**i < window.size), window.size]
+    lengths += [window.longest_context] if window.summary_tokens else []
     return [
         (generator.choice(len(weights), length, p=weights / weights.sum()) + 1).astype(np.int32)
         for length in lengths
@@ -214,7 +219,10 @@ def _problems(worst: float, top10: float, tolerance: Tolerance) -> list[str]:
 
 
 def sessions_after_appends(windows: Sequence[Tokens], engine: Engine) -> dict[int, Session]:
-    """By place: the window's session, its last few events appended. Windows of one event have none."""
+    """By place: the window's session, its last few events appended. Windows of one event have none.
+
+    Of contexts longer than a window those events must all be new in the last window.
+    """
     chosen = [i for i, window in enumerate(windows) if len(window) > 1]
     pairs = [np.split(windows[i], [_cut(windows[i])]) for i in chosen]
     sessions = engine.append(engine.open([first for first, _ in pairs]), [last for _, last in pairs])
@@ -223,7 +231,7 @@ def sessions_after_appends(windows: Sequence[Tokens], engine: Engine) -> dict[in
 
 def _cut(window: Tokens) -> int:
     """Where the events begin that are appended."""
-    return max(1, len(window) - _APPENDED)
+    return max(1, len(window) - APPENDED)
 
 
 def _appended_errors(reference: Reference, appended: Mapping[int, Session]) -> Floats:

@@ -112,7 +112,7 @@ class CudaEngine(CachedEngine):
         import torch
 
         with torch.inference_mode():
-            vector_BD, *kept = self._modules[0](self._items_VD[self._there(tokens_BL)], self._there(last_B))
+            vector_BD, *kept = self._modules[0](self._embedded(tokens_BL), self._there(last_B))
             return [_here(vector_BD), *kept]
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
@@ -120,7 +120,7 @@ class CudaEngine(CachedEngine):
 
         with torch.inference_mode():
             kept = stacked(caches, lengths_B.tolist())
-            inputs = [self._items_VD[self._there(tokens_BE)], self._there(last_B), self._there(lengths_B), *kept]
+            inputs = [self._embedded(tokens_BE), self._there(last_B), self._there(lengths_B), *kept]
             vector_BD, *fresh = self._graph_of(inputs)(*inputs)
             return [_here(vector_BD), *fresh]
 
@@ -150,6 +150,11 @@ class CudaEngine(CachedEngine):
             for length in lengths:
                 sessions = self.open([np.ones(length, dtype=np.int32)] * num_sessions)
                 self.append(sessions, [np.ones(1, dtype=np.int32)] * num_sessions)
+
+    def _embedded(self, tokens: Tokens) -> "Tensor":
+        """Vectors of tokens, or the vectors themselves, on the device."""
+        there = self._there(tokens)
+        return there.to(self._dtype) if there.is_floating_point() else self._items_VD[there]
 
     def _there(self, numbers: Tokens) -> "Tensor":
         import torch

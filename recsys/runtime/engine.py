@@ -1,4 +1,8 @@
-"""What an engine is: token windows in, user vectors out. Adding one is one file with this shape."""
+"""What an engine is: token windows in, user vectors out. Adding one is one file with this shape.
+
+A window, or new events, may also come as the vectors that its tokens stand for, shape [L, D]: so summaries of earlier
+windows are read (`recsys/runtime/summaries.py`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,7 +10,9 @@ from recsys.contracts.precision import Arithmetic, CacheFormat, EngineName
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
+from recsys.runtime.summaries import Stored, Summaries, SummaryEngine, SummaryWeights
 from recsys.runtime.tiered import TieredEngine
+from recsys.windows import WindowConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +25,18 @@ class Parts:
     num_threads: int
     device: str | None = None
     """Of the torch engine, if not the one it was built for: in torch's words."""
+    stored: Stored | None = None
+    """Summaries that were encoded beforehand."""
+
+    @property
+    def window(self) -> WindowConfig:
+        """How histories are cut."""
+        return WindowConfig.from_mapping(self.config["window"], f"{self.folder}: window")
 
     @property
     def window_size(self) -> int:
-        """Most events of a window."""
-        return int(self.config["window"]["size"])
+        """Most that the engine reads at once: the events of a window, and summaries ahead of them."""
+        return self.window.most_rows
 
     @property
     def cache(self) -> CacheFormat:
@@ -36,12 +45,16 @@ class Parts:
 
 
 def open_engine(name: EngineName, parts: Parts) -> Engine:
-    """The engine of that name.
+    """The engine of that name, with summaries where the release's windows leave some.
 
     Raises:
         ConfigError: the release has no parts for it, or this machine cannot run it.
     """
-    return _OPEN[name](parts)
+    engine = _OPEN[name](parts)
+    if not parts.window.summary_tokens:
+        return engine
+    weights = SummaryWeights.load(parts.folder)
+    return SummaryEngine(engine, parts.items, weights, parts.window, Summaries(parts.stored))
 
 
 def _cpu(parts: Parts) -> Engine:
@@ -88,7 +101,7 @@ def _tiered(parts: Parts) -> Engine:
     tiers = parts.config.get("tiers")
     if tiers is None:
         raise ConfigError(f"{parts.folder}: built without tiers; run `recsys optimize` with [optimize.tiered]")
-    short, long = (open_engine(EngineName(tiers[name]), parts) for name in ("short", "long"))
+    short, long = (_OPEN[EngineName(tiers[name])](parts) for name in ("short", "long"))
     return TieredEngine(short, long, tiers["threshold"])
 
 

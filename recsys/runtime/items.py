@@ -47,7 +47,9 @@ class ItemTable:
         return None if self._scales_V is None else (self._rows_VD[PAD + 1 :], self._scales_V[PAD + 1 :])
 
     def embed(self, tokens: Tokens) -> Floats:
-        """Vectors of tokens in 0 … V, shape [*tokens.shape, D]; PAD is zero."""
+        """Vectors of tokens in 0 … V, shape [*tokens.shape, D]; PAD is zero. Vectors stay as they are."""
+        if tokens.dtype.kind == "f":
+            return tokens  # type: ignore[return-value]
         vectors: Floats = self._rows_VD[tokens].astype(np.float32)
         if self._scales_V is not None:
             vectors *= self._scales_V[tokens][..., None]

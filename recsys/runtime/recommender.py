@@ -14,7 +14,7 @@ from recsys.contracts.ids import PAD, Floats, Item, Tokens
 from recsys.runtime.consistency import check_release
 from recsys.runtime.fusion import Evidence, evidence, search
 from recsys.runtime.release import Release
-from recsys.windows import open_window, reachable
+from recsys.windows import answer_context, reachable
 
 if TYPE_CHECKING:
     from recsys.whole_histories import WholeHistories
@@ -224,7 +224,7 @@ class Recommender:
         window = self.release.window
         for start in range(0, len(histories), ENCODE_BATCH):
             rows = range(start, min(start + ENCODE_BATCH, len(histories)))
-            vectors_BD = self.release.engine.encode([open_window(histories[row], window) for row in rows])
+            vectors_BD = self.release.engine.encode([answer_context(histories[row], window) for row in rows])
             for vector_D, row in zip(vectors_BD, rows, strict=True):
                 without = _NOTHING if exclude is None else exclude[row]
                 tokens_BK[row], scores_BK[row] = self.query(vector_D, histories[row]).best(k, without)

@@ -176,10 +176,9 @@ class TensorRtEngine(CachedEngine):
             _keep_kernels(plan.context, _runtime_cache(self._folder, graph))
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
-        short = max(0, MIN_LENGTH - tokens_BL.shape[1])
-        found = self._open_plan.run(
-            {"embedded": self._items.embed(np.pad(tokens_BL, ((0, 0), (0, short)))), "last": last_B}
-        )
+        embedded_BLD = self._items.embed(tokens_BL)
+        short = max(0, MIN_LENGTH - embedded_BLD.shape[1])
+        found = self._open_plan.run({"embedded": np.pad(embedded_BLD, ((0, 0), (0, short), (0, 0))), "last": last_B})
         return self._here(found)
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:

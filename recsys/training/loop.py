@@ -67,7 +67,7 @@ class WindowStream:
         """`events` are what the model reads (see `batches.epoch`); without, the tokens."""
         self._events = histories.tokens if events is None else events
         self._wanted = histories.targets
-        windows = batches.training_windows(histories, recipe.window)
+        windows = batches.training_windows(histories, recipe.window.training_rows)
         self._windows = [w for w in windows if self._wanted[w.first_target : w.stop].any()]
         self._generator = generator
         self._histories = histories

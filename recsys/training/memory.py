@@ -91,7 +91,7 @@ def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
     with torch.random.fork_rng(devices=devices), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss, _ = trainer.loss(Batch(tokens_1L, tokens_1L))
         del loss  # only now are all sizes known, and nothing is kept
-    scale = batch_tokens / length
+    scale = trainer.model.num_rows(batch_tokens) / trainer.model.num_rows(length)
     return int(scale * sum(sizes.values())), int(scale * max(sizes.values()))
 
 

@@ -20,7 +20,7 @@ from recsys.runtime.fusion import Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.new_items import LAST, shift_for
 from recsys.training.config import Recipe
-from recsys.windows import open_window, reachable
+from recsys.windows import answer_context, reachable
 
 # U validation users, K = DEPTH results, N new items, D width
 
@@ -128,7 +128,7 @@ class _Lists:
         )
         if vectors_ND is None:
             return None
-        users_UD = encode(model.eval(), [open_window(context, recipe.window) for context in validation.contexts])
+        users_UD = encode(model.eval(), [answer_context(context, recipe.window) for context in validation.contexts])
         index, table = ItemIndex.build(items_VD), transition_counts.TransitionTable.fit(validation.train, len(items_VD))
         found = [
             search(

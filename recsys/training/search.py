@@ -17,7 +17,7 @@ from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
-from recsys.model.decoder import SequenceModel
+from recsys.model.summaries import build_model
 from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import RoundResult
@@ -146,7 +146,7 @@ def _objective(trial: Any, data: Dataset, base: Recipe, trial_minutes: float) ->
     recipe = recipe.model_copy(update={"training": training})
     torch.set_num_threads(training.num_threads or 1)
     torch.manual_seed(training.seed)
-    model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
+    model = build_model(recipe.model, len(data.vocabulary), recipe.window)
     with tempfile.TemporaryDirectory(prefix="recsys-") as folder:
         saved = SavedRun(Path(folder) / "trial", recipe, data.protocol.value, {})
         fitted = fit(model, data, recipe, None, saved, _Reports(trial), Processes(), resume=False)

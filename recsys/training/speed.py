@@ -14,7 +14,7 @@ import torch
 
 from recsys import dataset
 from recsys.contracts.protocol import Protocol
-from recsys.model.decoder import SequenceModel
+from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.training.config import Recipe
 from recsys.training.loop import Trainer, WindowStream
@@ -35,7 +35,7 @@ def run(features: Path, seconds: float, num_threads: int) -> dict[str, Any]:
     torch.set_num_threads(num_threads)
     data = dataset.load(features, Protocol.FINAL)
     settings = recipe()
-    model = SequenceModel(settings.model, len(data.vocabulary), settings.window.size)
+    model = build_model(settings.model, len(data.vocabulary), settings.window)
     stream = WindowStream(data.fit, settings, np.random.default_rng(settings.training.seed))
     num_events_V = torch.from_numpy(np.bincount(data.fit.tokens, minlength=len(data.vocabulary) + 1)[1:])
     trainer = Trainer(model, settings, num_events_V, horizon=stream.epoch_steps)

@@ -94,6 +94,9 @@ def mismatch(manifest: artifact.Manifest, recipe: Recipe) -> str | None:
     if changed:
         name = changed[0]
         return f"made with model.{name} = {manifest.config['model'].get(name)}, the recipe has {model[name]}"
+    leaves = manifest.config["window"].get("summary_tokens", 0)
+    if leaves != recipe.window.summary_tokens:
+        return f"made with window.summary_tokens = {leaves}, the recipe has {recipe.window.summary_tokens}"
     return None
 
 

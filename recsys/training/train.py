@@ -21,6 +21,7 @@ from recsys.dataset import Dataset
 from recsys.model import pretrained
 from recsys.model.checkpoint import START_FILE, save_weights
 from recsys.model.decoder import SequenceModel
+from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
 from recsys.training import curve
@@ -74,7 +75,7 @@ def run(
     saved = SavedRun(out, recipe, protocol.value, dict(parents))
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
     torch.manual_seed(recipe.training.seed)
-    model = SequenceModel(recipe.model, len(data.vocabulary), recipe.window.size)
+    model = build_model(recipe.model, len(data.vocabulary), recipe.window)
     if recipe.model.pretrained is not None:
         parents["pretrained"] = pretrained.load_into(model, Path(recipe.model.pretrained))
     try:

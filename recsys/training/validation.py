@@ -10,7 +10,7 @@ from recsys.runtime.fusion import Fusion, evidence
 from recsys.runtime.index import ItemIndex
 from recsys.training import fusion
 from recsys.transitions import TransitionTable
-from recsys.windows import WindowConfig, open_window, reachable
+from recsys.windows import WindowConfig, answer_context, reachable
 
 
 class Judge:
@@ -19,7 +19,7 @@ class Judge:
     def __init__(self, validation: ValidationSet, num_items: int, window: WindowConfig, *, mask_seen: bool) -> None:
         transitions = TransitionTable.fit(validation.train, num_items)
         contexts = [reachable(context, window) for context in validation.contexts]
-        self._windows = [open_window(context, window) for context in validation.contexts]
+        self._windows = [answer_context(context, window) for context in validation.contexts]
         self._known = [evidence(context, transitions) for context in contexts]
         self._exclude = [np.unique(context) for context in validation.contexts] if mask_seen else None
         self._targets = validation.targets

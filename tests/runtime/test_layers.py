@@ -14,6 +14,7 @@ from recsys.runtime.consistency import Consistency, Reference, Tolerance
 from recsys.runtime.cuda import CudaEngine
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.windows import WindowConfig
 
 NUM_ITEMS, WINDOW = 40, 16
 CONFIG = ModelConfig(width=32, num_layers=3, num_heads=2, head_dim=16, feedforward_width=48, init_std=0.2)
@@ -40,7 +41,7 @@ def damaged(model: SequenceModel, layer: int, part: str) -> SequenceModel:
 
 def compared(model: SequenceModel, other: CudaEngine) -> Consistency:
     index = ItemIndex.build(model.items_VD.detach().numpy())
-    windows = consistency.random_windows(np.ones(NUM_ITEMS + 1), WINDOW)
+    windows = consistency.random_windows(np.ones(NUM_ITEMS + 1), WindowConfig(size=WINDOW))
     return consistency.compare(
         Reference.of(engine(model), index, windows, "0" * 64, by_layer=True), other, index, Tolerance()
     )

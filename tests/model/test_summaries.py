@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+
+from recsys.model.config import ModelConfig
+from recsys.model.decoder import SequenceModel
+from recsys.model.reference import encode
+from recsys.model.summaries import SummaryModel, build_model
+from recsys.windows import WindowConfig, answer_context, cut, num_windows
+
+SMALL = ModelConfig(width=16, num_layers=2, num_heads=2, head_dim=8, feedforward_width=24, dropout=0.0, init_std=0.2)
+WINDOW = WindowConfig(size=10, overlap_share=0.3, num_summaries=2, summary_tokens=3)  # stride 7
+
+
+def summary_model() -> SummaryModel:
+    torch.manual_seed(0)
+    return SummaryModel(SMALL, 20, WINDOW).eval()
+
+
+def influence(model: SequenceModel, length: int, last: int) -> list[bool]:
+    """Which events change the state after event `last`."""
+    tokens = torch.randint(1, 21, (1, length), generator=torch.Generator().manual_seed(1))
+    changed = tokens.repeat(length, 1)
+    changed[torch.arange(length), torch.arange(length)] = tokens[0] % 20 + 1
+    with torch.inference_mode():
+        difference = (model(changed)[:, last] - model(tokens)[0, last]).abs().amax(dim=1)
+    return (difference > 1e-6).tolist()
+
+
+def test_an_event_reaches_back_by_the_summaries_of_two_windows_and_no_further() -> None:
+    # windows [0, 10), [7, 17), [14, 24), [21, 31): event 30 is in the fourth and reads the summaries from event 7 on
+    assert influence(summary_model(), 35, 30) == [7 <= event <= 30 for event in range(35)]
+
+
+def test_a_summary_depends_on_its_own_window_alone() -> None:
+    model = summary_model()
+    events = torch.randn(3, 10, 16)
+    with torch.inference_mode():
+        together = model.summaries(events)
+        alone = model.summaries(events[1:2])
+    torch.testing.assert_close(together[1:2], alone)
+
+
+@pytest.mark.parametrize("length", [1, 10, 11, 17, 24])
+def test_a_row_gives_a_state_for_each_event_however_it_is_padded(length: int) -> None:
+    model = summary_model()
+    tokens = torch.randint(1, 21, (2, length))
+    padded = torch.nn.functional.pad(tokens, (0, 9))
+    with torch.inference_mode():
+        states = model(tokens)
+        assert states.shape == (2, length, 16)
+        torch.testing.assert_close(model(padded)[:, :length], states, rtol=1e-4, atol=1e-5)
+
+
+def test_the_row_of_the_last_windows_gives_what_the_whole_history_gives() -> None:
+    model = summary_model()
+    tokens = torch.randint(1, 21, (1, 40))
+    start = cut(40, WINDOW)[-1 - WINDOW.num_summaries].start
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens[:, start:])[0, -1], model(tokens)[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_flow_into_the_summaries() -> None:
+    model = summary_model()
+    model(torch.randint(1, 21, (2, 24))).square().sum().backward()
+    for weight in (model.query_MD, model.project.weight):
+        assert weight.grad is not None
+        assert weight.grad.abs().max() > 0
+
+
+def test_a_history_of_one_window_is_read_as_without_summaries() -> None:
+    model = summary_model()
+    plain = SequenceModel(SMALL, 20, WINDOW.size).eval()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in plain.state_dict()})
+    tokens = torch.randint(1, 21, (2, 10))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens), plain(tokens))
+
+
+@pytest.mark.parametrize("length", [1, 10, 11, 12, 17, 18, 24, 31, 32, 60])
+def test_what_an_answer_is_made_of_is_enough(length: int) -> None:
+    model, tokens = summary_model(), np.random.default_rng(length).integers(1, 21, length).astype(np.int32)
+    context = answer_context(tokens, WINDOW)
+    assert len(context) <= WINDOW.longest_context
+    assert num_windows(len(context), WINDOW) == min(3, num_windows(length, WINDOW))
+    np.testing.assert_allclose(encode(model, [context]), encode(model, [tokens]), rtol=1e-4, atol=1e-5)
+
+
+def test_in_training_some_steps_read_windows_alone() -> None:
+    model = summary_model().train()
+    tokens = torch.randint(1, 21, (1, 24))
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        states = [model(tokens)[0, -1] for _ in range(60)]
+        alone = model.eval()(tokens[:, 14:])[0, -1]
+    num_alone = sum(torch.allclose(state, alone, rtol=1e-4, atol=1e-5) for state in states)
+    assert 3 <= num_alone <= 25
+
+
+def test_rows_of_the_decoder_are_counted() -> None:
+    model = summary_model()
+    assert model.num_rows(10) == 10
+    read: list[int] = []
+    model.decoder.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds"].shape[0] * given["inputs_embeds"].shape[1]),
+        with_kwargs=True,
+    )
+    with torch.inference_mode():
+        model(torch.randint(1, 21, (1, 31)))
+    assert model.num_rows(31) == sum(read)
+
+
+def test_training_rows_hold_more_windows_than_are_read_of() -> None:
+    rows = WINDOW.training_rows
+    assert num_windows(rows.size, WINDOW) == 7
+    assert rows.overlap == WINDOW.reach
+    assert rows.training_rows == rows
+    assert WindowConfig().training_rows == WindowConfig()
+
+
+def test_the_model_of_a_window_without_summaries_is_the_plain_one() -> None:
+    assert type(build_model(SMALL, 20, WindowConfig(size=10))) is SequenceModel
+    assert type(build_model(SMALL, 20, WINDOW)) is SummaryModel

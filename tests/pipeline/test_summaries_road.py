@@ -1,0 +1,95 @@
+"""Summaries on the whole road: trained, released, checked, and answered from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optimize import build
+from optimize.config import GateConfig, OptimizeConfig
+from recsys import dataset
+from recsys.contracts.errors import ArtifactError
+from recsys.dataset import Protocol
+from recsys.model.checkpoint import Checkpoint
+from recsys.model.reference import encode
+from recsys.model.summaries import SummaryModel
+from recsys.pipeline import consistency
+from recsys.runtime.consistency import Consistency, Tolerance
+from recsys.runtime.recommender import Recommender
+from recsys.runtime.release import Release
+from recsys.runtime.summaries import SummaryEngine
+from recsys.training import train
+from recsys.training.config import Recipe
+from recsys.windows import answer_context, num_windows
+
+
+@pytest.fixture(scope="module")
+def summary_recipe(tiny_recipe: Recipe) -> Recipe:
+    window = tiny_recipe.window.model_copy(update={"summary_tokens": 2})
+    return tiny_recipe.model_copy(update={"window": window})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(ring_features: Path, summary_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("summaries") / "checkpoint"
+    train.run(summary_recipe, ring_features, place, protocol=Protocol.TIME)
+    return place
+
+
+@pytest.fixture(scope="module")
+def releases(ring_features: Path, checkpoint: Path) -> Path:
+    config = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9))
+    build.run(config, checkpoint, ring_features, checkpoint.parent / "releases")
+    return checkpoint.parent / "releases"
+
+
+def test_a_checkpoint_of_summaries_learns_the_ring_and_is_read_again(checkpoint: Path) -> None:
+    opened = Checkpoint.open(checkpoint)
+    assert isinstance(opened.model, SummaryModel)
+    assert opened.manifest.metrics["validation_ndcg@10"] > 0.9
+    start = np.eye(32) * opened.model.config.init_std
+    assert np.abs(opened.model.project.weight.detach().numpy() - start).max() > 1e-3  # it was trained
+
+
+def test_the_release_answers_as_the_checkpoint_over_several_windows(
+    ring_features: Path, checkpoint: Path, releases: Path
+) -> None:
+    release, opened = Release.open(releases), Checkpoint.open(checkpoint)
+    assert isinstance(release.engine, SummaryEngine)
+    histories = list(dataset.load(ring_features, Protocol.FINAL).fit)
+    contexts = [answer_context(history, release.window) for history in histories]
+    assert max(num_windows(len(context), release.window) for context in contexts) == 4
+    expected, found = encode(opened.model, contexts), release.engine.encode(contexts)
+    errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert errors.max() < 0.05  # 8 bits
+    best = Recommender(release).rank(histories, 1)[:, 0]
+    assert np.mean(best == np.array([history[-1] % 30 + 1 for history in histories])) > 0.9
+
+
+def checked(releases: Path, max_relative_error: float = 0.03, **settings: Any) -> Consistency:
+    given = {"engine": None, "device": None, "against": None, "checkpoint": None, "reference": None, "save": None}
+    tolerance = Tolerance(max_relative_error=max_relative_error)
+    return consistency.run(releases, **given | {"by_layer": False, "tolerance": tolerance, "num_threads": 1} | settings)
+
+
+def test_the_engine_is_checked_over_contexts_too(releases: Path, checkpoint: Path) -> None:
+    window = Release.open(releases).window
+    found = checked(releases)
+    assert found.by_length[-1].length == window.longest_context == 8 + 3 * 6
+    assert found.agrees
+    exact = checked(releases, 0.06, checkpoint=checkpoint)
+    assert exact.agrees
+    assert exact.by_length[-1].length == window.longest_context
+    layers = checked(releases, 0.06, checkpoint=checkpoint, by_layer=True)
+    assert layers.by_length[-1].length == window.size
+    assert layers.by_layer
+
+
+def test_tonight_starts_from_a_checkpoint_of_summaries_and_from_no_other(
+    ring_features: Path, checkpoint: Path, ring_checkpoint: Path, summary_recipe: Recipe, tmp_path: Path
+) -> None:
+    manifest = train.run(summary_recipe, ring_features, tmp_path / "tonight", protocol=Protocol.TIME, start=checkpoint)
+    assert manifest.metrics["validation_ndcg@10"] > 0.9
+    with pytest.raises(ArtifactError, match=r"window\.summary_tokens = 0, the recipe has 2; train without --start"):
+        train.run(summary_recipe, ring_features, tmp_path / "x", protocol=Protocol.TIME, start=ring_checkpoint)
