@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optimize import arithmetic, calibration, cost, gate, index, new_items, quantize, report, tiers
+from optimize import arithmetic, calibration, cost, gate, index, new_items, quantize, report, summaries, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
 from optimize.index import Advance
@@ -33,7 +33,7 @@ from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.new_items import NewItems
 from recsys.runtime.release import VOCABULARY_PARENT, shifts
-from recsys.runtime.summaries import SummaryWeights
+from recsys.runtime.summaries import SummaryEngine, SummaryWeights
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
@@ -43,6 +43,7 @@ _RULES = {
     "tensorrt": Rules(1, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
     "index": Rules(1, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
     "methods": Rules(1, ("torch",)),
+    "summaries": Rules(1, ("torch", "openvino")),
 }
 """What each step depends on besides its settings and parents."""
 
@@ -88,6 +89,7 @@ def run(
         parts = _parts(writer.folder, config, resolved)
         engine = open_engine(config.engine, parts)
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
+        summarised = _summarised(data, config, engine, parts, steps, advance)
         _write_reference(checkpoint, engine, parts, searched)
         fidelity = measure(checkpoint, data, config, engine, parts)
         _record_look(out / looks.LOG_FILE, checkpoint, data, fidelity)
@@ -106,6 +108,7 @@ def run(
                     checkpoint, engine, config.num_threads, config.seed, same_device=config.answers_on_cpu
                 ).model_dump(),
                 "index": searched,
+                "summaries": summarised,
                 "fitted_on": _fitted_on(data),
                 "fitted_before_ms": data.split_ms if data.protocol is Protocol.TIME else None,
                 "evaluation_before_refit": evaluation,
@@ -253,6 +256,17 @@ def _indexed(
     done = steps.run("index", settings, make, after="rounded")
     steps.hand_over("index", writer)
     return done.metrics
+
+
+def _summarised(
+    data: Dataset, config: OptimizeConfig, engine: Engine, parts: Parts, steps: Steps, advance: Advance
+) -> dict[str, Any] | None:
+    """Summaries of the most active users; None where windows leave none."""
+    if not isinstance(engine, SummaryEngine):
+        return None
+    settings = {"items": config.items.value, "engine": config.engine.value, "arithmetic": parts.config["arithmetic"]}
+    window = parts.window
+    return summaries.build(engine, data.fit, window, config.summaries, steps, settings, parts.folder, advance)
 
 
 def _parts(folder: Path, config: OptimizeConfig, resolved: dict[str, Any]) -> Parts:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from optimize.index import IndexConfig
 from optimize.rounding import WeightFormat
+from optimize.summaries import SummariesConfig
 from optimize.tensorrt import TensorRtConfig
 from recsys.contracts.config import Config
 from recsys.contracts.precision import Arithmetic, CacheFormat, EngineName, ItemFormat
@@ -80,6 +81,8 @@ class OptimizeConfig(Config):
     tiered: TieredConfig = TieredConfig()
     """Engines of `engine = "tiered"`."""
     index: IndexConfig = IndexConfig()
+    summaries: SummariesConfig = SummariesConfig()
+    """Of recipes whose windows leave summaries."""
     gate: GateConfig = GateConfig()
     seed: int = 0
 

@@ -55,22 +55,32 @@ class Steps:
         self._let_go = weakref.finalize(self, _let_go, self.folder, _lock(self.folder))
 
     def run(
-        self, name: str, settings: dict[str, Any], make: Callable[[Path], dict[str, Any]], *, after: str | None = None
+        self,
+        name: str,
+        settings: dict[str, Any],
+        make: Callable[[Path], dict[str, Any]],
+        *,
+        after: str | None = None,
+        part: int | None = None,
     ) -> Manifest:
         """The step's manifest; `make` writes its files into a folder and returns what else is known of it.
 
-        `after` is the step whose files it reads.
+        `after` is the step whose files it reads; `part` numbers the parts of a long step.
         """
         parents = dict(self._parents)
         if after is not None:
             parents[after] = artifact.read_manifest(self.folder / after).digest
-        place = self.folder / name
+        place = self.place(name, part)
         settings = settings | self._rules[name].settings()
         done = _finished(place)
         if done is not None and (done.parents, done.config) == (parents, settings):
             return done
         with artifact.writing(place, "step") as writer:
             return writer.commit(parents=parents, config=settings, metrics=make(writer.folder))
+
+    def place(self, name: str, part: int | None = None) -> Path:
+        """The folder of a step or of its part."""
+        return self.folder / (name if part is None else f"{name}-{part:05d}")
 
     def hand_over(self, name: str, writer: ArtifactWriter) -> None:
         """Put the step's files into the release."""

@@ -15,6 +15,7 @@ from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.new_items import NewItems
+from recsys.runtime.stored_summaries import StoredSummaries
 from recsys.transitions import TransitionTable
 from recsys.windows import WindowConfig
 
@@ -63,7 +64,14 @@ class Release:
         vocabulary = Vocabulary.load(folder)
         window = WindowConfig.from_mapping(manifest.config["window"], f"{folder}: window")
         items = ItemTable.load(folder)
-        parts = Parts(folder=folder, items=items, config=manifest.config, num_threads=num_threads, device=device)
+        parts = Parts(
+            folder=folder,
+            items=items,
+            config=manifest.config,
+            num_threads=num_threads,
+            device=device,
+            stored=StoredSummaries.open(folder),
+        )
         opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
         choice = manifest.metrics.get("index", {}).get("choice", {})  # releases of before had one kind
         new = NewItems.from_mapping(manifest.config.get("new_items", {}), f"{folder}: new_items")

@@ -8,6 +8,7 @@ import pytest
 
 from optimize import build
 from optimize.config import GateConfig, OptimizeConfig
+from optimize.summaries import SummariesConfig
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError
 from recsys.dataset import Protocol
@@ -18,7 +19,8 @@ from recsys.pipeline import consistency
 from recsys.runtime.consistency import Consistency, Tolerance
 from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
-from recsys.runtime.summaries import SummaryEngine
+from recsys.runtime.stored_summaries import StoredSummaries
+from recsys.runtime.summaries import Summaries, SummaryEngine
 from recsys.training import train
 from recsys.training.config import Recipe
 from recsys.windows import answer_context, num_windows
@@ -93,3 +95,29 @@ def test_tonight_starts_from_a_checkpoint_of_summaries_and_from_no_other(
     assert manifest.metrics["validation_ndcg@10"] > 0.9
     with pytest.raises(ArtifactError, match=r"window\.summary_tokens = 0, the recipe has 2; train without --start"):
         train.run(summary_recipe, ring_features, tmp_path / "x", protocol=Protocol.TIME, start=ring_checkpoint)
+
+
+def config_of(**budget: Any) -> OptimizeConfig:
+    return OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), summaries=SummariesConfig(**budget))
+
+
+def test_a_release_brings_the_summaries_of_the_most_active_users(
+    ring_features: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    build.run(config_of(max_users=5), checkpoint, ring_features, tmp_path / "releases")
+    release = Release.open(tmp_path / "releases")
+    fitted = dataset.load(ring_features, Protocol.TIME).fit
+    order = np.argsort(-fitted.lengths, kind="stable")
+    contexts = [answer_context(fitted[user], release.window) for user in order if fitted.lengths[user] > 8]
+    assert all(release.engine.is_at_hand(context) for context in contexts[:5])
+    assert not all(release.engine.is_at_hand(context) for context in contexts)
+    said = release.manifest.metrics["summaries"]
+    assert said["num_users"] == 5
+    assert said["num_windows"] == len(StoredSummaries.open(release.folder))
+    assert {StoredSummaries.DIGESTS_FILE, StoredSummaries.VECTORS_FILE} <= set(release.manifest.files)
+    # as if they were encoded now, but for the rounding to float16
+    now = Release.open(tmp_path / "releases")
+    now.engine.at_hand = Summaries()
+    expected, found = now.engine.encode(contexts[:5]), release.engine.encode(contexts[:5])
+    np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
+    assert (found != expected).any()
