@@ -217,6 +217,7 @@ class AnswerService:
             source=listed.source,
             degraded=degraded,
             reason=reason,
+            partial=listed is work.listed and work.ranking is not None and work.ranking.is_partial,
             timings_ms={stage: round(value, 3) for stage, value in timings_ms.items()},
         )
         self._count(answer, work.request.deadline_ms)
@@ -273,9 +274,12 @@ class AnswerService:
                 source=answer.source,
                 degraded=answer.degraded,
                 reason=answer.reason,
+                partial=answer.partial,
                 timings_ms=answer.timings_ms,
             ),
         )
+        if answer.partial:
+            self._metrics.partial.labels(answer.release).inc()
 
     def _keep(self, work: Work, answer: RecommendationAnswer) -> None:
         """Write the impression behind the answer's back, and let what is unseen have its turn."""

@@ -48,6 +48,12 @@ class Metrics:
         self.sessions = Counter(
             "recsys_sessions", "Sessions asked for, by what had to be encoded", ["outcome"], registry=registry
         )
+        self.partial = Counter(
+            "recsys_partial_answers",
+            "Answers by the model without all summaries",
+            ["release"],
+            registry=registry,
+        )
         self.events = Counter("recsys_events_stored", "Events stored", registry=registry)
         self.lost_impressions = Counter(
             "recsys_impressions_lost", "Answers whose impression was not kept", registry=registry

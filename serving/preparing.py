@@ -112,7 +112,9 @@ class Preparer:
             self._give_way()
             started = self._clock()
             try:
-                live.sessions.state(user_id, self._store.glance(user_id))
+                state, _ = live.sessions.state(user_id, self._store.glance(user_id))
+                if state.ranking is not None:
+                    live.sessions.complete(state.ranking, user_id)
             except StoreError as error:
                 logger.warning("sessions not prepared for %s: %s", live.name, error)
                 return False

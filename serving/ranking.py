@@ -72,10 +72,12 @@ class Ranking:
     SIZE_BYTES: Final = 3_000
     """Of what is kept."""
 
-    def __init__(self, release: Release, vector_D: Floats, tokens_L: Tokens) -> None:
+    def __init__(self, release: Release, vector_D: Floats, tokens_L: Tokens, *, is_partial: bool = False) -> None:
+        """`is_partial`: the vector knows the last window alone; the summaries of those before it were not at hand."""
         self.release = release
+        self.is_partial = is_partial
         self.vector_D = vector_D
-        self._tokens_L = tokens_L
+        self.tokens_L = tokens_L
         self._seen: tuple[Tokens, Floats] = _NOTHING
         self._reasons: tuple[Tokens, list[Reason]] = _NOTHING[0], []
 
@@ -101,11 +103,11 @@ class Ranking:
         """Why each token is in the list."""
         known = self._reasons
         if not np.array_equal(known[0], tokens_K):
-            known = self._reasons = tokens_K, _reasons(self.release.index, tokens_K, self._tokens_L)
+            known = self._reasons = tokens_K, _reasons(self.release.index, tokens_K, self.tokens_L)
         return known[1]
 
     def _query(self) -> Query:
-        return Query.of(self.release, self.vector_D, self._tokens_L)
+        return Query.of(self.release, self.vector_D, self.tokens_L)
 
 
 def rank(ranking: Ranking, wish: Wish) -> Ranked:

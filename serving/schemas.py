@@ -185,6 +185,9 @@ class RecommendationAnswer:
     """A trouble of ours: the model did not answer in time, or failed."""
     reason: Missing | None = None
     """Nothing is known of this user yet, so that the popular items are the proper answer; or no item matches."""
+    partial: bool = False
+    """The model knew the last window of a long history alone: what it makes of the windows before was not at hand, and
+    is made now for the next answer."""
     timings_ms: dict[str, float]
     """By stage: `wait` for a worker, `history`, `encode`, `rank`; `total` counts from the arrival."""
 

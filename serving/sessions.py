@@ -3,6 +3,10 @@
 A session is known by (release, user, window k, digest of its events). Each request compares the user's event
 count and last sequence number in the store, so several workers agree; what is missing is appended, and
 anything else (a late event, a forgotten one, a window that closed) is noticed by the digest and encoded again.
+
+Under a release whose windows leave summaries, those of closed windows are in the digest too. No request waits for
+one: where they are not at hand the open window is encoded alone, its answers are partial, and `complete`, called behind
+an answer, encodes the summaries and the session with them.
 """
 
 import math
@@ -18,8 +22,9 @@ import numpy as np
 from recsys.contracts.ids import PAD, Tokens
 from recsys.runtime.engine import Session
 from recsys.runtime.release import Release
+from recsys.runtime.summaries import SummaryEngine
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
-from recsys.windows import digest, num_windows, window_at
+from recsys.windows import answer_context, digest, num_windows, open_window
 from serving.batching import AppendBatcher
 from serving.forgetting import UsersAtWork, Watch
 from serving.ranking import Ranking
@@ -55,10 +60,18 @@ class UserState:
     history is made."""
     k: int = 0
     digest: str = ""
+    """Of all events that the session was made of."""
+    num_read: int = 0
+    """How many those are: more than the session's where it has read summaries."""
     session: Session | None = None
     """None while no item of the history is in the vocabulary."""
     ranking: Ranking | None = None
     """None where the session is."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the session was opened without the summaries of closed windows."""
+        return self.ranking is not None and self.ranking.is_partial
 
     @property
     def size_bytes(self) -> int:
@@ -144,6 +157,7 @@ class Sessions:
         self._histories = histories
         self._cache = cache
         self._engine = release.engine
+        self._summaries = release.engine if isinstance(release.engine, SummaryEngine) else None
         self._batcher = AppendBatcher(release.engine)
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
         self._locks_lock = threading.Lock()
@@ -203,9 +217,30 @@ class Sessions:
         return kept, np.unique(tokens[tokens != PAD])
 
     def ranking(self, tokens_L: Tokens) -> Ranking:
-        """What a history that belongs to nobody, not empty, leads to; nothing is kept."""
-        window = self._open_window(tokens_L)[1]
-        return Ranking(self._release, self._engine.encode([window])[0], tokens_L)
+        """What a history that belongs to nobody, not empty, leads to; nothing is kept of it but summaries."""
+        context = answer_context(tokens_L, self._release.window)
+        if self._is_whole(context):
+            return Ranking(self._release, self._engine.encode([context])[0], tokens_L)
+        window = open_window(tokens_L, self._release.window)
+        return Ranking(self._release, self._engine.encode([window])[0], tokens_L, is_partial=True)
+
+    def complete(self, ranking: Ranking, user_id: str | None = None) -> None:
+        """Encode what a partial ranking lacks, and the user's session with it; called off the requests' path.
+
+        Requests of the user wait for the session as for any other that is opened, not for summaries.
+        """
+        if self._summaries is None or not ranking.is_partial:
+            return
+        self._summaries.prepare([answer_context(ranking.tokens_L, self._release.window)])
+        if user_id is None:
+            return
+        with self._alone(user_id), self.at_work(user_id) as watch:
+            kept = self.peek(user_id)
+            if kept is None or not kept.is_partial:
+                return
+            self._cache.put(self._release.name, user_id, self._opened(kept))
+            if watch.is_forgotten:
+                self._cache.forget({user_id})
 
     def _read(self, user_id: str, kept: UserState | None, glance: Glance) -> UserState:
         """The history from what is kept and newer events, or all of it where they do not simply follow."""
@@ -226,23 +261,46 @@ class Sessions:
     def _encoded(self, fresh: UserState, kept: UserState | None, until: float) -> tuple[UserState, Outcome]:
         if not len(fresh.tokens_L):
             return fresh, "opened"
-        k, window = self._open_window(fresh.tokens_L)
-        outcome: Outcome = "opened"
+        context = answer_context(fresh.tokens_L, self._release.window)
         session = kept.session if kept else None
-        if kept and session and kept.k == k and digest(window[: session.length]) == kept.digest:
-            more = window[session.length :]
-            outcome = "appended" if len(more) else "unchanged"
-            if len(more):
-                session = self._batcher.append(session, more, until)
-        else:
-            session = self._engine.open([window])[0]
-        ranking = Ranking(self._release, session.vector_D, fresh.tokens_L)
-        return replace(fresh, k=k, digest=digest(window), session=session, ranking=ranking), outcome
+        if not (kept and session and self._goes_on(kept, fresh, context)):
+            return self._opened(fresh), "opened"
+        more = context[kept.num_read :]
+        if len(more):
+            session = self._batcher.append(session, more, until)
+        return self._with(fresh, session, context, is_partial=kept.is_partial), "appended" if len(more) else "unchanged"
 
-    def _open_window(self, tokens_L: Tokens) -> tuple[int, Tokens]:
-        k = num_windows(len(tokens_L), self._release.window) - 1
-        window = window_at(k, len(tokens_L), self._release.window)
-        return k, tokens_L[window.start : window.stop]
+    def _goes_on(self, kept: UserState, fresh: UserState, context: Tokens) -> bool:
+        """Whether the kept session was made of the first events of what now leads to an answer."""
+        return kept.k == self._last_window(fresh) and digest(context[: kept.num_read]) == kept.digest
+
+    def _opened(self, fresh: UserState) -> UserState:
+        """The state with its last window encoded: with the summaries before it if they are at hand, else alone."""
+        context = answer_context(fresh.tokens_L, self._release.window)
+        is_whole = self._is_whole(context)
+        if self._summaries is None or is_whole:
+            session = self._engine.open([context])[0]
+        else:
+            session = self._summaries.open_alone([context])[0]
+        return self._with(fresh, session, context, is_partial=not is_whole)
+
+    def _with(self, fresh: UserState, session: Session, context: Tokens, *, is_partial: bool) -> UserState:
+        ranking = Ranking(self._release, session.vector_D, fresh.tokens_L, is_partial=is_partial)
+        return replace(
+            fresh,
+            k=self._last_window(fresh),
+            digest=digest(context),
+            num_read=len(context),
+            session=session,
+            ranking=ranking,
+        )
+
+    def _last_window(self, state: UserState) -> int:
+        return num_windows(len(state.tokens_L), self._release.window) - 1
+
+    def _is_whole(self, context: Tokens) -> bool:
+        """Whether nothing has to be encoded but its last window."""
+        return self._summaries is None or self._summaries.is_at_hand(context)
 
     @contextmanager
     def _alone(self, user_id: str) -> Iterator[None]:

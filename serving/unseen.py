@@ -1,4 +1,4 @@
-"""What happens behind an answer, unseen: the shadow release answers too, and a sample checks the index."""
+"""What happens behind an answer, unseen: missing summaries, the shadow's answer, a check of the index."""
 
 import logging
 import random
@@ -50,6 +50,9 @@ class Unseen:
 
     def follow(self, work: Work, request_id: str, served_ms: int) -> None:
         """Offer what is to follow an answer."""
+        if work.ranking is not None and work.ranking.is_partial:
+            sessions, partial, user_id = work.live.sessions, work.ranking, work.request.user_id
+            self.pool.offer(lambda: sessions.complete(partial, user_id))
         shadow = self._releases.shadow
         if shadow is not None and work.request.user_id is not None:
             is_taken = self.pool.offer(lambda: self._answer(shadow, work, request_id, served_ms))

@@ -97,10 +97,10 @@ def fake_release(engine, name: str = "r1", window: WindowConfig | None = None) -
     )
 
 
-def fake_app(config: ServeConfig, engine, store: EventStore, **of_releases):
+def fake_app(config: ServeConfig, engine, store: EventStore, window: WindowConfig | None = None, **of_releases):
     """The application over a fake release."""
     cache = SessionCache(10**8)
-    releases = Releases(Recommender(fake_release(engine)), store, cache, **of_releases)
+    releases = Releases(Recommender(fake_release(engine, window=window)), store, cache, **of_releases)
     return create_app(config, releases, store, cache)
 
 
