@@ -20,6 +20,7 @@ from recsys.cli.options import (
     emit,
     features_config,
     load_recipe,
+    numbers,
     optimize_config,
 )
 from recsys.contracts.protocol import Protocol
@@ -155,15 +156,6 @@ def benchmark_case(
     emit(as_json, values, tables.case_summary(values))
 
 
-def _numbers(text: str, option: str) -> list[int]:
-    from recsys.contracts.errors import ConfigError
-
-    numbers = [int(number) for number in text.split(",") if number.strip().isdecimal()]
-    if len(numbers) < text.count(",") + 1 or not all(numbers):
-        raise ConfigError(f"{option} {text!r}: expected numbers from 1 on by commas, as 1,2,4")
-    return numbers
-
-
 @benchmark_app.command("engine")
 def benchmark_engine(
     releases: Annotated[Path, typer.Argument(help="A release, or a folder of releases.")],
@@ -185,32 +177,9 @@ def benchmark_engine(
         engine,
         checkpoint=checkpoint,
         device=device,
-        batches=_numbers(batches, "--batches"),
+        batches=numbers(batches, "--batches"),
     )
     emit(as_json, values, tables.engine_table(values))
-
-
-@benchmark_app.command("heads")
-def benchmark_heads(
-    features: FeaturesOption,
-    heads: Annotated[str, typer.Option(help="Numbers of heads, by commas; the inner width stays.")] = "1,2,4,8",
-    recipe: RecipeOption = "default",
-    max_minutes: Annotated[float, typer.Option(help="Training of each shape.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a shape.")] = 30,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
-    picture: Annotated[Path | None, typer.Option(help="Draw the frontier here, a .png file.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Heads x head_dim at equal width: latency on the CPU engine, accuracy after a short training, the frontier."""
-    from recsys.pipeline import heads_benchmark, tables
-
-    shapes = _numbers(heads, "--heads")
-    values = heads_benchmark.run(
-        features, load_recipe(recipe, None, max_minutes), shapes, num_rounds=rounds, num_threads=threads
-    )
-    if picture is not None:
-        heads_benchmark.picture(values, picture)
-    emit(as_json, values, tables.heads_table(values))
 
 
 @benchmark_app.command("windows")

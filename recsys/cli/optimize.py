@@ -1,4 +1,4 @@
-"""`recsys optimize CHECKPOINT` builds a release; `recsys optimize check RELEASE` compares engines."""
+"""`recsys optimize CHECKPOINT` builds a release; `check` compares engines, `heads` shapes of the model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +11,11 @@ from recsys.cli.options import (
     EngineOption,
     FeaturesOption,
     JsonOption,
+    RecipeOption,
     emit,
     given,
+    load_recipe,
+    numbers,
     optimize_config,
     section,
 )
@@ -32,7 +35,9 @@ class _BuildByDefault(TyperGroup):
 
 
 optimize_app = typer.Typer(
-    cls=_BuildByDefault, no_args_is_help=True, help="Build a release from a checkpoint; check its engines."
+    cls=_BuildByDefault,
+    no_args_is_help=True,
+    help="Build a release from a checkpoint; check its engines; compare shapes of heads.",
 )
 
 
@@ -100,3 +105,26 @@ def check_command(
     emit(as_json, {**found.model_dump(), "agrees": found.agrees}, tables.consistency_table(found))
     if not found.agrees:
         raise typer.Exit(DIFFERENT)
+
+
+@optimize_app.command("heads")
+def heads_command(
+    features: FeaturesOption,
+    heads: Annotated[str, typer.Option(help="Numbers of heads, by commas; the inner width stays.")] = "1,2,4,8",
+    recipe: RecipeOption = "default",
+    max_minutes: Annotated[float, typer.Option(help="Training of each shape.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a shape.")] = 30,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Draw the frontier here, a .png file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Heads x head_dim at equal width: latency on the CPU engine, accuracy after a short training, the frontier."""
+    from recsys.pipeline import heads_benchmark, tables
+
+    shapes = numbers(heads, "--heads")
+    values = heads_benchmark.run(
+        features, load_recipe(recipe, None, max_minutes), shapes, num_rounds=rounds, num_threads=threads
+    )
+    if picture is not None:
+        heads_benchmark.picture(values, picture)
+    emit(as_json, values, tables.heads_table(values))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recsys.contracts.config import read_toml
+from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import EngineName
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ def section(config: Path | None, name: str) -> dict[str, Any]:
     known = {"features", "optimize", "serve"}
     for key in values:
         if key not in known:
-            from recsys.contracts.errors import ConfigError
-
             raise ConfigError(f"{config}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
     return dict(values.get(name, {}))
 
@@ -70,7 +69,6 @@ def features_config(
 ) -> "FeaturesConfig":
     """Settings of the feature job from options over the file; `--map` pairs name columns."""
     from features.build import FeaturesConfig
-    from recsys.contracts.errors import ConfigError
 
     mapping = {}
     for pair in columns or []:
@@ -101,3 +99,15 @@ def load_recipe(name: str, seed: int | None, max_minutes: float | None) -> "Reci
     values = recipe.model_dump()
     values["training"] |= given({"seed": seed, "max_minutes": max_minutes})
     return Recipe.from_mapping(values, name)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Numbers from 1 on by commas.
+
+    Raises:
+        ConfigError: something else.
+    """
+    found = [int(number) for number in text.split(",") if number.strip().isdecimal()]
+    if len(found) < text.count(",") + 1 or not all(found):
+        raise ConfigError(f"{option} {text!r}: expected numbers from 1 on by commas, as 1,2,4")
+    return found
