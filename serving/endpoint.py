@@ -119,6 +119,8 @@ class Endpoint:
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Keep nothing of users in memory, whoever is at work on them."""
+        for live in self.releases.all_live:
+            live.sessions.forget(user_ids)
         self.cache.forget(user_ids)
         self.service.last_answers.forget(user_ids)
 

@@ -242,6 +242,12 @@ class Sessions:
             if watch.is_forgotten:
                 self._cache.forget({user_id})
 
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Drop the summaries of these users' windows, as far as their histories are kept."""
+        if self._summaries is not None:
+            for kept in filter(None, map(self.peek, user_ids)):
+                self._summaries.forget(kept.tokens_L)
+
     def _read(self, user_id: str, kept: UserState | None, glance: Glance) -> UserState:
         """The history from what is kept and newer events, or all of it where they do not simply follow."""
         if kept is not None and kept.glance.num_events < glance.num_events <= HISTORY_CAP:

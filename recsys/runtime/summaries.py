@@ -20,7 +20,7 @@ from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Floats, Tokens
 from recsys.runtime.engine import Engine, EngineInfo, Session
 from recsys.runtime.items import ItemTable
-from recsys.windows import WindowConfig, digest, serving_windows
+from recsys.windows import WindowConfig, cut, digest, serving_windows
 
 # B batch, M vectors of a summary, D width
 
@@ -96,6 +96,12 @@ class Summaries:
                 self._size_bytes += summary_MD.nbytes
             while self._size_bytes > self._limit_bytes:
                 self._size_bytes -= self._encoded.popitem(last=False)[1].nbytes
+
+    def drop(self, window_digest: str) -> None:
+        """Forget one, if it was encoded here."""
+        with self._lock:
+            summary_MD = self._encoded.pop(window_digest, None)
+            self._size_bytes -= 0 if summary_MD is None else summary_MD.nbytes
 
     def clear(self) -> None:
         """Forget those encoded here."""
@@ -178,6 +184,11 @@ class SummaryEngine:
         missing = [window for name, window in closed.items() if self.at_hand.get(name) is None]
         self._known(missing)
         return len(missing)
+
+    def forget(self, history: Tokens) -> None:
+        """Drop what was encoded here of any closed window of a history."""
+        for window in cut(len(history), self._window)[:-1]:
+            self.at_hand.drop(digest(history[window.start : window.stop]))
 
     def summaries(self, closed: Sequence[Tokens]) -> Floats:
         """Of full windows, encoded now, shape [B, M, D]."""

@@ -187,6 +187,18 @@ def test_who_is_forgotten_while_summaries_are_made_is_not_kept(worker: Worker, m
     assert worker.sessions.peek("ann") is None
 
 
+def test_the_summaries_of_who_is_forgotten_leave_too(worker: Worker) -> None:
+    tell(worker.store, 21)
+    worker.state()
+    worker.complete()
+    context = answer_context(worker.state().tokens_L, WINDOW)
+    other = np.arange(1, 21, dtype=np.int32)
+    worker.engine.prepare([other])
+    worker.sessions.forget({"ann", "somebody who was never here"})
+    assert not worker.engine.is_at_hand(context)
+    assert worker.engine.is_at_hand(other)
+
+
 def test_requests_do_not_wait_while_summaries_are_made(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     tell(worker.store, 21)
     partial = worker.state().ranking
@@ -271,6 +283,11 @@ def test_answers_say_that_they_are_partial(store: EventStore, model: SummaryMode
         assert answer["items"] != first["items"]
         assert ask()["partial"] is False
         assert 'recsys_partial_answers_total{release="r1"}' in client.get("/metrics").text
+        assert not engine.is_at_hand(np.arange(1, 21, dtype=np.int32))
+        history = app.state.endpoint.releases.current.sessions.peek("ann").tokens_L
+        assert engine.is_at_hand(answer_context(history, WINDOW))
+        assert client.delete("/v1/users/ann").status_code == 200
+        assert not engine.is_at_hand(answer_context(history, WINDOW))
         told = [{"item_id": KNOWN[n % 20]} for n in range(30)]
         body = {"events": told, "k": 3}
         assert client.post("/v1/recommendations", json=body).json()["partial"] is True
