@@ -102,6 +102,11 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
         f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}",
         f"gate: {m['gate']}",
     ]
+    if brought := m.get("summaries"):
+        lines.append(
+            f"summaries: {brought['num_windows']:,} closed windows of the {brought['num_users']:,} most active users, "
+            f"{brought['bytes'] / 1e6:.1f} MB, {brought['seconds']:.0f} s; others are encoded behind first answers"
+        )
     if m["forced_past_gate"]:
         lines.append(f"FORCED past the gate: {'; '.join(m['forced_past_gate'])}")
     return "\n".join(lines)
