@@ -124,7 +124,7 @@ def run(
             "num_seeds": num_seeds,
             **kept_looks(out),
             "gate": manifest.metrics["gate"],
-            "summaries": "none: an answer reads the open window alone, so cold with and without summaries is the same",
+            **_without_summaries(latency, manifest.metrics.get("summaries")),
         }
 
 
@@ -225,6 +225,13 @@ def _by_cause(runs: list[dict[str, _Side]]) -> dict[str, dict[str, float]]:
 def _replay_ratio(latency: dict[str, float], step: str) -> float | None:
     """How many times faster than the peer, which encodes the whole history for every answer."""
     return round(latency["replay"] / latency[step], 2) if "replay" in latency else None
+
+
+def _without_summaries(latency: dict[str, float], stored: dict[str, Any] | None) -> dict[str, Any]:
+    """The cold ratio with no summary at hand, and what those of the most active users cost; None without summaries."""
+    milliseconds = latency.get(case_latency.WITHOUT_SUMMARIES)
+    ratio = milliseconds and round(latency["before"] / milliseconds, 2)
+    return {"latency_ratio_cold_without_summaries": ratio, "summaries": stored}
 
 
 def _ndcg(side: _Side) -> dict[str, float]:

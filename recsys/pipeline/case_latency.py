@@ -10,14 +10,16 @@ import torch
 from recsys.contracts.ids import Tokens
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
-from recsys.runtime.engine import Engine
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.release import Release
-from recsys.windows import WindowConfig, open_window
+from recsys.runtime.summaries import Summaries, SummaryEngine
+from recsys.windows import WindowConfig, answer_context, open_window
 
 # B users
 
 CONTEXT = 2048
+WITHOUT_SUMMARIES = "cold without stored summaries"
+"""The step of releases whose windows leave some; in the others those of a user are at hand."""
 NUM_LENGTHS = 8
 """Lengths of histories that are answered, evenly over `CONTEXT` and the stride that follows, its last one too: there
 the open window is of every length it can have. At exactly 2,048 events it is short, which flatters."""
@@ -64,9 +66,9 @@ def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[
     """Users encoded per second, `NUM_LENGTHS` different ones in one call; calls take turns, medians."""
     window, engine = contenders.release.window, contenders.release.engine
     histories = [_history(events, length) for length in lengths(window)]
-    windows = [open_window(history, window) for history in histories]
+    contexts = [answer_context(history, window) for history in histories]
     full = [history[-CONTEXT:] for history in histories]
-    sessions = engine.open([one[: window.size // 2] for one in windows])
+    sessions = engine.open([_with_room(context, window, window.size // 2) for context in contexts])
     new = [events[i : i + 1] for i in range(NUM_LENGTHS)]
 
     def append() -> None:
@@ -74,7 +76,7 @@ def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[
 
     calls: dict[str, Callable[[], object]] = {
         "before": lambda: encode(contenders.before.model, full),
-        "cold": lambda: engine.open(windows),
+        "cold": lambda: engine.open(contexts),
         "warm": append,
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -87,7 +89,7 @@ def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[
 def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int], float]]:
     window = contenders.release.window
     histories = [_history(events, length) for length in lengths(window)]
-    windows = [open_window(history, window) for history in histories]
+    contexts = [answer_context(history, window) for history in histories]
     full = [history[-CONTEXT:] for history in histories]
     exact = {
         id(checkpoint): ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
@@ -103,21 +105,39 @@ def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int
             lambda: release.index.search(release.engine.open([inputs[i % NUM_LENGTHS]])[0].vector_D[None], 10)
         )
 
-    return {
+    def without_summaries(i: int) -> float:
+        """Those of the user's closed windows are encoded too."""
+        below = contenders.release.engine
+        assert isinstance(below, SummaryEngine)
+        at_hand, below.at_hand = below.at_hand, Summaries()
+        try:
+            return cold(i)
+        finally:
+            below.at_hand = at_hand
+
+    cold = engine(contenders.release, contexts)
+    steps = {
         "before": eager(contenders.before, full),
         "pruning": eager(contenders.after, full),
-        "window": eager(contenders.after, windows),
-        "engine": engine(contenders.float_release, windows),
-        "quantization": engine(contenders.release, windows),
-        "cache": _warm(contenders.release, windows, events),
-        "cold at exactly 2,048": engine(contenders.release, [windows[0]] * NUM_LENGTHS),
+        "window": eager(contenders.after, contexts),
+        "engine": engine(contenders.float_release, contexts),
+        "quantization": cold,
+        "cache": _warm(contenders.release, contexts, events),
+        "cold at exactly 2,048": engine(contenders.release, [contexts[0]] * NUM_LENGTHS),
     }
+    return steps | ({WITHOUT_SUMMARIES: without_summaries} if window.summary_tokens else {})
 
 
-def _warm(release: Release, windows: list[Tokens], events: Tokens) -> Callable[[int], float]:
+def _with_room(context: Tokens, window: WindowConfig, most: int) -> Tokens:
+    """Its first events, so many that the last window holds `most` at most."""
+    last = len(open_window(context, window))
+    return context[: len(context) - last + min(last, most)]
+
+
+def _warm(release: Release, contexts: list[Tokens], events: Tokens) -> Callable[[int], float]:
     """One new event on top of a kept session, which grows as in service; a full one is opened again, untimed."""
-    engine: Engine = release.engine
-    sessions = engine.open([window[: release.window.size - 1] for window in windows])
+    engine, window = release.engine, release.window
+    sessions = engine.open([_with_room(context, window, window.size - 1) for context in contexts])
 
     def answer(user: int, event: Tokens) -> None:
         sessions[user] = engine.append([sessions[user]], [event])[0]
@@ -125,8 +145,8 @@ def _warm(release: Release, windows: list[Tokens], events: Tokens) -> Callable[[
 
     def step(i: int) -> float:
         user, event = i % NUM_LENGTHS, events[i % len(events)][None]
-        if sessions[user].length == release.window.size:
-            sessions[user] = engine.open([windows[user][: release.window.size // 2]])[0]
+        if sessions[user].length == window.size:
+            sessions[user] = engine.open([_with_room(contexts[user], window, window.size // 2)])[0]
         return _timed(lambda: answer(user, event))
 
     return step

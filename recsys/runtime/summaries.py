@@ -103,12 +103,6 @@ class Summaries:
             summary_MD = self._encoded.pop(window_digest, None)
             self._size_bytes -= 0 if summary_MD is None else summary_MD.nbytes
 
-    def clear(self) -> None:
-        """Forget those encoded here."""
-        with self._lock:
-            self._encoded.clear()
-            self._size_bytes = 0
-
 
 class SummaryEngine:
     """An `Engine` whose windows may be longer than one: an `answer_context`, summaries and all. Thread-safe.

@@ -15,7 +15,9 @@ from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
 from recsys.model.summaries import SummaryModel
-from recsys.pipeline import consistency
+from recsys.pipeline import case_latency, consistency, tables
+from recsys.pipeline.case_benchmark import _without_summaries
+from recsys.pipeline.case_latency import Contenders
 from recsys.runtime.consistency import Consistency, Tolerance
 from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
@@ -121,3 +123,19 @@ def test_a_release_brings_the_summaries_of_the_most_active_users(
     expected, found = now.engine.encode(contexts[:5]), release.engine.encode(contexts[:5])
     np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
     assert (found != expected).any()
+
+
+def test_the_case_tells_cold_with_stored_summaries_from_cold_without(checkpoint: Path, releases: Path) -> None:
+    opened, release = Checkpoint.open(checkpoint), Release.open(releases)
+    contenders = Contenders(opened, opened, release, release)
+    encoded: list[int] = []
+    summaries = release.engine.summaries
+    release.engine.summaries = lambda closed: encoded.append(len(closed)) or summaries(closed)  # type: ignore[method-assign]
+    events = np.arange(1, 31, dtype=np.int32)
+    found = case_latency.measure(contenders, events, 1, 1, {})
+    assert found[case_latency.WITHOUT_SUMMARIES] > 0
+    assert sum(encoded) >= 3 * case_latency.NUM_LENGTHS  # those that were forgotten, again and again
+    assert min(case_latency.throughput(contenders, events, 1).values()) > 0
+    said = _without_summaries({**found, "before": 10.0, case_latency.WITHOUT_SUMMARIES: 4.0}, {"num_windows": 3})
+    assert said == {"latency_ratio_cold_without_summaries": 2.5, "summaries": {"num_windows": 3}}
+    assert tables._without_summaries(said)[0][1] == "2.5 x faster"

@@ -157,10 +157,11 @@ def test_what_is_kept_is_bounded_and_the_least_used_leaves_first() -> None:
     assert kept.get("a") is not None
     kept.put("d", one)
     assert [name for name in "abcd" if kept.get(name) is not None] == ["a", "c", "d"]
-    kept.clear()
+    kept.drop("a")
+    kept.drop("never there")
     assert kept.get("a") is None
-    kept.put("a", one)
-    assert kept.get("a") is not None
+    kept.put("e", one)
+    assert [name for name in "cde" if kept.get(name) is not None] == ["c", "d", "e"]
 
 
 def test_what_was_stored_beforehand_is_read(model: SummaryModel, engine) -> None:

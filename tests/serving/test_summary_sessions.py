@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -221,6 +222,29 @@ def test_requests_do_not_wait_while_summaries_are_made(worker: Worker, monkeypat
     finally:
         go_on.set()
         thread.join(30)
+    assert_whole(worker)
+
+
+def test_concurrent_requests_events_and_summaries_of_one_user_end_as_if_cold(worker: Worker) -> None:
+    tell(worker.store, 12)
+    start = threading.Barrier(6)
+
+    def work(n: int) -> list[int]:
+        start.wait(30)
+        lengths = []
+        for step in range(6):
+            if n % 3 == 1:
+                tell(worker.store, 1, at=5_000 + step)
+            elif n % 3 == 2:
+                worker.complete()
+            lengths.append(len(worker.state().tokens_L))
+        return lengths
+
+    with ThreadPoolExecutor(6) as pool:
+        for lengths in pool.map(work, range(6)):
+            assert lengths == sorted(lengths)
+    assert len(worker.state().tokens_L) == 12 + 2 * 6
+    worker.complete()
     assert_whole(worker)
 
 
