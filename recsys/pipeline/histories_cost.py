@@ -107,9 +107,9 @@ def _open_ms(model: SequenceModel, length: int) -> float:
 def _step_ms(model: SequenceModel, num_kept: int) -> float:
     graph = AppendEvents(model, CacheFormat.FLOAT32).eval()
     config = model.config
-    kept = torch.randn(1, num_kept - 1, 2 * config.num_layers, config.num_heads, config.head_dim)
+    kept = [torch.randn(1, num_kept - 1, config.num_heads, config.head_dim) for _ in range(2 * config.num_layers)]
     event = torch.randn(1, 1, config.width)
-    return _median_ms(lambda: graph(event, torch.tensor([0]), torch.tensor([num_kept - 1]), kept))
+    return _median_ms(lambda: graph(event, torch.tensor([0]), torch.tensor([num_kept - 1]), *kept))
 
 
 def _band_ms(model: BandedModel) -> float:
