@@ -38,6 +38,7 @@ from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
 _RULES = {
+    "calibration": Rules(1, ("torch", "transformers")),
     "rounded": Rules(1, ("torch",)),
     "cpu": Rules(1, ("torch", "openvino")),
     "tensorrt": Rules(1, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
@@ -146,18 +147,27 @@ def write_parts(
 ) -> dict[str, Any]:
     """Everything that an answer is computed from; what the manifest must say to open it.
 
-    Rounding and each engine are steps: an interrupted run does not do them again.
+    Calibration, rounding and each engine are steps: an interrupted run does not do them again.
+
+    Raises:
+        ConfigError: the weights cannot be rounded in groups of this size.
     """
+    quantize.check_groups(checkpoint, config)
     settings, size = config.model_dump(mode="json"), checkpoint.window.most_rows
 
-    def round_(folder: Path) -> dict[str, Any]:
-        quantize.save(quantize.rounded(checkpoint, data, config), folder)
+    def calibrate(folder: Path) -> dict[str, Any]:
+        calibration.save(quantize.calibrate(checkpoint, data, config), folder)
         return {}
 
-    rounding = {
-        name: settings[name] for name in ("bits", "group_size", "compensate", "num_calibration_windows", "seed")
-    }
-    steps.run("rounded", rounding, round_)
+    num_windows = 0 if config.weights is None else config.num_calibration_windows
+    steps.run("calibration", {"num_calibration_windows": num_windows, "seed": config.seed}, calibrate)
+
+    def round_(folder: Path) -> dict[str, Any]:
+        quantize.save(quantize.rounded(checkpoint, config, calibration.load(steps.folder / "calibration")), folder)
+        return {}
+
+    rounding = {name: settings[name] for name in ("bits", "group_size", "compensate")}
+    steps.run("rounded", rounding, round_, after="calibration")
     rounded = quantize.load(checkpoint, config, steps.folder / "rounded")
 
     def cpu(folder: Path) -> dict[str, Any]:
@@ -291,13 +301,14 @@ def _tiers(config: OptimizeConfig, parts: Parts) -> dict[str, Any]:
 
 def _compared(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, steps: Steps) -> dict[str, float]:
     """Error of every way to round, a step."""
+
+    def make(_: Path) -> dict[str, Any]:
+        statistics = calibration.load(steps.folder / "calibration")
+        return dict(quantize.compare_methods(checkpoint, data, config, statistics))
+
     settings = config.model_dump(mode="json")
     names = ("bits", "group_size", "num_calibration_windows", "num_comparison_windows", "seed")
-    done = steps.run(
-        "methods",
-        {name: settings[name] for name in names},
-        lambda _: dict(quantize.compare_methods(checkpoint, data, config)),
-    )
+    done = steps.run("methods", {name: settings[name] for name in names}, make, after="calibration")
     return dict(done.metrics)
 
 

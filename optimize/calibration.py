@@ -5,10 +5,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ class InputStatistics:
 
 Calibration = dict[str, InputStatistics]
 """By name of the matrix within the decoder."""
+
+_FILE: Final = "calibration.safetensors"
 
 
 def users(histories: Histories, num_windows: int, seed: int) -> npt.NDArray[np.int64]:
@@ -117,3 +121,28 @@ def _hooks(decoder: nn.Module, make: Callable[[str], Callable[[nn.Module, Any], 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def save(calibration: Calibration, folder: Path) -> None:
+    """Write `calibration.safetensors`: statistics in float64, by name of the matrix."""
+    tensors = {
+        f"{name}.{field}": torch.as_tensor(getattr(entry, field))
+        for name, entry in calibration.items()
+        for field in InputStatistics.__slots__
+    }
+    safetensors.torch.save_file(tensors, folder / _FILE)
+
+
+def load(folder: Path) -> Calibration:
+    """What `save` wrote, bit for bit."""
+    tensors = safetensors.torch.load_file(folder / _FILE)
+    names = sorted({key.rpartition(".")[0] for key in tensors})
+    return {
+        name: InputStatistics(
+            tensors[f"{name}.gram_II"],
+            tensors[f"{name}.mean_abs_I"],
+            tensors[f"{name}.peak_abs_I"],
+            int(tensors[f"{name}.num_events"]),
+        )
+        for name in names
+    }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optimize import awq, calibration
+from optimize.calibration import Calibration
 from optimize.config import OptimizeConfig
 from optimize.report import relative_error
 from optimize.rounding import RoundedLinear, RoundedWeight
@@ -25,13 +26,18 @@ from recsys.runtime.cuda import DECODER, CudaEngine
 from recsys.runtime.items import ItemTable
 
 
-def rounded(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> SequenceModel:
-    """The model with its matrices rounded by AWQ on windows of the fitted events; itself at 32 bits."""
+def calibrate(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> Calibration:
+    """Statistics of windows of the fitted events, which matrices are rounded by; none at 32 bits."""
+    if config.weights is None:
+        return {}
+    windows = calibration.windows(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
+    return calibration.collect(checkpoint.model, windows)
+
+
+def rounded(checkpoint: Checkpoint, config: OptimizeConfig, statistics: Calibration) -> SequenceModel:
+    """The model with its matrices rounded by AWQ; itself at 32 bits."""
     if config.weights is None:
         return checkpoint.model
-    _check_groups(checkpoint, config)
-    windows = calibration.windows(data.fit, checkpoint.window, config.num_calibration_windows, config.seed)
-    statistics = calibration.collect(checkpoint.model, windows)
     folded, scaled = awq.fold(checkpoint.model, statistics, config.weights)
     return awq.round_weights(folded, scaled, config.weights, clip=True, compensate=config.compensate)
 
@@ -61,7 +67,12 @@ def load(checkpoint: Checkpoint, config: OptimizeConfig, folder: Path) -> Sequen
     return model
 
 
-def _check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
+def check_groups(checkpoint: Checkpoint, config: OptimizeConfig) -> None:
+    """Refuse what cannot be rounded, before anything is computed.
+
+    Raises:
+        ConfigError: a group of inputs does not divide the inputs of a matrix.
+    """
     size = config.weights.group_size if config.weights else None
     for name, linear in awq.linears(checkpoint.model):
         if size is not None and linear.in_features % size:
@@ -87,7 +98,9 @@ def precision(config: OptimizeConfig) -> str:
     return f"{weights} weights, {config.items.value} items, float32 arithmetic"
 
 
-def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig) -> dict[str, float]:
+def compare_methods(
+    checkpoint: Checkpoint, data: Dataset, config: OptimizeConfig, statistics: Calibration
+) -> dict[str, float]:
     """Relative error of the user vector by method, on windows that nothing was calibrated on.
 
     Items stay in float32 except in the row that is about them.
@@ -96,9 +109,7 @@ def compare_methods(checkpoint: Checkpoint, data: Dataset, config: OptimizeConfi
         return {}
     model, format_ = checkpoint.model, config.weights
     size, seed = config.num_calibration_windows, config.seed
-    windows = calibration.windows(data.fit, checkpoint.window, size, seed)
     others = calibration.others(data.fit, checkpoint.window, size, config.num_comparison_windows, seed)
-    statistics = calibration.collect(model, windows)
     folded, scaled = awq.fold(model, statistics, format_)
     methods: dict[str, Callable[[], SequenceModel]] = {
         "plain rounding": lambda: awq.round_weights(model, statistics, format_, clip=False, compensate=False),

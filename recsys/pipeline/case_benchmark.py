@@ -254,7 +254,8 @@ def _ndcg(side: _Side) -> dict[str, float]:
 def _methods(side: _Side, features: Path, config: OptimizeConfig, *, bits: int) -> dict[str, float]:
     data = dataset.load(features, Protocol.TIME)
     settings = config.model_copy(update={"bits": bits, "group_size": None})
-    return quantize.compare_methods(Checkpoint.open(side.checkpoint), data, settings)
+    checkpoint = Checkpoint.open(side.checkpoint)
+    return quantize.compare_methods(checkpoint, data, settings, quantize.calibrate(checkpoint, data, settings))
 
 
 def _error_ratios(methods: dict[str, float], *, bits: int) -> dict[str, float]:

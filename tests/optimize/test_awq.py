@@ -1,6 +1,7 @@
 """Rounding: the float model stays the same, and errors are what the formulas say."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,20 @@ def test_statistics_leave_padding_out() -> None:
         peak_abs_I = torch.stack([part[name].peak_abs_I for part in apart]).amax(dim=0)
         torch.testing.assert_close(entry.peak_abs_I, peak_abs_I, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(entry.gram_II, sum(part[name].gram_II for part in apart), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_are_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    model = heavy_tailed_model()
+    statistics = calibration.collect(model, windows(0, 6))
+    calibration.save(statistics, tmp_path)
+    read = calibration.load(tmp_path)
+    assert read.keys() == statistics.keys() == {name for name, _ in awq.linears(model)}
+    for name, entry in read.items():
+        assert entry.num_events == statistics[name].num_events
+        for field in ("gram_II", "mean_abs_I", "peak_abs_I"):
+            tensor = getattr(entry, field)
+            assert tensor.dtype == torch.float64
+            assert torch.equal(tensor, getattr(statistics[name], field))
 
 
 def test_output_error_is_the_mean_square_over_the_events() -> None:

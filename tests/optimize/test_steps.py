@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from optimize import build, cost, quantize, report
+from optimize import build, calibration, cost, quantize, report
 from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
 from optimize.steps import Rules, Steps
 from recsys.contracts import artifact
@@ -23,11 +24,21 @@ class KilledError(Exception):
     pass
 
 
+def counted(function: Callable[..., object], calls: list[str]) -> Callable[..., object]:
+    def noted(*arguments: object, **named: object) -> object:
+        calls.append(function.__name__)
+        return function(*arguments, **named)
+
+    return noted
+
+
 @pytest.mark.parametrize(
     ("killed_in", "done_before"),
     [
-        pytest.param((build, "build_engine"), ["rounded"], marks=pytest.mark.slow),
-        ((report, "compare"), ["cpu", "index", "rounded"]),
+        pytest.param((quantize, "rounded"), ["calibration"], marks=pytest.mark.slow),
+        pytest.param((build, "build_engine"), ["calibration", "rounded"], marks=pytest.mark.slow),
+        pytest.param((report, "compare"), ["calibration", "cpu", "index", "rounded"], marks=pytest.mark.slow),
+        ((cost, "measure"), ["calibration", "cpu", "index", "methods", "rounded"]),
     ],
 )
 def test_a_killed_run_goes_on_after_its_last_step(
@@ -36,15 +47,30 @@ def test_a_killed_run_goes_on_after_its_last_step(
     def killed(*_: object, **__: object) -> None:
         raise KilledError
 
+    made: list[str] = []
+    for module, name in ((calibration, "collect"), (quantize, "rounded"), (quantize, "compare_methods")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name), made))
     with monkeypatch.context() as patched:
         patched.setattr(*killed_in, killed)
         with pytest.raises(KilledError):
             build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
     steps = next(tmp_path.iterdir())
     assert sorted(path.name for path in steps.iterdir()) == done_before
-    monkeypatch.setattr(quantize, "rounded", killed)  # a second rounding would be noticed
+    digest = artifact.read_manifest(steps / "calibration").digest
+    for step in {"rounded", "methods"} & set(done_before):
+        assert artifact.read_manifest(steps / step).parents["calibration"] == digest
     name, _ = build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
+    assert sorted(made) == ["collect", "compare_methods", "rounded"]  # each once in both runs
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "current", "evaluations.jsonl"])
+
+
+def test_a_group_that_does_not_divide_is_refused_before_anything_is_computed(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(calibration, "collect", None)
+    with pytest.raises(ConfigError, match="group_size = 24: does not divide the 32 inputs of layers"):
+        build.run(OptimizeConfig(group_size=24), ring_checkpoint, ring_features, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_settings_and_damaged_steps_are_done_again(
@@ -107,8 +133,8 @@ def test_after_sigkill_the_next_run_goes_on_and_leaves_nothing_half_written(
         run.kill()
     left = [path.name for path in places[2].iterdir()]
     assert sum(".writing-" in name for name in left) == 1 and not any(name[0] != "." for name in left)
-    for step in ("rounded", "build_engine"):  # steps that were finished are not done again
-        monkeypatch.setattr(quantize if step == "rounded" else build, step, None)
+    for module, step in ((calibration, "collect"), (quantize, "rounded"), (build, "build_engine")):
+        monkeypatch.setattr(module, step, None)  # steps that were finished are not done again
     name, _ = build.run(CONFIG, *places)
     assert sorted(path.name for path in places[2].iterdir()) == sorted([name, "current", "evaluations.jsonl"])
 
