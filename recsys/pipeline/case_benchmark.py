@@ -27,7 +27,8 @@ from recsys.evaluation.looks import Look
 from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 from recsys.model.checkpoint import Checkpoint
-from recsys.pipeline import case_latency, case_replay
+from recsys.pipeline import case_answers, case_latency, case_replay
+from recsys.pipeline.case_answers import Way
 from recsys.pipeline.case_latency import CONTEXT, Contenders
 from recsys.pipeline.demo import sample_log
 from recsys.pipeline.kept_runs import kept_looks, same_settings, workplace
@@ -48,6 +49,8 @@ class _Side:
     features: Path
     checkpoint: Path
     release: Path
+    way: Way = "engine"
+    """How histories are encoded when accuracy is measured."""
 
     @cached_property
     def ndcg(self) -> dict[str, float]:
@@ -101,6 +104,7 @@ def run(
             **{name: _process("eager", runs[0][name].checkpoint, config) for name in ("before", "pruning", "window")},
             "engine": _process("release", float_after.release, config),
             "quantization": _process("release", after.release, config),
+            "cache": _process("sessions", after.release, config),
         }
         disk = {"before": _size(before.release), "float32": _size(float_after.release), "after": _size(after.release)}
         accuracy = _accuracy(runs, "before", "quantization")
@@ -116,6 +120,7 @@ def run(
             "users_per_second": case_latency.throughput(contenders, events, num_rounds),
             "accuracy_by_cause": _by_cause(runs),
             "memory": memory,
+            "cache": config.cache.value,
             "disk_bytes": disk,
             "num_items": {
                 name: len(Release.open(side.release).vocabulary)
@@ -140,20 +145,25 @@ def _sides(
     all_items = _with_all_items(features, folder / f"all-items-{seed}")
     plain = _float(config)
     sides = {
-        "before": _side(full, all_items, plain, folder / f"before-{seed}", force=True),
-        "pruning": _side(full, features, plain, folder / f"pruning-{seed}", force=True),
-        "window": _side(ours, features, plain, folder / f"window-{seed}", force=True),
+        "before": _side(full, all_items, plain, folder / f"before-{seed}", "full attention"),
+        "pruning": _side(full, features, plain, folder / f"pruning-{seed}", "full attention"),
+        "window": _side(ours, features, plain, folder / f"window-{seed}", "eager"),
     }
     checkpoint = sides["window"].checkpoint
     release = _release(checkpoint, features, config, folder / f"quantization-{seed}", force=force)
-    return {**sides, "quantization": _Side(features, checkpoint, release)}
+    return {
+        **sides,
+        "engine": _Side(features, checkpoint, sides["window"].release),
+        "quantization": _Side(features, checkpoint, release),
+        "cache": _Side(features, checkpoint, release, "sessions"),
+    }
 
 
-def _side(recipe: Recipe, features: Path, config: OptimizeConfig, place: Path, *, force: bool) -> _Side:
+def _side(recipe: Recipe, features: Path, config: OptimizeConfig, place: Path, way: Way) -> _Side:
     if not (place / "checkpoint" / artifact.MANIFEST_NAME).exists():
         train.run(recipe, features, place / "checkpoint", protocol=Protocol.TIME)
-    release = _release(place / "checkpoint", features, config, place / "releases", force=force)
-    return _Side(features, place / "checkpoint", release)
+    release = _release(place / "checkpoint", features, config, place / "releases", force=True)
+    return _Side(features, place / "checkpoint", release, way)
 
 
 def _with_all_items(features: Path, place: Path) -> Path:
@@ -242,7 +252,9 @@ def _ndcg(side: _Side) -> dict[str, float]:
     data: Dataset = dataset.load(side.features, Protocol.TIME)
     test, recommender = data.test_set(), Recommender.load(side.release)
     ranked_UK = np.full((len(test.contexts) + test.num_cold_users, 10), PAD, dtype=np.int32)
-    ranked_UK[: len(test.contexts)] = recommender.rank(list(test.contexts), 10)
+    ranked_UK[: len(test.contexts)] = case_answers.ranked(
+        side.way, side.checkpoint, recommender, list(test.contexts), 10
+    )
     popular = recommender.release.vocabulary.popular()[:10]
     ranked_UK[len(test.contexts) :, : len(popular)] = popular
     values = per_user_metrics(ranked_UK, [*test.targets, *test.cold_targets], [10])["ndcg@10"]

@@ -9,7 +9,7 @@ STEPS = {
     "window": "+ window of 1,024, 30 % shared",
     "engine": "+ engine: fused attention, last layer for the last event alone",
     "quantization": "+ 8-bit weights and items",
-    "cache": "+ kept keys and values, one new event",
+    "cache": "+ kept keys and values, each new event appended",
 }
 
 

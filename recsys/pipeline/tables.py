@@ -331,9 +331,8 @@ def case_summary(values: dict[str, Any]) -> str:
     latency = values["latency_ms"]
     steps = _table("one user, median", "switched on", "ms", "times faster than before", "peak MB")
     for name, words in case_report.STEPS.items():
-        peak = values["memory"].get(name)  # of "cache" none: the same process
-        cells = f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}"
-        steps.add_row(words, *cells, "" if peak is None else f"{peak['peak_mb']:.0f}")
+        peak_mb = values["memory"][name]["peak_mb"]
+        steps.add_row(words, f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}", f"{peak_mb:.0f}")
     figures = _table("after against before", "figure", "value", "to beat")
     upper = values["quantization_loss_upper"]
     for name, value, rival in (
@@ -360,8 +359,11 @@ def case_summary(values: dict[str, Any]) -> str:
         words = case_report.STEPS[name]
         causes.add_row(words, f"{one['change']:+.2%}", f"{one['low']:+.2%}", f"{one['high']:+.2%}")
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
+    kept = values["memory"]["cache"]
+    sessions = f"{kept['num_sessions']} users kept in {values['cache']}, {kept['sessions_mb']:.1f} MB of the peak"
     return (
-        f"{_text(steps)}\n\n{_text(figures)}\n\n{_text(causes)}\n\nusers per second, eight in one call: {rates}\n"
+        f"{_text(steps)}\nsessions: {sessions}\n\n{_text(figures)}\n\n{_text(causes)}\n\n"
+        f"users per second, eight in one call: {rates}\n"
         f"gate: {values['gate']}\n{looks_line(values)}"
     )
 

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,16 +64,18 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     given = {"num_seeds": 1, "num_rounds": 3, "force": True, "out": folder}
     values = case_benchmark.run(ring_features, tiny_recipe, config, **given)
     assert values.keys() >= KEYS
-    assert list(values["accuracy_by_cause"]) == ["pruning", "window", "quantization"]
-    assert list(values["memory"]) == ["before", "pruning", "window", "engine", "quantization"]
+    assert list(values["accuracy_by_cause"]) == list(case_report.STEPS)[1:]
+    assert list(values["memory"]) == list(case_report.STEPS)
+    assert (values["cache"], values["memory"]["cache"]["num_sessions"]) == ("int8", 100)
     assert all(rate > 0 for rate in values["users_per_second"].values())
     assert values["num_items"] == {"before": 30, "after": 30}
     case_report.picture(values, tmp_path / "case.png")
     assert (tmp_path / "case.png").stat().st_size > 1000
     assert "latency, warm user" in tables.case_summary(values)
-    gates, sides = 4, 4  # before, pruning, window, quantization: each is built past its gate, and ranks for everybody
+    assert "sessions: 100 users kept in int8, " in tables.case_summary(values)
+    gates, sides = 4, len(case_report.STEPS)  # engine and cache are no releases of their own
     assert values["num_looks"] == gates + sides
-    assert "looks at the test set in the log: 8, in 4 logs such as" in tables.case_summary(values)
+    assert "looks at the test set in the log: 10, in 4 logs such as" in tables.case_summary(values)
     monkeypatch.setattr(case_benchmark.train, "run", None)  # what is there is not trained again
     again = case_benchmark.run(ring_features, tiny_recipe, config, **given)
     assert again["accuracy_by_cause"] == values["accuracy_by_cause"]
@@ -116,8 +119,15 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
 
 
 def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:
-    case_process("release", str(artifact.resolve_release(ring_releases)), "1")
-    assert '"peak_mb"' in capsys.readouterr().out
+    release = str(artifact.resolve_release(ring_releases))
+    case_process("release", release, "1")
+    without = json.loads(capsys.readouterr().out)
+    assert without["peak_mb"] > 0
+    assert (without["num_sessions"], without["sessions_mb"]) == (0, 0)
+    case_process("sessions", release, "1")
+    kept = json.loads(capsys.readouterr().out)
+    # each has room for 64 events: 1 layer x keys and values x width 32 in int8, and a float32 scale for each of 2 heads
+    assert (kept["num_sessions"], kept["sessions_mb"]) == (100, 100 * 64 * 2 * (32 + 2 * 4) / 1e6)
 
 
 class LastItem:

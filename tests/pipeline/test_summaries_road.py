@@ -8,6 +8,7 @@ import pytest
 
 from optimize import build
 from optimize.config import GateConfig, OptimizeConfig
+from optimize.report import relative_error
 from optimize.summaries import SummariesConfig
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError
@@ -15,7 +16,7 @@ from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
 from recsys.model.summaries import SummaryModel
-from recsys.pipeline import case_latency, consistency, tables
+from recsys.pipeline import case_latency, case_sessions, consistency, tables
 from recsys.pipeline.case_benchmark import _without_summaries
 from recsys.pipeline.case_latency import Contenders
 from recsys.runtime.consistency import Consistency, Tolerance
@@ -123,6 +124,17 @@ def test_a_release_brings_the_summaries_of_the_most_active_users(
     expected, found = now.engine.encode(contexts[:5]), release.engine.encode(contexts[:5])
     np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
     assert (found != expected).any()
+
+
+def test_sessions_that_grew_over_their_summaries_answer_as_contexts_encoded_whole(
+    ring_features: Path, releases: Path
+) -> None:
+    release = Release.open(releases)
+    histories = [history for history in dataset.load(ring_features, Protocol.FINAL).fit if len(history) > 8]
+    assert max(num_windows(len(history), release.window) for history in histories) == 4
+    found = case_sessions.grown(release, histories)
+    whole = release.engine.encode([answer_context(history, release.window) for history in histories])
+    assert 0 < relative_error(whole, found) < 0.03
 
 
 def test_the_case_tells_cold_with_stored_summaries_from_cold_without(checkpoint: Path, releases: Path) -> None:
