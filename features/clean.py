@@ -11,6 +11,7 @@ import polars as pl
 import polars.selectors as cs
 
 from features import bad_rows, sources
+from features.ahead import one_ahead
 from features.config import FeaturesConfig
 from features.formats import Format
 from features.lines import LINE, RawFile
@@ -106,7 +107,7 @@ def clean_batches(
     """
     num_rows, num_bad, first_bad = 0, 0, bad_rows.of_lines(path, [])
     raws = sources.read(path, layout)
-    for raw in raws if pool is None else _one_ahead(raws, pool):
+    for raw in raws if pool is None else one_ahead(raws, pool):
         batch = _clean(path, source, layout, config, now_ms, raw, num_rows)
         num_rows += batch.num_rows
         num_bad += len(batch.quarantine)
@@ -116,13 +117,6 @@ def clean_batches(
             bad_rows.check_share(path, num_bad, first_bad, num_rows, config, batch.share)
         yield batch
     bad_rows.check_share(path, num_bad, first_bad, num_rows, config)
-
-
-def _one_ahead(raws: Iterator[RawFile], pool: Executor) -> Iterator[RawFile]:
-    coming = pool.submit(next, raws, None)
-    while (raw := coming.result()) is not None:
-        coming = pool.submit(next, raws, None)
-        yield raw
 
 
 def _clean(

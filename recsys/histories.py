@@ -46,6 +46,10 @@ class Generation:
         """Path of a partition file inside the artifact."""
         return f"{HISTORIES_FOLDER}/{self.name}/part-{partition:05d}.parquet"
 
+    def file_names(self) -> list[str]:
+        """Those of all its partitions."""
+        return [self.file_name(partition) for partition in range(self.num_partitions)]
+
 
 def generations(folder: Path) -> list[Generation]:
     """The generations of an artifact, oldest first."""
