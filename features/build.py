@@ -118,6 +118,7 @@ def _publish(
 ) -> Manifest:
     base = state if todo.why_full is None else state.for_rebuild(renumber=renumber)
     with artifact.writing(out, "features") as writer, Night(config, layout, base, todo, writer, now_ms) as night:
+        night.verify()
         night.read()
         night.store()
         return night.finish(died)

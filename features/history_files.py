@@ -20,7 +20,7 @@ NUM_WRITERS = 3
 
 
 class HistoryFiles:
-    """Call `link`, then `add` if there are new events, then `merge`."""
+    """Call `link`, then `add` if there are new events, then `merge`; `verify` at any time before."""
 
     def __init__(
         self, config: FeaturesConfig, state: State, writer: ArtifactWriter, rank: Integers, sizes: dict[str, int]
@@ -34,6 +34,30 @@ class HistoryFiles:
         self.left_out: Counter[str] = Counter()
         """New events that are not stored, by reason."""
 
+    def verify(self, night: int) -> dict[str, int]:
+        """Hold a share of last night's files to their sha256; returns what the manifest says of it.
+
+        A file comes round once in `verify_nights` nights, the partitions of a generation on different ones.
+
+        Raises:
+            DamagedError: a file is not as it was written.
+        """
+        every = self._config.verify_nights
+        tonight = [
+            name
+            for generation in self._known
+            for partition, name in enumerate(generation.file_names())
+            if (night + generation.number + partition) % every == 0
+        ]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: trouble.check(self._writer.place, name, self._files[name]), tonight))
+        return {
+            "night": night,
+            "num_files": sum(generation.num_partitions for generation in self._known),
+            "num_verified": len(tonight),
+            "verified_bytes": sum(self._files[name].size_bytes for name in tonight),
+        }
+
     def link(self) -> None:
         """Take over the files of last night, but for those that are in tonight's folder already."""
         for generation in self._known:
@@ -43,7 +67,7 @@ class HistoryFiles:
 
     def add(self, spill: Spill, users: Users, totals: Totals) -> None:
         """Number the users of the new events, write them as a generation, and count them."""
-        number = 1 + max((int(g.name[1:]) for g in self.generations), default=-1)
+        number = 1 + max((generation.number for generation in self.generations), default=-1)
         new = generations.create(self._folder, number, spill.num_partitions)
         with ThreadPoolExecutor(NUM_WRITERS) as pool:
             waiting: deque[Future[None]] = deque()
@@ -90,7 +114,7 @@ class HistoryFiles:
         merged = generations.merge(
             self._folder,
             older,
-            1 + int(self.generations[-1].name[1:]),
+            1 + self.generations[-1].number,
             sum(sizes[-count:]),
             self._config.events_per_partition,
             bucket_of_user(users.table()),

@@ -37,7 +37,7 @@ MAX_EVENT_TYPES = 256
 
 
 class Night:
-    """One run: `read` the new files, `store` their events, `finish` the artifact."""
+    """One run: `verify` a share of last night's files, `read` the new ones, `store` their events, `finish`."""
 
     def __init__(
         self,
@@ -70,6 +70,8 @@ class Night:
         self.quarantine = Quarantine(state.tombstones, self.scratch)
         self.spill = Spill(self.scratch, config.events_per_partition, most if looks_back and most else None)
         self.histories = HistoryFiles(config, state, writer, self.rank, self._before("generations", {}))
+        self.linked = dict(self._before("linked", {}))
+        """The night, counted from the last full build, and how many of the files that nights only link it verified."""
 
     def __enter__(self) -> Self:
         self.scratch.mkdir()
@@ -82,6 +84,11 @@ class Night:
     def _before(self, name: str, default: Any) -> Any:
         """A figure of the state; the default in a full run."""
         return default if self.is_full else self.state.metrics.get(name, default)
+
+    def verify(self) -> None:
+        """Hold the history files that come round tonight to their sha256."""
+        self.linked = self.histories.verify(self.linked.get("night", 0) + 1)
+        self.steps.done("verify")
 
     def read(self) -> None:
         """Read and check the new files; their events go to the spill."""
@@ -206,6 +213,7 @@ class Night:
             **self._headers(),
             "fingerprint": self.todo.fingerprint,
             "generations": self.histories.sizes,
+            "linked": self.linked,
             "content_sum": f"{sum_of_events:016x}",
             "content_digest": digest.content_digest(sum_of_events, items),
             "pruning": self._pruning_cost(items, scores, users),

@@ -42,6 +42,11 @@ class Generation:
     name: str
     num_partitions: int
 
+    @property
+    def number(self) -> int:
+        """Later generations have higher ones."""
+        return int(self.name[1:])
+
     def file_name(self, partition: int) -> str:
         """Path of a partition file inside the artifact."""
         return f"{HISTORIES_FOLDER}/{self.name}/part-{partition:05d}.parquet"

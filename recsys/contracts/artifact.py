@@ -288,12 +288,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path, kind: str) -> Manifest:
-    """The manifest of an artifact whose every file has the size and sha256 it names.
+def manifest_of(folder: Path, kind: str) -> Manifest:
+    """The manifest of an artifact of this kind, and of the version that this program reads; the files are not read.
 
     Raises:
-        ArtifactError: another kind or version.
-        DamagedError: a file is missing, truncated or altered.
+        ArtifactError: another kind or version; or see `read_manifest`.
     """
     manifest = read_manifest(folder)
     if manifest.kind != kind:
@@ -303,6 +302,17 @@ def verify(folder: Path, kind: str) -> Manifest:
             f"{folder}: {kind} of format version {manifest.format_version}, this program reads "
             f"{FORMAT_VERSIONS[kind]}; build it again with this program"
         )
+    return manifest
+
+
+def verify(folder: Path, kind: str) -> Manifest:
+    """The manifest of an artifact whose every file has the size and sha256 it names.
+
+    Raises:
+        ArtifactError: another kind or version.
+        DamagedError: a file is missing, truncated or altered.
+    """
+    manifest = manifest_of(folder, kind)
     for name, entry in manifest.files.items():
         problem = damage(folder / name, entry)
         if problem is not None:
@@ -317,8 +327,8 @@ def damage(path: Path, entry: FileEntry, *, is_hashed: bool = True) -> str | Non
     size = path.stat().st_size
     if size != entry.size_bytes:
         return f"truncated or altered, {size} bytes found, {entry.size_bytes} expected"
-    if is_hashed and sha256_of(path) != entry.sha256:
-        return "altered, sha256 differs from the manifest"
+    if is_hashed and (found := sha256_of(path)) != entry.sha256:
+        return f"altered, sha256 {found[:12]} found, {entry.sha256[:12]} expected"
     return None
 
 

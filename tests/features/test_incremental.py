@@ -384,7 +384,7 @@ def test_an_artifact_of_a_program_that_noted_less_about_files_is_read_on(tmp_pat
     config, log, out = a_shop(tmp_path), tmp_path / "log", tmp_path / "out"
     (log / "day-001b.csv").write_text(f"user_id,item_id,timestamp\nu1,i1,{S}")
     metrics = run(config, [log], out, now_ms=NOW_MS, full=True).metrics
-    del metrics["optional_fields"], metrics["passed_over"], metrics["pruning"]["min_count"]
+    del metrics["optional_fields"], metrics["passed_over"], metrics["pruning"]["min_count"], metrics["linked"]
     entries = [{k: v for k, v in e.items() if k not in ("open_end", "lacks")} for e in metrics["source_files"]]
     fields = ["item_id", "timestamp", "user_id"]  # what all files had
     write_metrics(out, metrics | {"fields": fields, "source_files": entries})
