@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features import trouble
-from recsys.contracts.artifact import Manifest, manifest_of, read_manifest
+from recsys.contracts.artifact import Manifest, is_in_place, manifest_of
 from recsys.contracts.errors import DamagedError
 
 
@@ -27,13 +27,10 @@ def run(features: Path) -> Verified:
         ArtifactError: no features artifact of this program's version here.
         DamagedError: a file is not as it was written; the line names the first, and says how many more there are.
     """
-    manifest = manifest_of(features, "features")
-    while problems := _problems(features, manifest):
-        latest = read_manifest(features)
-        if latest.digest == manifest.digest:
+    while problems := _problems(features, manifest := manifest_of(features, "features")):
+        if is_in_place(features, manifest):
             more = f" ({len(problems) - 1:,} more files of it are damaged)" if len(problems) > 1 else ""
             raise DamagedError(f"{problems[0]}{more}")
-        manifest = latest
     size_bytes = sum(entry.size_bytes for entry in manifest.files.values())
     return Verified(manifest.digest, manifest.created_at, len(manifest.files), size_bytes)
 
