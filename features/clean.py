@@ -57,6 +57,11 @@ KEY_SEED: Final = 20_260_101
 class MissingColumnError(DataError):
     """A file has no column that is required."""
 
+    def __init__(self, found: str, hint: str) -> None:
+        super().__init__(f"{found}; {hint}")
+        self.found = found
+        """The line without what to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class CleanBatch:
@@ -185,7 +190,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
             if path.suffix.lower() == ".parquet":
                 hint += "; columns of lists, structs, binary data and durations are not read"
             listed = ", ".join(names)[:300] or "none"
-            raise MissingColumnError(f"{path}: no column {candidates[0]!r}; found {listed}; {hint}")
+            raise MissingColumnError(f"{path}: no column {candidates[0]!r}; found {listed}", hint)
     return found
 
 

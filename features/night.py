@@ -17,7 +17,7 @@ from features.clean import CleanBatch, MissingColumnError, clean_batches
 from features.config import FeaturesConfig
 from features.formats import Format
 from features.history_files import HistoryFiles
-from features.ledger import ASKED_FOR, Plan
+from features.ledger import ASKED_FOR, Plan, check_unchanged
 from features.lock import scratch_of
 from features.numbering import Numbering, Users
 from features.quarantine import QUARANTINE_FILE, Quarantine
@@ -93,7 +93,7 @@ class Night:
     def read(self) -> None:
         """Read and check the new files; their events go to the spill."""
         number_of = {entry["name"]: number for number, entry in enumerate(self.todo.sources)}
-        sizes = [path.stat().st_size for path in self.todo.new]
+        sizes = [self.todo.sources[number_of[path.name]]["size_bytes"] for path in self.todo.new]
         with ThreadPoolExecutor(NUM_READERS) as reading, ThreadPoolExecutor(NUM_READERS) as checking:
             batches_of = (self._batches(path, number_of[path.name], reading) for path in self.todo.new)
             files = files_ahead(batches_of, checking, NUM_READERS)
@@ -106,11 +106,11 @@ class Night:
                     if batch.open_end is not None:
                         entry["open_end"] = batch.open_end
                     done = sum(sizes[:position]) + sizes[position] * batch.share
-                    self._take(batch, done / sum(sizes))
+                    self._take(batch, done / max(1, sum(sizes)))
         self.steps.done("read")
 
     def _batches(self, path: Path, number: int, reading: Executor) -> Iterator[CleanBatch]:
-        """Batches of a file whose columns are those that earlier nights saw."""
+        """Batches of a file that stays as it is, and whose columns are those that earlier nights saw."""
         fields = self.fields_of.setdefault(path.name, set())
         try:
             for batch in clean_batches(path, number, self.layout, self.config, self.now_ms, reading):
@@ -120,10 +120,11 @@ class Night:
                 self.expected.check_end(path, batch)
                 yield batch
             self.expected.check_columns(path, fields)
+            check_unchanged(path, self.todo.sources[number])
         except MissingColumnError as error:
             if self.is_full:
                 raise
-            raise RefusedError(f"{error} (its header is not that of the files before it)") from None
+            raise RefusedError(f"{error.found}; the files before it have one: correct the file") from None
 
     def _take(self, batch: CleanBatch, share: float) -> None:
         self.num_rows += batch.num_rows

@@ -66,6 +66,11 @@ def reading() -> Iterator[None]:
     """
     try:
         yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename or error}: went away while the log was read; expected files that stay until a run ends: "
+            "put it back, or run again without it"
+        ) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise DataError(
