@@ -10,13 +10,15 @@ from typing import Final
 import polars as pl
 import polars.selectors as cs
 
-from features import sources
+from features import bad_rows, sources
+from features.ahead import one_ahead
 from features.config import FeaturesConfig
 from features.formats import Format
-from features.lines import LINE, NO_OBJECT, BadLine, RawFile
+from features.lines import LINE, RawFile
+from features.moments import is_no_epoch, to_milliseconds
 from features.values import as_text
-from recsys.contracts.errors import DataError, RefusedError
-from recsys.contracts.events import DEFAULT_EVENT_TYPE, MAX_ID_LENGTH
+from recsys.contracts.errors import DataError
+from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.histories import EVENT_KEY
 
 SCHEMA: Final = {
@@ -30,19 +32,8 @@ SCHEMA: Final = {
     "source": pl.UInt32,
     "row": pl.UInt32,
 }
-MAX_FUTURE_MS: Final = 2 * 24 * 3600 * 1000
-"""A timestamp further ahead of the clock than this is a bad row."""
-
-EARLIEST_NUMBER_MS: Final = 631_152_000_000
-"""Numbers for moments before 1990 are no epoch numbers: dates in digits, such as 20101201, are all among them."""
-_DATETIME_FORMATS: Final = {"%Y-%m-%d %H:%M:%S%.f": 19, "%Y-%m-%d %H:%M": 16, "%Y-%m-%d": 10}
-"""What is tried in turn, and the least number of bytes with two digits in every field."""
-_CUT_SHORT: Final = r"[-:]\d$"
-"""A date or time that ends in a field of one digit: 10:1 may be what is left of 10:15."""
-_ZONED_FORMATS: Final = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
 OPTIONAL: Final = ("event_type", "title", "category", "price", "event_id", "title_parts")
 """Fields that a file need not have."""
-_NO_EPOCH: Final = "timestamp is no epoch number (it would be before 1990)"
 _TEXT: Final = cs.string()
 _TIGHT: Final = range(0x21, 0x80)
 """Bytes that are no white space, nor part of it."""
@@ -57,17 +48,19 @@ _MAY_BE_LOOSE: Final = [
     ),
 ]
 """Whether any text of a column may be empty, or begin or end with white space: half the work of taking it off."""
-MAX_TYPE_LENGTH: Final = 64
-"""Longest event type, in characters."""
 HOPELESS_ROWS: Final = 100_000
 """From so many bad rows on, a file is not read to its end if they are too many for what is left of it, too."""
-_BAD_ROWS_SAID = 100
 KEY_SEED: Final = 20_260_101
 """Of the hash that event ids are known by."""
 
 
 class MissingColumnError(DataError):
     """A file has no column that is required."""
+
+    def __init__(self, found: str, hint: str) -> None:
+        super().__init__(f"{found}; {hint}")
+        self.found = found
+        """The line without what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,37 +110,30 @@ def clean_batches(
         RefusedError: the file is damaged, or too many of its rows are bad: known after its last batch, or before it
             where the rows to come cannot make up for those that were read.
     """
-    num_rows, num_bad, first_bad = 0, 0, _bad_lines(path, [])
+    num_rows, num_bad, first_bad = 0, 0, bad_rows.of_lines(path, [])
     raws = sources.read(path, layout)
-    for raw in raws if pool is None else _one_ahead(raws, pool):
+    for raw in raws if pool is None else one_ahead(raws, pool):
         batch = _clean(path, source, layout, config, now_ms, raw, num_rows)
         num_rows += batch.num_rows
         num_bad += len(batch.quarantine)
-        if len(first_bad) < _BAD_ROWS_SAID:
-            first_bad = pl.concat([first_bad, batch.quarantine.head(_BAD_ROWS_SAID)])
+        if len(first_bad) < bad_rows.NUM_SAID:
+            first_bad = pl.concat([first_bad, batch.quarantine.head(bad_rows.NUM_SAID)])
         if batch.share < 1 and num_bad >= HOPELESS_ROWS:
-            _check_share(path, num_bad, first_bad, num_rows, config, batch.share)
+            bad_rows.check_share(path, num_bad, first_bad, num_rows, config, batch.share)
         yield batch
-    _check_share(path, num_bad, first_bad, num_rows, config)
-
-
-def _one_ahead(raws: Iterator[RawFile], pool: Executor) -> Iterator[RawFile]:
-    coming = pool.submit(next, raws, None)
-    while (raw := coming.result()) is not None:
-        coming = pool.submit(next, raws, None)
-        yield raw
+    bad_rows.check_share(path, num_bad, first_bad, num_rows, config)
 
 
 def _clean(
     path: Path, source: int, layout: Format, config: FeaturesConfig, now_ms: int, raw: RawFile, num_before: int
 ) -> CleanBatch:
-    quarantine = _bad_lines(path, raw.bad)
+    quarantine = bad_rows.of_lines(path, raw.bad)
     if raw.rows.is_empty() and raw.bad:
         return CleanBatch(pl.DataFrame(schema=SCHEMA), quarantine, {}, len(raw.bad), share=raw.share)
     columns = _columns(path, raw.rows, layout)
     rows = _canonical(raw.rows, columns, layout, config, source, num_before).collect()
     left_out = _first_reason(rows, list(layout.left_out))
-    reason = _first_reason(rows, _problems(rows, layout, columns, now_ms))
+    reason = _first_reason(rows, bad_rows.problems(rows, layout, columns, now_ms))
     counts: dict[str, int] = {}
     schema = SCHEMA | ({EVENT_KEY: pl.UInt64} if "event_id" in columns else {})
     events = rows.select(schema.keys())
@@ -158,9 +144,8 @@ def _clean(
         events = events.filter(reason.is_null())
     if reason is not None:
         is_bad = reason.is_not_null() if left_out is None else reason.is_not_null() & left_out.is_null()
-        found = _found(raw.rows.filter(is_bad), columns, reason.filter(is_bad))
-        bad_rows = _bad_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), reason.filter(is_bad), found)
-        quarantine = pl.concat([bad_rows, quarantine]).sort("line", maintain_order=True)
+        bad = bad_rows.of_rows(path, raw.rows.filter(is_bad), rows.filter(is_bad), columns, reason.filter(is_bad))
+        quarantine = pl.concat([bad, quarantine]).sort("line", maintain_order=True)
     events = events.cast(schema)  # type: ignore[arg-type]
     num_rows = len(rows) + len(raw.bad)
     return CleanBatch(events, quarantine, counts, num_rows, tuple(columns), raw.share, _open_end(raw, events))
@@ -205,7 +190,7 @@ def _columns(path: Path, frame: pl.DataFrame, layout: Format) -> dict[str, list[
             if path.suffix.lower() == ".parquet":
                 hint += "; columns of lists, structs, binary data and durations are not read"
             listed = ", ".join(names)[:300] or "none"
-            raise MissingColumnError(f"{path}: no column {candidates[0]!r}; found {listed}; {hint}")
+            raise MissingColumnError(f"{path}: no column {candidates[0]!r}; found {listed}", hint)
     return found
 
 
@@ -240,7 +225,7 @@ def _canonical(
     if layout.timestamp:
         moments = rows.select(pl.coalesce(columns["timestamp"]).alias("t"))["t"]
         milliseconds = to_milliseconds(moments, config.timestamp_format)
-        moment, no_epoch = pl.lit(milliseconds), _is_no_epoch(moments, milliseconds, config.timestamp_format)
+        moment, no_epoch = pl.lit(milliseconds), is_no_epoch(moments, milliseconds, config.timestamp_format)
     else:
         no_epoch = pl.lit(False)
         moment = pl.int_range(pl.len(), dtype=pl.Int64) + ((source << 32) + num_before)
@@ -280,159 +265,3 @@ def _stripped(rows: pl.DataFrame) -> pl.DataFrame:
 def _event_key(event_id: pl.Expr) -> pl.Expr:
     """What an event id is known by; 0 where there is none."""
     return pl.when(event_id.is_not_null()).then(event_id.hash(KEY_SEED)).otherwise(pl.lit(0, pl.UInt64))
-
-
-def to_milliseconds(column: pl.Series, pattern: str | None) -> pl.Series:
-    """Milliseconds since 1970: epoch numbers by magnitude, or dates; null where nothing parses.
-
-    Each way of reading is tried only on what the ones before it could not read.
-    """
-    if isinstance(column.dtype, pl.Date | pl.Datetime):
-        return column.cast(pl.Datetime("ms", getattr(column.dtype, "time_zone", None))).dt.epoch("ms")
-    if pattern is not None:
-        return (
-            column.to_frame()
-            .select(as_text(pl.all(), column.dtype).str.strip_chars())
-            .to_series()
-            .str.to_datetime(pattern, strict=False, time_unit="ms")
-            .dt.epoch("ms")
-        )
-    if column.dtype.is_numeric():
-        return _epoch(column.cast(pl.Float64))
-    text = column.cast(pl.String)
-    result = _epoch(text.cast(pl.Float64, strict=False))
-    plain = (
-        text.str.replace(r"(\d)T(\d)", "$1 $2").str.replace(r"(Z| ?UTC| ?\+00:?00)$", "")
-        if result.has_nulls()
-        else text
-    )
-    for reading in (*_DATETIME_FORMATS, *_ZONED_FORMATS):
-        missing = result.is_null() & text.is_not_null()
-        if not missing.any():
-            break
-        result = result.scatter(missing.arg_true(), _dates(plain.filter(missing), reading))
-    return result
-
-
-def _is_no_epoch(column: pl.Series, milliseconds: pl.Series, pattern: str | None) -> pl.Expr:
-    """Which moments were read from numbers that are too small for it; few columns have any moment that early."""
-    earliest = milliseconds.min()
-    if pattern is not None or column.dtype.is_temporal() or earliest is None or earliest >= EARLIEST_NUMBER_MS:  # type: ignore[operator]
-        return pl.lit(False)
-    return pl.lit((milliseconds < EARLIEST_NUMBER_MS) & column.cast(pl.Float64, strict=False).is_not_null())
-
-
-def _epoch(number: pl.Series) -> pl.Series:
-    lowest, highest = number.min(), number.max()
-    if lowest is not None and lowest >= 1e11 and highest < 1e14:  # type: ignore[operator]
-        return number.round().cast(pl.Int64, strict=False)  # NaN is neither lowest nor highest
-    frame = pl.DataFrame({"n": number})
-    n, size = pl.col("n"), pl.col("n").abs()
-    scale = pl.when(size < 1e11).then(1e3).when(size < 1e14).then(1.0).when(size < 1e17).then(1e-3).otherwise(1e-6)
-    return frame.select((n * scale).round().cast(pl.Int64, strict=False))["n"]
-
-
-def _dates(plain: pl.Series, pattern: str) -> pl.Series:
-    if pattern in _DATETIME_FORMATS:
-        moments = plain.str.to_datetime(pattern, strict=False, time_unit="ms").dt.epoch("ms")
-        shortest = plain.str.len_bytes().min()
-        if shortest is not None and shortest < _DATETIME_FORMATS[pattern]:  # type: ignore[operator]
-            return moments.to_frame("ms").select(pl.when(~plain.str.contains(_CUT_SHORT)).then("ms")).to_series()
-        return moments
-    whole = plain.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00")
-    return whole.str.to_datetime(pattern, strict=False, time_unit="ms", time_zone="UTC").dt.epoch("ms")
-
-
-def _problems(
-    rows: pl.DataFrame, layout: Format, columns: dict[str, list[str]], now_ms: int
-) -> list[tuple[str, pl.Expr]]:
-    """The declared schema: why a row cannot be used, and which rows those are."""
-    limits = {"user_id": ("user", MAX_ID_LENGTH), "item_id": ("item", MAX_ID_LENGTH)}
-    if "event_type" in columns:
-        limits["event_type"] = ("event type", MAX_TYPE_LENGTH)
-    num_bytes = rows.select(pl.col(*limits).str.len_bytes().max()).row(0, named=True)
-    checks = [(f"{limits[field][0]} is empty", pl.col(field).is_null()) for field in ("user_id", "item_id")]
-    checks += [
-        (f"{word} is longer than {limit}", pl.col(field).str.len_chars() > limit)
-        for field, (word, limit) in limits.items()
-        if (num_bytes[field] or 0) > limit  # as many characters, at most
-    ]
-    if layout.timestamp:
-        moment = pl.col("timestamp_ms")
-        checks.append(("timestamp is empty", pl.col("no_timestamp")))
-        checks.append(("timestamp does not parse", moment.is_null()))
-        checks.append(("timestamp before 1970", moment < 0))
-        checks.append((_NO_EPOCH, pl.col("no_epoch")))
-        checks.append(("timestamp in the future", moment > now_ms + MAX_FUTURE_MS))
-    if "price" in columns:
-        checks.append(("price does not parse", pl.col("bad_price")))
-        checks.append(("price is negative or infinite", pl.col("infinite_price") | (pl.col("price") < 0)))
-    numbers = [(name, pl.col(name).cast(pl.Float64, strict=False)) for name in layout.numbers]
-    checks += [(f"{name} is no number", ~number.is_finite().fill_null(False)) for name, number in numbers]
-    return checks
-
-
-def _found(rows: pl.DataFrame, columns: dict[str, list[str]], reason: pl.Series) -> pl.Series:
-    """What stands in the field that a reason begins with, for the message of a refusal: that is no user's id."""
-    fields = {name: names for name, names in columns.items() if name != "user_id"}
-    told = [
-        pl.when(reason.str.starts_with(field.removesuffix("_id").replace("_", " "))).then(
-            pl.coalesce(pl.col(names).cast(pl.String))
-        )
-        for field, names in fields.items()
-    ]
-    return rows.select(found=pl.coalesce(*told))["found"]
-
-
-def _bad_rows(
-    path: Path, rows: pl.DataFrame, checked: pl.DataFrame, reason: pl.Series, found: pl.Series
-) -> pl.DataFrame:
-    columns = [pl.col(c).cast(pl.String).fill_null("") for c in rows.columns if c != LINE]
-    text = pl.concat_str(columns, separator=",") if columns else pl.lit("")
-    return rows.select(
-        file=pl.lit(path.name),
-        line=pl.col(LINE).cast(pl.UInt32),
-        reason=reason.cast(pl.String),
-        row=text,
-        user=checked["user_id"],
-        found=found,
-    )
-
-
-def _bad_lines(path: Path, bad: list[BadLine]) -> pl.DataFrame:
-    texts = dict.fromkeys(("reason", "row", "user", "found"), pl.String)
-    schema = {"file": pl.String, "line": pl.UInt32, **texts}
-    return pl.DataFrame([(path.name, *line, None, None) for line in sorted(bad)], schema=schema, orient="row")
-
-
-def _check_share(
-    path: Path, num_bad: int, first_bad: pl.DataFrame, num_rows: int, config: FeaturesConfig, share: float = 1.0
-) -> None:
-    """Refuse a file, of which `share` has been read, if too many rows are bad even when all that come are good.
-
-    The rest counts as twice as many rows a byte as there were so far.
-    """
-    most_rows = num_rows * (1 + 2 * (1 / max(share, 1e-6) - 1))
-    if num_bad <= max(config.max_bad_share * most_rows, 1 if num_rows > 1 else 0):
-        return
-    first = first_bad.row(0, named=True)
-    found = "" if first["found"] is None else f", found {first['found'][:80]!r}"
-    lines = ", ".join(str(line) for line in first_bad["line"].unique(maintain_order=True).head(3))
-    raise RefusedError(
-        f"{path}: {num_bad:,} of {'the first ' if share < 1 else ''}{num_rows:,} rows cannot be read, at most "
-        f"{config.max_bad_share:.0%} are tolerated; lines {lines} …; first: {first['reason']}"
-        f"{found}{_hint(first, config)}"
-    )
-
-
-def _hint(first: dict[str, str], config: FeaturesConfig) -> str:
-    reason = first["reason"]
-    if reason == NO_OBJECT and first["row"].lstrip().startswith("["):
-        return "; a JSON array is not read: write one object a line"
-    if "does not parse" in reason and config.timestamp_format is not None:
-        return f"; it is not of the form {config.timestamp_format!r}, correct --timestamp-format"
-    if reason == _NO_EPOCH:
-        return "; for dates in digits give --timestamp-format, such as '%Y%m%d' for 20101201"
-    if "timestamp" in reason:
-        return "; give --timestamp-format, or check the column"
-    return "; save the file as UTF-8" if "UTF-8" in reason else "; correct the file, or raise max_bad_share"

@@ -51,3 +51,5 @@ class FeaturesConfig(PruningPolicy):
     """Events sorted in memory at a time: what bounds the memory of the job."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Bad rows of a file above this share stop the job; a single one does not, beside other rows."""
+    verify_nights: int = Field(default=30, ge=1)
+    """A history file that nights only link is read again, and held to its sha256, once in so many nights; 1: always."""

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from features import event_files, generations, trouble
-from features.build import Night
 from features.catalogue import counts_by_type
 from features.config import FeaturesConfig
 from features.formats import resolve
 from features.ledger import Plan, renewed
 from features.lock import locked
+from features.night import Night
 from features.state import State
 from features.totals import Totals
 from recsys.contracts import artifact
@@ -219,7 +219,7 @@ def _items_without(state: State, totals: Totals, writer: ArtifactWriter) -> pl.D
 
 def _moments(writer: ArtifactWriter, generation: Generation) -> pl.DataFrame:
     """item_index, first_ms and last_ms over the files of a generation as they will be."""
-    names = [generation.file_name(number) for number in range(generation.num_partitions)]
+    names = generation.file_names()
     files = [writer.folder / name if (writer.folder / name).exists() else writer.place / name for name in names]
     moment: Any = pl.col("timestamp_ms")
     scan = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", glob=False)

@@ -20,7 +20,7 @@ from features.state import State
 from features.tombstones import moving_away
 from features.trouble import reading
 from recsys.contracts.artifact import FORMAT_VERSIONS, sha256_of
-from recsys.contracts.errors import DataError
+from recsys.contracts.errors import DataError, RefusedError
 
 _CONTENT: Final = "content_sha256"
 """Of what a .gz file holds: a log that was read and compressed since is no new log."""
@@ -103,10 +103,14 @@ def plan(
 def _absent(
     known: dict[str, dict[str, Any]], by_name: dict[str, Path], fresh: list[dict[str, Any]], *, is_full: bool
 ) -> list[str]:
-    """Known files that are not among tonight's, nor is their content under another name."""
+    """Known files with events that are not among tonight's, nor is their content under another name."""
     unchanged = [] if is_full else [entry for name, entry in known.items() if name in by_name]
     there = {_content_of(entry) for entry in (*fresh, *unchanged)}
-    return [name for name, entry in known.items() if name not in by_name and _content_of(entry) not in there]
+    return [
+        name
+        for name, entry in known.items()
+        if name not in by_name and _content_of(entry) not in there and entry.get("num_events") != 0
+    ]
 
 
 def renewed(sources: list[dict[str, Any]], rewritten: Sequence[Path]) -> list[dict[str, Any]]:
@@ -174,6 +178,21 @@ def _difference(known: dict[str, Any], path: Path) -> str | None:
         known["mtime_ns"] = found["mtime_ns"]
         return None
     return f"{path.name} changed since it was read"
+
+
+@reading()
+def check_unchanged(path: Path, entry: dict[str, Any]) -> None:
+    """Refuse a file that is not what its entry was made of: what was read may be a part of it.
+
+    Raises:
+        RefusedError: it has another size or time.
+    """
+    found = _entry(path)
+    if any(entry[key] != found[key] for key in found):
+        raise RefusedError(
+            f"{path}: changed while it was read, {found['size_bytes']:,} bytes found, {entry['size_bytes']:,} "
+            "expected; wait for the end of its upload, and run again"
+        )
 
 
 def _register(fresh: list[dict[str, Any]], by_name: dict[str, Path], sources: list[dict[str, Any]]) -> list[Path]:

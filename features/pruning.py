@@ -30,7 +30,7 @@ def scores(
     since = policy.since_ms(last_ms)
     if since is None:
         return np.asarray(counts_by_type(items) @ weights)
-    files = [folder / g.file_name(number) for g in generations for number in range(g.num_partitions)]
+    files = [folder / name for g in generations for name in g.file_names()]
     stored = pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", glob=False)
     recent = stored.select("item_index", "event_type", "timestamp_ms").filter(pl.col("timestamp_ms") >= since)
     counts = recent.group_by("item_index", "event_type").len().collect(engine="streaming")

@@ -78,8 +78,14 @@ def read(path: Path, layout: Format) -> Iterator[RawFile]:
     """All rows of one file, part by part, so that memory does not grow with the file.
 
     Raises:
+        DataError: it cannot be read.
         RefusedError: empty, a damaged gzip or Parquet, or not text at all.
     """
+    with reading():
+        yield from _parts(path, layout)
+
+
+def _parts(path: Path, layout: Format) -> Iterator[RawFile]:
     if path.stat().st_size == 0:
         raise RefusedError(f"{path}: file is empty (0 bytes); wait for its upload, or remove it")
     if _suffix(path) == ".parquet":

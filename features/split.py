@@ -22,7 +22,7 @@ def moment_at(quantile: float, days: Counter[int], folder: Path, generations: li
         if position < count:
             break
         position -= count
-    files = [folder / g.file_name(number) for g in generations for number in range(g.num_partitions)]
+    files = [folder / name for g in generations for name in g.file_names()]
     moment = pl.col("timestamp_ms")
     within = (
         pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore", glob=False)

@@ -9,6 +9,7 @@ import polars as pl
 
 from features import catalogue
 from features.numbering import USERS_SCHEMA
+from features.quarantine import QUARANTINE_FILE
 from features.report import REPORT_FILE
 from features.tombstones import TOMBSTONES_FILE, Tombstones, moving_away
 from features.trouble import check
@@ -57,7 +58,7 @@ class State:
             return state
         if renumber:
             return state
-        tables = (ITEMS_FILE,) if rebuild else (ITEMS_FILE, USERS_FILE, DAYS_FILE)
+        tables = (ITEMS_FILE,) if rebuild else (ITEMS_FILE, USERS_FILE, DAYS_FILE, QUARANTINE_FILE)
         for name in tables if rebuild else sorted(manifest.files.keys() - {REPORT_FILE, TOMBSTONES_FILE}):
             check(out, name, manifest.files[name], is_hashed=name in tables)
         items = pl.read_parquet(out / ITEMS_FILE, glob=False).select(catalogue.SCHEMA.keys())

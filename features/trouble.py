@@ -66,6 +66,11 @@ def reading() -> Iterator[None]:
     """
     try:
         yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename or error}: went away while the log was read; expected files that stay until a run ends: "
+            "put it back, or run again without it"
+        ) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise DataError(
@@ -79,14 +84,21 @@ def check(out: Path, name: str, entry: artifact.FileEntry, *, is_hashed: bool = 
     Raises:
         DamagedError: the file is missing or not as its entry says.
     """
-    problem = artifact.damage(out / name, entry, is_hashed=is_hashed)
+    problem = problem_of(out, name, entry, is_hashed=is_hashed)
     if problem is not None:
-        raise DamagedError(f"{out / name}: {problem}; {_WAYS_OUT.get(name, 'build the artifact again with --full')}")
+        raise DamagedError(problem)
+
+
+def problem_of(out: Path, name: str, entry: artifact.FileEntry, *, is_hashed: bool = True) -> str | None:
+    """The line about a damaged file, or None where it is as its entry says."""
+    problem = artifact.damage(out / name, entry, is_hashed=is_hashed)
+    return None if problem is None else f"{out / name}: {problem}; {_WAYS_OUT.get(name, _WAY_OUT)}"
 
 
 _WAYS_OUT: Final = {
     ITEMS_FILE: "it has the numbers of the items: put it back from a copy, or number them anew with --renumber"
 }
+_WAY_OUT: Final = "put it back from a copy, or build the artifact again with --full"
 
 
 def _check_all(out: Path) -> None:

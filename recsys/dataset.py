@@ -11,6 +11,7 @@ final     everything is fitted, nothing is held out: the release that goes live.
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError, DataError
+from recsys.contracts.errors import ArtifactError, DataError, ReplacedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE, NEGATIVE_TYPES
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
 from recsys.contracts.protocol import Protocol
@@ -294,13 +295,27 @@ def load(
 
     `min_count` prunes items with a lower score (default: the artifact's own setting; see
     `PruningPolicy`). Under last-out nothing is pruned. A `vocabulary` of an older model is taken as it is,
-    so that the model can read the histories of today.
+    so that the model can read the histories of today. Where the nightly job publishes meanwhile, what it has
+    published is read.
 
     Raises:
         ArtifactError: no sound features artifact at `features`, or the vocabulary is of another shop.
         DataError: the protocol needs times that the log does not have, or pruning leaves nothing.
     """
-    manifest = artifact.verify(features, "features")
+    while True:
+        manifest = artifact.verify(features, "features")
+        with suppress(ReplacedError), artifact.in_place(features, manifest):
+            return _load(features, manifest, protocol, min_count, vocabulary, split_ms)
+
+
+def _load(
+    features: Path,
+    manifest: artifact.Manifest,
+    protocol: Protocol,
+    min_count: int | None,
+    vocabulary: Vocabulary | None,
+    split_ms: int | None,
+) -> Dataset:
     split_ms = _split_ms(manifest) if split_ms is None else split_ms
     if protocol is Protocol.TIME and split_ms is None:
         raise DataError(

@@ -42,9 +42,18 @@ class Generation:
     name: str
     num_partitions: int
 
+    @property
+    def number(self) -> int:
+        """Later generations have higher ones."""
+        return int(self.name[1:])
+
     def file_name(self, partition: int) -> str:
         """Path of a partition file inside the artifact."""
         return f"{HISTORIES_FOLDER}/{self.name}/part-{partition:05d}.parquet"
+
+    def file_names(self) -> list[str]:
+        """Those of all its partitions."""
+        return [self.file_name(partition) for partition in range(self.num_partitions)]
 
 
 def generations(folder: Path) -> list[Generation]:

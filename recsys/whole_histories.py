@@ -17,15 +17,19 @@ ItemIndices = npt.NDArray[np.int64]
 class WholeHistories:
     """Read a partition at a time, so memory is bounded by the largest one and the table of users.
 
+    Every method that reads does so from the artifact that was there at first, or raises.
+
     Raises:
         ArtifactError: no sound features artifact at `features`.
+        ReplacedError: the nightly job has published since; by any method that reads, too.
     """
 
     def __init__(self, features: Path | str) -> None:
         self._features = Path(features)
         self._manifest = artifact.verify(self._features, "features")
-        self._users = pl.read_parquet(self._features / USERS_FILE, glob=False)
-        self._layout = generations(self._features)
+        with artifact.in_place(self._features, self._manifest):
+            self._users = pl.read_parquet(self._features / USERS_FILE, glob=False)
+            self._layout = generations(self._features)
         self.num_partitions = max(generation.num_partitions for generation in self._layout)
 
     def __len__(self) -> int:
@@ -34,7 +38,8 @@ class WholeHistories:
 
     def item_ids(self) -> list[str]:
         """Every item, that of item_index 1 first."""
-        items = pl.read_parquet(self._features / ITEMS_FILE, columns=["item_index", "item_id"], glob=False)
+        with artifact.in_place(self._features, self._manifest):
+            items = pl.read_parquet(self._features / ITEMS_FILE, columns=["item_index", "item_id"], glob=False)
         return items.sort("item_index")["item_id"].to_list()
 
     def unknown(self, user_ids: Collection[str]) -> list[str]:
@@ -59,7 +64,8 @@ class WholeHistories:
         partition_of = chosen["bucket"].cast(pl.Int64) % self.num_partitions
         for partition in sorted(set(partition_of)):
             here = chosen.filter(partition_of == partition).sort("user_index")
-            events = read_partition(self._features, self._layout, partition, self.num_partitions, bucket, rank)
+            with artifact.in_place(self._features, self._manifest):
+                events = read_partition(self._features, self._layout, partition, self.num_partitions, bucket, rank)
             events = events.filter(pl.Series(in_history(self._manifest, events["event_type"].to_numpy())))
             user, item_index = events["user_index"].to_numpy(), events["item_index"].to_numpy().astype(np.int64)
             starts = np.searchsorted(user, here["user_index"].to_numpy(), side="left")

@@ -24,6 +24,9 @@ _KEEP_MEMORY = "dirty_decay_ms:5000,muzzy_decay_ms:5000,oversize_threshold:0"
 """polars gives memory back that was free for half a second, large pieces at once, and its next batch takes it again:
 a tenth of a build."""
 
+_INTERRUPTED = 130
+"""Status of a command that was stopped by Ctrl-C."""
+
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and its exit status."""
@@ -33,11 +36,13 @@ def main() -> None:
     except RecsysError as error:
         _fail(str(error), error.exit_code)
     except typer.Abort:
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
     except typer.TyperException as error:
         _fail(f"{error.format_message()} (see --help)", 2)
+    if status == _INTERRUPTED:
+        _fail("interrupted", _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -49,6 +49,19 @@ def features_build(
     emit(as_json, manifest.model_dump(), tables.features_summary(manifest, out))
 
 
+@features_app.command("verify")
+def features_verify(
+    features: Annotated[Path, typer.Argument(help="Features artifact.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Read every file of a features artifact and hold it to the size and sha256 of the manifest."""
+    from features import verify
+
+    found = verify.run(features)
+    sound = f"{found.num_files:,} files, {found.size_bytes:,} bytes, are as the manifest of {found.created_at} says"
+    emit(as_json, dataclasses.asdict(found), f"{features}: {sound}")
+
+
 @features_app.command("forget")
 def features_forget(
     folders: Annotated[list[Path], typer.Argument(help="Features artifacts, or folders that hold some.")],

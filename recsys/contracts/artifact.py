@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recsys.contracts.errors import ArtifactError, DamagedError
+from recsys.contracts.errors import ArtifactError, DamagedError, ReplacedError
 
 MANIFEST_NAME: Final = "manifest.json"
 FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1, "step": 1}
@@ -288,12 +288,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path, kind: str) -> Manifest:
-    """The manifest of an artifact whose every file has the size and sha256 it names.
+def manifest_of(folder: Path, kind: str) -> Manifest:
+    """The manifest of an artifact of this kind, and of the version that this program reads; the files are not read.
 
     Raises:
-        ArtifactError: another kind or version.
-        DamagedError: a file is missing, truncated or altered.
+        ArtifactError: another kind or version; or see `read_manifest`.
     """
     manifest = read_manifest(folder)
     if manifest.kind != kind:
@@ -303,11 +302,52 @@ def verify(folder: Path, kind: str) -> Manifest:
             f"{folder}: {kind} of format version {manifest.format_version}, this program reads "
             f"{FORMAT_VERSIONS[kind]}; build it again with this program"
         )
-    for name, entry in manifest.files.items():
-        problem = damage(folder / name, entry)
-        if problem is not None:
-            raise DamagedError(f"{folder / name}: {problem}; build the artifact again")
     return manifest
+
+
+def verify(folder: Path, kind: str) -> Manifest:
+    """The manifest of an artifact whose every file has the size and sha256 it names.
+
+    Where a run puts another artifact in its place meanwhile, it is that of the other one.
+
+    Raises:
+        ArtifactError: another kind or version.
+        DamagedError: a file is missing, truncated or altered.
+    """
+    while True:
+        manifest = manifest_of(folder, kind)
+        looked_at = ((name, damage(folder / name, entry)) for name, entry in manifest.files.items())
+        name, problem = next((found for found in looked_at if found[1] is not None), ("", None))
+        if problem is None:
+            return manifest
+        if is_in_place(folder, manifest):
+            raise DamagedError(f"{folder / name}: {problem}; build the artifact again")
+
+
+def is_in_place(folder: Path, manifest: Manifest) -> bool:
+    """Whether the folder holds the artifact of this manifest; a run may have put another one there since."""
+    try:
+        return read_manifest(folder).digest == manifest.digest
+    except ArtifactError:
+        return False
+
+
+@contextmanager
+def in_place(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """All that is read from the folder within is of the artifact of this manifest.
+
+    Raises:
+        ReplacedError: it is not: a run has put another artifact there meanwhile.
+    """
+    replaced = ReplacedError(f"{folder}: another run has published here while this was read; run again")
+    try:
+        yield
+    except Exception:
+        if not is_in_place(folder, manifest):
+            raise replaced from None
+        raise
+    if not is_in_place(folder, manifest):
+        raise replaced
 
 
 def damage(path: Path, entry: FileEntry, *, is_hashed: bool = True) -> str | None:
@@ -317,8 +357,8 @@ def damage(path: Path, entry: FileEntry, *, is_hashed: bool = True) -> str | Non
     size = path.stat().st_size
     if size != entry.size_bytes:
         return f"truncated or altered, {size} bytes found, {entry.size_bytes} expected"
-    if is_hashed and sha256_of(path) != entry.sha256:
-        return "altered, sha256 differs from the manifest"
+    if is_hashed and (found := sha256_of(path)) != entry.sha256:
+        return f"altered, sha256 {found[:12]} found, {entry.sha256[:12]} expected"
     return None
 
 

@@ -35,6 +35,10 @@ class DamagedError(ArtifactError):
     """A file of an artifact is missing, truncated, altered, or not what its name says."""
 
 
+class ReplacedError(ArtifactError):
+    """Another run has put another artifact in the place of one that is being read."""
+
+
 class StoreError(RecsysError):
     """The event store cannot be opened, read or written."""
 

@@ -316,10 +316,10 @@ def figures_table(values: dict[str, Any]) -> str:
 def features_cost_table(values: dict[str, Any]) -> str:
     """The feature job's figures, and where its time goes."""
     table = _table(f"{values['events']:,} simulated events", "figure", "value")
-    for name in ("seconds", "peak_gib", "events_per_second", "floor_ratio", "floor_peak_gib", "rectools_ratio"):
+    names = ["seconds", "peak_gib", "events_per_second", "floor_events", "floor_ratio", "floor_peak_gib"]
+    names += ["rectools_events", "rectools_ratio", "rectools_csv_ratio"]
+    for name in (*names, "one_day_seconds", "one_day_share", "growth_10x"):
         table.add_row(name, "–" if values[name] is None else f"{values[name]:,}")
-    for name in ("one_day_seconds", "one_day_share", "growth_10x"):
-        table.add_row(name, f"{values[name]:,}")
     for title, steps in (("full build", values["steps"]), ("one more day", values["one_day_steps"])):
         for step in steps:
             table.add_row(f"{title}: {step['step']}", f"{step['seconds']:.2f} s")

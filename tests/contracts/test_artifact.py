@@ -182,7 +182,7 @@ def test_a_file_that_is_no_part_of_the_artifact_is_never_removed(tmp_path: Path,
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "part" / "a.txt").write_text("jello"), "altered, sha256 differs"),
+        (lambda f: (f / "part" / "a.txt").write_text("jello"), "sha256 187c9bceeb91 found, 2cf24dba5fb0 expected"),
         (lambda f: (f / "part" / "a.txt").write_text("hell"), "truncated or altered, 4 bytes found, 5 expected"),
         (lambda f: (f / "part" / "a.txt").unlink(), "file is missing"),
         (lambda f: (f / "manifest.json").unlink(), "no artifact here"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from features import build, forget
+from features import forget, report
 from features.build import FeaturesConfig, run
 from features.lock import locked
 from recsys import dataset
@@ -173,7 +173,7 @@ def test_a_write_error_at_the_end_does_no_damage(tmp_path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(build.report, "write", full)
+    monkeypatch.setattr(report, "write", full)
     with pytest.raises(DataError, match="the disk is full; the artifact is as it was"):
         run(CONFIG, [tmp_path / "log"], tmp_path / "out", now_ms=NOW_MS)
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before

@@ -313,6 +313,17 @@ def test_a_rotated_file_is_not_missing_in_a_rebuild(tmp_path: Path, name: str, n
         run(config, [log], out, full=True, now_ms=NOW_MS)
 
 
+def test_a_file_without_rows_may_go_away_before_a_rebuild(tmp_path: Path) -> None:
+    config, log, out = a_shop(tmp_path), tmp_path / "log", tmp_path / "out"
+    write_day(log, 3, [])
+    run(config, [log], out, now_ms=NOW_MS)
+    (log / "day-003.csv").unlink()
+    write_day(log, 4, [(0, 0, 0, "view", "", 0)])
+    assert run(config, [log], out, now_ms=NOW_MS).metrics["absent_files"] == 0
+    rebuilt = run(config, [log], out, full=True, now_ms=NOW_MS)
+    assert digest_of(rebuilt) == digest_of(run(config, [log], tmp_path / "other", now_ms=NOW_MS))
+
+
 def test_a_late_file_with_originals_is_named(tmp_path: Path) -> None:
     config, log, out = FeaturesConfig(min_count=1), tmp_path / "log", tmp_path / "out"
     for day in (1, 3, 5):
@@ -384,7 +395,7 @@ def test_an_artifact_of_a_program_that_noted_less_about_files_is_read_on(tmp_pat
     config, log, out = a_shop(tmp_path), tmp_path / "log", tmp_path / "out"
     (log / "day-001b.csv").write_text(f"user_id,item_id,timestamp\nu1,i1,{S}")
     metrics = run(config, [log], out, now_ms=NOW_MS, full=True).metrics
-    del metrics["optional_fields"], metrics["passed_over"], metrics["pruning"]["min_count"]
+    del metrics["optional_fields"], metrics["passed_over"], metrics["pruning"]["min_count"], metrics["linked"]
     entries = [{k: v for k, v in e.items() if k not in ("open_end", "lacks")} for e in metrics["source_files"]]
     fields = ["item_id", "timestamp", "user_id"]  # what all files had
     write_metrics(out, metrics | {"fields": fields, "source_files": entries})

@@ -45,7 +45,7 @@ def last_history_gone(histories: Path) -> None:
 
 
 FULL, RENUMBER = (
-    "build the artifact again with --full$",
+    "put it back from a copy, or build the artifact again with --full$",
     "put it back from a copy, or number them anew with --renumber$",
 )
 DAMAGE = {

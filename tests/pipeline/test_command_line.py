@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from recsys.cli import main
 from recsys.cli.optimize import optimize_app
 from recsys.contracts import artifact
 
@@ -267,3 +268,16 @@ def test_options_stand_over_the_file_and_the_file_over_defaults(tmp_path: Path, 
     assert [each.bits for each in asked] == [4, 4, 32]
     assert {(each.tensorrt.workspace_mib, each.tensorrt.activations) for each in asked} == {(256, "int8")}
     assert asked[1].tensorrt.precision == "fp16"
+
+
+def test_an_interrupted_command_is_one_line_and_exit_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("features.verify.run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["recsys", "features", "verify", "out"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "recsys: interrupted\n")
