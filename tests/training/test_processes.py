@@ -25,6 +25,7 @@ dropout = 0.25
 [window]
 size = 8
 overlap_share = 0.25
+summary_tokens = {summary_tokens}
 [training]
 learning_rate = 0.01
 warmup_steps = 5
@@ -53,21 +54,24 @@ def train_command(features: Path, out: Path, recipe: Path, num_processes: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_negatives", "precision"), [(12, "fp32"), (0, "fp32"), (12, "fp16")])
+@pytest.mark.parametrize(
+    ("num_negatives", "precision", "summary_tokens"),
+    [(12, "fp32", 0), (0, "fp32", 0), (12, "fp16", 0), (12, "fp32", 2)],
+)
 def test_two_processes_give_what_one_gives(
-    ring_features: Path, tmp_path: Path, num_negatives: int, precision: str
+    ring_features: Path, tmp_path: Path, num_negatives: int, precision: str, summary_tokens: int
 ) -> None:
     recipe = tmp_path / "ring.toml"
-    recipe.write_text(RECIPE.format(num_negatives=num_negatives, precision=precision))
+    recipe.write_text(RECIPE.format(num_negatives=num_negatives, precision=precision, summary_tokens=summary_tokens))
     for count in (1, 2):
         train_command(ring_features, tmp_path / str(count), recipe, count)
     one, two = (artifact.verify(tmp_path / str(count), "checkpoint").metrics["log"] for count in (1, 2))
     tolerance = 1e-4 if precision == "fp32" else 2e-2
     for row, other in zip(one, two, strict=True):
         assert other["loss"] == pytest.approx(row["loss"], rel=tolerance)
-    weights = [safetensors.numpy.load_file(tmp_path / str(count) / "model.safetensors") for count in (1, 2)]
-    items = [values["embedding.weight"] for values in weights]
-    assert np.linalg.norm(items[0] - items[1]) < 20 * tolerance * np.linalg.norm(items[0])
+    ours, theirs = (safetensors.numpy.load_file(tmp_path / str(count) / "model.safetensors") for count in (1, 2))
+    for name, weight in ours.items():
+        assert np.linalg.norm(weight - theirs[name]) < 20 * tolerance * np.linalg.norm(weight), name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "ring.toml"]
 
 
