@@ -90,13 +90,13 @@ def run(
         parts = _parts(writer.folder, config, resolved)
         engine = open_engine(config.engine, parts)
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
-        summarised = _summarised(data, config, engine, parts, steps, advance)
         _write_reference(checkpoint, engine, parts, searched)
         fidelity = measure(checkpoint, data, config, engine, parts)
         _record_look(out / looks.LOG_FILE, checkpoint, data, fidelity)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
             _check(decided, steps)
+        summarised = _summarised(data, config, engine, parts, steps, advance)
         methods = _compared(checkpoint, data, config, steps)
         metrics = {**fidelity.model_dump(), "gate": decided.basis, "relative_error_by_method": methods}
         (writer.folder / REPORT_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
@@ -274,7 +274,8 @@ def _summarised(
     """Summaries of the most active users; None where windows leave none."""
     if not isinstance(engine, SummaryEngine):
         return None
-    settings = {"items": config.items.value, "engine": config.engine.value, "arithmetic": parts.config["arithmetic"]}
+    names = ("items", "engine", "cache", "arithmetic", "cuda", "tensorrt", "tiers")
+    settings = {name: parts.config.get(name) for name in names}
     window = parts.window
     return summaries.build(engine, data.fit, window, config.summaries, steps, settings, parts.folder, advance)
 

@@ -14,6 +14,7 @@ from recsys.contracts.ids import Tokens
 from recsys.dataset import Histories
 from recsys.runtime.stored_summaries import StoredSummaries
 from recsys.runtime.summaries import SummaryEngine
+from recsys.store import HISTORY_CAP
 from recsys.windows import WindowConfig, digest, serving_windows
 
 _WINDOWS_OF_A_PART = 256
@@ -45,7 +46,7 @@ def build(
     the last one.
     """
     started = time.monotonic()
-    closed, num_users = _closed_windows(histories, window, config.max_users)
+    closed, of_user = _closed_windows(histories, window, config.max_users)
     names = list(closed)
     parts: list[Path] = []
     for start in range(0, len(names), _WINDOWS_OF_A_PART):
@@ -64,22 +65,32 @@ def build(
         return {"num_windows": 0, "num_users": 0, "bytes": 0, "seconds": round(time.monotonic() - started, 2)}
     vectors_NMD = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
     StoredSummaries.save(names[: len(vectors_NMD)], vectors_NMD, folder)
+    done = set(names[: len(vectors_NMD)])
     return {
         "num_windows": len(vectors_NMD),
-        "num_users": num_users,
-        "bytes": (folder / StoredSummaries.VECTORS_FILE).stat().st_size,
+        "num_users": sum(done.issuperset(wanted) for wanted in of_user),
+        "bytes": sum(
+            (folder / name).stat().st_size for name in (StoredSummaries.DIGESTS_FILE, StoredSummaries.VECTORS_FILE)
+        ),
         "seconds": round(time.monotonic() - started, 2),
     }
 
 
-def _closed_windows(histories: Histories, window: WindowConfig, max_users: int) -> tuple[dict[str, Tokens], int]:
-    """By digest, those that an answer may read, of the users with most events first; and how many users that are."""
-    order = np.argsort(-histories.lengths, kind="stable")[:max_users]
-    chosen = order[histories.lengths[order] > window.size]
+def _closed_windows(
+    histories: Histories, window: WindowConfig, max_users: int
+) -> tuple[dict[str, Tokens], list[list[str]]]:
+    """By digest, those that an answer may read, of the users with most events first; and the digests of each user.
+
+    Without those who have more events than the endpoint reads, which cuts their histories elsewhere.
+    """
+    lengths = np.where(histories.lengths < HISTORY_CAP, histories.lengths, 0)
     closed: dict[str, Tokens] = {}
-    for user in chosen:
+    of_user: list[list[str]] = []
+    for user in np.argsort(-lengths, kind="stable")[:max_users]:
+        if lengths[user] <= window.size:
+            break
         history = histories[user]
-        for each in serving_windows(len(history), window)[:-1]:
-            tokens = history[each.start : each.stop]
-            closed[digest(tokens)] = tokens
-    return closed, len(chosen)
+        windows = [history[each.start : each.stop] for each in serving_windows(len(history), window)[:-1]]
+        of_user.append([digest(tokens) for tokens in windows])
+        closed |= zip(of_user[-1], windows, strict=True)
+    return closed, of_user

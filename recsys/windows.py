@@ -20,6 +20,10 @@ _NEW_WINDOWS = 5
 """Windows of a training row beside those that are read of, where there are summaries."""
 
 
+_LEAST_STRIDE = 4
+"""Where there are summaries: a release is checked by the last three events of a window."""
+
+
 class WindowConfig(Config):
     """How histories are cut. The defaults are the shop's: 1,024 events, 30 % overlap."""
 
@@ -39,6 +43,8 @@ class WindowConfig(Config):
             raise ValueError(f"overlap_share {self.overlap_share} leaves no stride in a window of {self.size}")
         if self.summary_tokens and not self.num_summaries:
             raise ValueError(f"summary_tokens = {self.summary_tokens}, and num_summaries = 0: nobody would read them")
+        if self.summary_tokens and self.stride < _LEAST_STRIDE:
+            raise ValueError(f"windows of {self.size} with a stride of {self.stride}: summaries need {_LEAST_STRIDE}")
         return self
 
     @property

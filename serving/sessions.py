@@ -24,7 +24,7 @@ from recsys.runtime.engine import Session
 from recsys.runtime.release import Release
 from recsys.runtime.summaries import SummaryEngine
 from recsys.store import HISTORY_CAP, Glance, StoredHistory
-from recsys.windows import answer_context, digest, num_windows, open_window
+from recsys.windows import answer_context, digest, num_windows
 from serving.batching import AppendBatcher
 from serving.forgetting import UsersAtWork, Watch
 from serving.ranking import Ranking
@@ -219,27 +219,35 @@ class Sessions:
     def ranking(self, tokens_L: Tokens) -> Ranking:
         """What a history that belongs to nobody, not empty, leads to; nothing is kept of it but summaries."""
         context = answer_context(tokens_L, self._release.window)
-        if self._is_whole(context):
+        if self._summaries is None:
             return Ranking(self._release, self._engine.encode([context])[0], tokens_L)
-        window = open_window(tokens_L, self._release.window)
-        return Ranking(self._release, self._engine.encode([window])[0], tokens_L, is_partial=True)
+        session, is_partial = self._summaries.open_at_once(context)
+        return Ranking(self._release, session.vector_D, tokens_L, is_partial=is_partial)
 
     def complete(self, ranking: Ranking, user_id: str | None = None) -> None:
         """Encode what a partial ranking lacks, and the user's session with it; called off the requests' path.
 
-        Requests of the user wait for the session as for any other that is opened, not for summaries.
+        Requests of the user wait for the session as for any other that is opened, not for summaries. Nothing is done
+        for who was forgotten, whose session left, or who has more events than are read: with each event the first of
+        those leaves, and all windows are others.
         """
         if self._summaries is None or not ranking.is_partial:
             return
-        self._summaries.prepare([answer_context(ranking.tokens_L, self._release.window)])
+        context = answer_context(ranking.tokens_L, self._release.window)
         if user_id is None:
+            self._summaries.prepare([context])
             return
-        with self._alone(user_id), self.at_work(user_id) as watch:
+        with self.at_work(user_id) as watch:
             kept = self.peek(user_id)
-            if kept is None or not kept.is_partial:
+            if kept is None or not kept.is_partial or kept.glance.num_events >= HISTORY_CAP:
                 return
-            self._cache.put(self._release.name, user_id, self._opened(kept))
+            self._summaries.prepare([context])
+            with self._alone(user_id):
+                kept = self.peek(user_id)
+                if kept is not None and kept.is_partial:
+                    self._cache.put(self._release.name, user_id, self._opened(kept))
             if watch.is_forgotten:
+                self._summaries.forget(ranking.tokens_L)
                 self._cache.forget({user_id})
 
     def forget(self, user_ids: Collection[str]) -> None:
@@ -283,12 +291,10 @@ class Sessions:
     def _opened(self, fresh: UserState) -> UserState:
         """The state with its last window encoded: with the summaries before it if they are at hand, else alone."""
         context = answer_context(fresh.tokens_L, self._release.window)
-        is_whole = self._is_whole(context)
-        if self._summaries is None or is_whole:
-            session = self._engine.open([context])[0]
-        else:
-            session = self._summaries.open_alone([context])[0]
-        return self._with(fresh, session, context, is_partial=not is_whole)
+        if self._summaries is None:
+            return self._with(fresh, self._engine.open([context])[0], context, is_partial=False)
+        session, is_partial = self._summaries.open_at_once(context)
+        return self._with(fresh, session, context, is_partial=is_partial)
 
     def _with(self, fresh: UserState, session: Session, context: Tokens, *, is_partial: bool) -> UserState:
         ranking = Ranking(self._release, session.vector_D, fresh.tokens_L, is_partial=is_partial)
@@ -303,10 +309,6 @@ class Sessions:
 
     def _last_window(self, state: UserState) -> int:
         return num_windows(len(state.tokens_L), self._release.window) - 1
-
-    def _is_whole(self, context: Tokens) -> bool:
-        """Whether nothing has to be encoded but its last window."""
-        return self._summaries is None or self._summaries.is_at_hand(context)
 
     @contextmanager
     def _alone(self, user_id: str) -> Iterator[None]:

@@ -51,8 +51,7 @@ class Unseen:
     def follow(self, work: Work, request_id: str, served_ms: int) -> None:
         """Offer what is to follow an answer."""
         if work.ranking is not None and work.ranking.is_partial:
-            sessions, partial, user_id = work.live.sessions, work.ranking, work.request.user_id
-            self.pool.offer(lambda: sessions.complete(partial, user_id))
+            self.pool.offer(lambda: self._complete(work))
         shadow = self._releases.shadow
         if shadow is not None and work.request.user_id is not None:
             is_taken = self.pool.offer(lambda: self._answer(shadow, work, request_id, served_ms))
@@ -72,6 +71,7 @@ class Unseen:
             logger.error("shadow %s failed: %s", shadow.name, error, exc_info=not isinstance(error, StoreError))
             return
         self._metrics.shadow.labels("answered").inc()
+        self._complete(work)
         if work.listed is not None:
             items = [item.item_id for item in items_of(shadow, work.listed, [])]
             self._impressions.offer(
@@ -85,6 +85,15 @@ class Unseen:
                     served_ms=served_ms,
                 )
             )
+
+    def _complete(self, work: Work) -> None:
+        """Encode the summaries that an answer was made without, for the next one."""
+        if work.ranking is None:
+            return
+        try:
+            work.live.sessions.complete(work.ranking, work.request.user_id)
+        except Exception:  # answers stay partial, and the next one tries again
+            logger.exception("summaries not encoded under %s", work.live.name)
 
     def _check_index(self, ranking: Ranking) -> None:
         """Compare what answers are made from with exact search."""

@@ -43,6 +43,10 @@ class SequenceModel(nn.Module):
         hidden_BLD: Tensor = self.decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
         return hidden_BLD
 
+    def without_summaries(self) -> "SequenceModel":
+        """The model that reads a row as one window: itself."""
+        return self
+
     def num_rows(self, num_events: int) -> int:
         """Vectors that the decoder reads for a row of so many events."""
         return num_events

@@ -47,6 +47,12 @@ class SummaryModel(SequenceModel):
         states_BLD: Tensor = self.dropout(torch.cat([states_BKWD[:, 0], fresh], dim=1)[:, :length])
         return states_BLD
 
+    def without_summaries(self) -> SequenceModel:
+        """The same weights as a model that reads a row as one window, of any length."""
+        plain = SequenceModel(self.config, self.embedding.num_embeddings - 1, self.window.most_rows)
+        plain.embedding, plain.decoder, plain.dropout = self.embedding, self.decoder, self.dropout
+        return plain.train(self.training)
+
     def num_rows(self, num_events: int) -> int:
         """Vectors that the decoder reads for a row of so many events, summaries encoded and read."""
         size, tokens = self.window.size, self.window.summary_tokens

@@ -9,6 +9,7 @@ import torch
 
 from recsys.contracts.ids import Tokens
 from recsys.model.checkpoint import Checkpoint
+from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.release import Release
@@ -91,14 +92,11 @@ def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int
     histories = [_history(events, length) for length in lengths(window)]
     contexts = [answer_context(history, window) for history in histories]
     full = [history[-CONTEXT:] for history in histories]
-    exact = {
-        id(checkpoint): ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
-        for checkpoint in (contenders.before, contenders.after)
-    }
+    after = contenders.after.model
 
-    def eager(checkpoint: Checkpoint, inputs: list[Tokens]) -> Callable[[int], float]:
-        index = exact[id(checkpoint)]
-        return lambda i: _timed(lambda: index.search(encode(checkpoint.model, [inputs[i % NUM_LENGTHS]]), 10))
+    def eager(model: SequenceModel, inputs: list[Tokens]) -> Callable[[int], float]:
+        index = ItemIndex.build(model.items_VD.detach().numpy())
+        return lambda i: _timed(lambda: index.search(encode(model, [inputs[i % NUM_LENGTHS]]), 10))
 
     def engine(release: Release, inputs: list[Tokens]) -> Callable[[int], float]:
         return lambda i: _timed(
@@ -117,9 +115,9 @@ def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int
 
     cold = engine(contenders.release, contexts)
     steps = {
-        "before": eager(contenders.before, full),
-        "pruning": eager(contenders.after, full),
-        "window": eager(contenders.after, contexts),
+        "before": eager(contenders.before.model, full),
+        "pruning": eager(after.without_summaries(), full),
+        "window": eager(after, contexts),
         "engine": engine(contenders.float_release, contexts),
         "quantization": cold,
         "cache": _warm(contenders.release, contexts, events),

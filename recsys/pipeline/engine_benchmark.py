@@ -91,7 +91,7 @@ def _eager(checkpoint: Path, release: Release, device: str, num_threads: int) ->
     artifact.check_parent(release.manifest, "checkpoint", opened.manifest, release.folder)
     torch.set_num_threads(num_threads)
     try:
-        model = opened.model.to(device)
+        model = opened.model.without_summaries().to(device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from None
     return partial(encode, model)

@@ -89,10 +89,10 @@ class Summaries:
         return None if self._stored is None else self._stored.get(window_digest)
 
     def put(self, window_digest: str, summary_MD: Floats) -> None:
-        """Keep one."""
+        """Keep a copy of one: a view would keep all that were encoded with it."""
         with self._lock:
             if window_digest not in self._encoded:
-                self._encoded[window_digest] = summary_MD
+                self._encoded[window_digest] = summary_MD.copy()
                 self._size_bytes += summary_MD.nbytes
             while self._size_bytes > self._limit_bytes:
                 self._size_bytes -= self._encoded.popitem(last=False)[1].nbytes
@@ -107,8 +107,8 @@ class Summaries:
 class SummaryEngine:
     """An `Engine` whose windows may be longer than one: an `answer_context`, summaries and all. Thread-safe.
 
-    `encode` and `open` encode the summaries that are not at hand, which takes as long as a window each. Who cannot
-    wait asks `is_at_hand` first, and opens the last window alone by `open_alone`.
+    `encode` and `open` encode the summaries that are not at hand, which takes as long as a window each; `open_at_once`
+    is for who cannot wait.
     """
 
     def __init__(
@@ -140,9 +140,15 @@ class SummaryEngine:
             sessions |= {i: _above(one, ahead) for i, one, ahead in zip(places, opened, num_ahead, strict=True)}
         return [sessions[i] for i in range(len(windows))]
 
-    def open_alone(self, contexts: Sequence[Tokens]) -> list[Session]:
-        """Sessions of the contexts' last windows, which read no summaries."""
-        return [_above(one, 0) for one in self._engine.open([self._cut(context)[-1] for context in contexts])]
+    def open_at_once(self, context: Tokens) -> tuple[Session, bool]:
+        """A session of the last window, and whether it read no summaries because not all of them were at hand."""
+        *closed, last = self._cut(context)
+        found = [self.at_hand.get(digest(window)) for window in closed]
+        ahead = [summary_MD for summary_MD in found if summary_MD is not None]
+        if not closed or len(ahead) < len(closed):
+            return _above(self._engine.open([last])[0], 0), bool(closed)
+        row: Any = np.concatenate([*ahead, self._items.embed(last)])
+        return _above(self._engine.open([row])[0], len(row) - len(last)), False
 
     def append(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
         """See `Engine.append`."""
@@ -167,10 +173,6 @@ class SummaryEngine:
     def warm_up(self) -> None:
         """See `Engine.warm_up`."""
         self._engine.warm_up()
-
-    def is_at_hand(self, context: Tokens) -> bool:
-        """Whether `open` of it would encode its last window alone."""
-        return all(self.at_hand.get(digest(window)) is not None for window in self._cut(context)[:-1])
 
     def prepare(self, contexts: Sequence[Tokens]) -> int:
         """Encode and keep the summaries that are not at hand; how many that were."""

@@ -76,6 +76,8 @@ class WindowStream:
         """Batches of an epoch; varies a little with the shuffle."""
         self.longest_batch = max(self._batch_tokens, max(w.stop - w.start for w in self._windows))
         """Padded events of the largest batch there can be."""
+        self.longest_row = max(w.stop - w.start for w in self._windows)
+        """Events of the longest window."""
         self._begin()
 
     def _begin(self) -> None:

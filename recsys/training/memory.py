@@ -53,7 +53,7 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
     parameters = list(trainer.model.parameters())
     weights = sum(weight.nbytes for weight in parameters)
     items = trainer.model.embedding.weight.nbytes
-    kept, largest = _kept_for_backward(trainer, stream.longest_batch)
+    kept, largest = _kept_for_backward(trainer, stream.longest_batch, stream.longest_row)
     data = histories.tokens.nbytes + histories.timestamps_ms.nbytes + histories.offsets.nbytes
     resident = psutil.Process().memory_info().rss
     backward = kept // 4 + 2 * largest + _logit_bytes(trainer, stream.longest_batch)
@@ -69,10 +69,11 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
     )
 
 
-def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
+def _kept_for_backward(trainer: Trainer, batch_tokens: int, longest: int) -> tuple[int, int]:
     """Bytes that autograd keeps of a batch of so many tokens, and of the largest single tensor among them.
 
-    Counted on a small batch: all of it grows with the number of events (fused attention keeps no matrix of scores).
+    Counted on a small batch: all of it grows with the number of events (fused attention keeps no matrix of scores),
+    which with summaries are read more than once in rows of several windows, the longest of `longest` events.
     """
     sizes: dict[int, int] = {}
     known = {weight.untyped_storage().data_ptr() for weight in trainer.model.parameters()}
@@ -83,7 +84,10 @@ def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    model = trainer.model
     length = min(batch_tokens, _PROBE_TOKENS)
+    while model.num_rows(length) > length:  # in one window no summary is read
+        length //= 2
     num_items = trainer.model.embedding.num_embeddings - 1
     tokens_1L = torch.from_numpy(1 + np.arange(length, dtype=np.int64) % num_items)[None]
     trainer.model.train()
@@ -91,7 +95,7 @@ def _kept_for_backward(trainer: Trainer, batch_tokens: int) -> tuple[int, int]:
     with torch.random.fork_rng(devices=devices), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss, _ = trainer.loss(Batch(tokens_1L, tokens_1L))
         del loss  # only now are all sizes known, and nothing is kept
-    scale = trainer.model.num_rows(batch_tokens) / trainer.model.num_rows(length)
+    scale = batch_tokens / length * model.num_rows(longest) / longest
     return int(scale * sum(sizes.values())), int(scale * max(sizes.values()))
 
 

@@ -46,6 +46,8 @@ def test_every_bundled_recipe_loads() -> None:
         ("[training]\nlr = 1.0", r"training.lr.*unknown key|unknown key 'training.lr'"),
         ("[window]\nsize = 1", r"window.size = 1: input should be greater than or equal to 2"),
         ("[window]\nsize = 2\noverlap_share = 0.9", "leaves no stride"),
+        ("[window]\nsize = 8\noverlap_share = 0.75\nsummary_tokens = 1", "a stride of 2: summaries need 4"),
+        ("[window]\nnum_summaries = 0\nsummary_tokens = 1", "nobody would read them"),
         ("[modell]\n", "unknown key 'modell'; known keys: model, training, window"),
         ("[model", "not valid TOML"),
     ],

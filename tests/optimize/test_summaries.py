@@ -80,6 +80,14 @@ def test_users_of_one_window_have_none(users: Users, tmp_path: Path) -> None:
     assert (said["num_users"], said["num_windows"]) == (5, 8)
 
 
+def test_who_has_more_events_than_the_endpoint_reads_has_none(
+    users: Users, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "HISTORY_CAP", 40)
+    said = built(users, tmp_path, SumEngine(), max_users=2)
+    assert (said["num_users"], said["num_windows"]) == (2, 4)
+
+
 def test_nothing_is_written_without_a_budget(users: Users, tmp_path: Path) -> None:
     said = built(users, tmp_path, SumEngine(), max_users=0)
     assert (said["num_users"], said["num_windows"], said["bytes"]) == (0, 0, 0)
@@ -91,7 +99,7 @@ def test_time_runs_out_after_the_most_active(users: Users, tmp_path: Path, monke
     moments = iter(range(0, 10_000, 25))  # 25 s pass between two looks at the clock
     monkeypatch.setattr(summaries.time, "monotonic", lambda: float(next(moments)))
     said = built(users, tmp_path, SumEngine(), max_minutes=1)
-    assert said["num_windows"] == 4
+    assert (said["num_windows"], said["num_users"]) == (4, 2)
     stored = StoredSummaries.open(tmp_path)
     assert stored is not None
     assert all(stored.get(digest(window)) is not None for window in users.closed(2, 21, 28) + users.closed(6, 7, 14))

@@ -70,6 +70,10 @@ def contexts(model: SummaryModel, *lengths: int) -> list[np.ndarray]:
     return [answer_context(history, model.window) for history in histories(*lengths)]
 
 
+def is_at_hand(engine: SummaryEngine, context: np.ndarray) -> bool:
+    return not engine.open_at_once(context)[1]
+
+
 @pytest.mark.parametrize("name", ["cpu", "cuda", "tiered"])
 def test_an_engine_answers_as_the_trained_model(model: SummaryModel, engine, name: str) -> None:
     given_ = contexts(model, 1, 19, 20, 21, 34, 35, 48, 49, 100, 7)
@@ -80,7 +84,7 @@ def test_closed_windows_matter(model: SummaryModel, engine) -> None:
     context = contexts(model, 48)[0]
     alone = engine().encode([open_window(context, model.window)])
     assert np.abs(engine().encode([context]) - alone).max() > 1e-3
-    np.testing.assert_allclose(engine().open_alone([context])[0].vector_D, alone[0], atol=TOLERANCE)
+    np.testing.assert_allclose(engine().open_at_once(context)[0].vector_D, alone[0], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["cpu", "tiered"])
@@ -123,9 +127,9 @@ def test_a_window_that_is_full_is_refused_although_the_engine_below_has_room(mod
 def test_summaries_are_encoded_once(model: SummaryModel, engine, monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine()
     first, second = contexts(model, 48, 50)
-    assert not made.is_at_hand(first)
+    assert not is_at_hand(made, first)
     assert made.prepare([first, second, first]) == 2 + 2  # both histories have windows of their own
-    assert made.is_at_hand(first)
+    assert is_at_hand(made, first)
     assert made.prepare([first]) == 0
     asked: list[int] = []
     summaries = made.summaries
@@ -137,7 +141,7 @@ def test_summaries_are_encoded_once(model: SummaryModel, engine, monkeypatch: py
 
 def test_a_history_of_one_window_needs_no_summaries(model: SummaryModel, engine) -> None:
     made = engine()
-    assert made.is_at_hand(contexts(model, 20)[0])
+    assert is_at_hand(made, contexts(model, 20)[0])
     assert made.prepare(contexts(model, 3, 20)) == 0
 
 
@@ -146,7 +150,7 @@ def test_an_event_that_comes_late_makes_other_summaries(model: SummaryModel, eng
     history = histories(48)[0]
     made.prepare([answer_context(history, model.window)])
     late = np.insert(history, 3, 7)[:48].astype(np.int32)
-    assert not made.is_at_hand(answer_context(late, model.window))
+    assert not is_at_hand(made, answer_context(late, model.window))
 
 
 def test_what_is_kept_is_bounded_and_the_least_used_leaves_first() -> None:
@@ -164,12 +168,37 @@ def test_what_is_kept_is_bounded_and_the_least_used_leaves_first() -> None:
     assert [name for name in "cde" if kept.get(name) is not None] == ["c", "d", "e"]
 
 
+def test_a_kept_summary_does_not_keep_those_it_was_encoded_with() -> None:
+    kept, many = Summaries(), np.ones((1000, 1, 16), dtype=np.float32)
+    kept.put("a", many[3])
+    found = kept.get("a")
+    assert found is not None
+    assert found.base is None
+
+
+def test_at_once_is_without_waiting_and_whole_where_all_is_at_hand(
+    model: SummaryModel, engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, context = engine(), contexts(model, 48)[0]
+    made.prepare([context])
+    monkeypatch.setattr(made, "summaries", lambda closed: pytest.fail("encoded"))
+    session, is_partial = made.open_at_once(context)
+    assert not is_partial
+    np.testing.assert_allclose(session.vector_D, encode(model, [context])[0], atol=TOLERANCE)
+    assert session.length == len(open_window(context, model.window))
+    made.at_hand.drop(digest(context[:20]))
+    session, is_partial = made.open_at_once(context)
+    assert is_partial
+    alone = open_window(context, model.window)
+    np.testing.assert_allclose(session.vector_D, encode(model, [alone])[0], atol=TOLERANCE)
+
+
 def test_what_was_stored_beforehand_is_read(model: SummaryModel, engine) -> None:
     context = contexts(model, 48)[0]
     closed = [context[:20], context[14:34]]
     stored = dict(zip(map(digest, closed), engine().summaries(closed), strict=True))
     made = engine(at_hand=Summaries(stored))
-    assert made.is_at_hand(context)
+    assert is_at_hand(made, context)
     np.testing.assert_allclose(made.encode([context]), encode(model, [context]), atol=TOLERANCE)
 
 

@@ -20,12 +20,21 @@ from recsys.model.reference import encode
 from recsys.model.summaries import SummaryModel
 from recsys.runtime.cuda import CudaEngine
 from recsys.runtime.items import ItemTable
+from recsys.runtime.recommender import Recommender
 from recsys.runtime.summaries import Summaries, SummaryEngine, SummaryWeights
 from recsys.store import EventStore
 from recsys.windows import WindowConfig, answer_context, digest, open_window
+from serving import sessions as sessions_module
 from serving.config import ServeConfig
+from serving.fallback import LastAnswers
+from serving.impressions import ImpressionWriter
+from serving.live import LiveRelease, Releases
+from serving.metrics import Metrics
 from serving.preparing import Preparer
+from serving.schemas import RecommendationRequest
 from serving.sessions import SessionCache, Sessions, UserState
+from serving.unseen import Unseen
+from serving.work import Finder, Work
 from tests.serving.conftest import KNOWN, fake_app, fake_release, running
 
 WINDOW = WindowConfig(size=8, overlap_share=0.25, num_summaries=2, summary_tokens=2)  # stride 6
@@ -82,6 +91,10 @@ def tell(store: EventStore, num: int, at: int | None = None) -> None:
     for _ in range(num):
         n = store.num_events()
         store.append([Event(user_id="ann", item_id=KNOWN[7 * n % 20], timestamp_ms=n + 1_000 if at is None else at)])
+
+
+def is_at_hand(engine: SummaryEngine, context: np.ndarray) -> bool:
+    return not engine.open_at_once(context)[1]
 
 
 def assert_whole(worker: Worker) -> None:
@@ -186,6 +199,27 @@ def test_who_is_forgotten_while_summaries_are_made_is_not_kept(worker: Worker, m
     monkeypatch.setattr(worker.engine, "prepare", forgotten_meanwhile)
     worker.sessions.complete(partial, "ann")
     assert worker.sessions.peek("ann") is None
+    assert not is_at_hand(worker.engine, answer_context(partial.tokens_L, WINDOW))
+
+
+def test_nothing_is_made_of_who_was_forgotten_before_it_began(worker: Worker) -> None:
+    tell(worker.store, 21)
+    partial = worker.state().ranking
+    worker.store.forget("ann")
+    worker.cache.forget({"ann"})
+    worker.sessions.complete(partial, "ann")
+    assert not is_at_hand(worker.engine, answer_context(partial.tokens_L, WINDOW))
+
+
+def test_who_has_more_events_than_are_read_is_answered_by_the_last_window(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "HISTORY_CAP", 21)
+    monkeypatch.setattr(worker.engine, "summaries", lambda closed: pytest.fail("encoded again with every event"))
+    tell(worker.store, 21)
+    worker.state()
+    worker.complete()
+    assert_partial(worker)
 
 
 def test_the_summaries_of_who_is_forgotten_leave_too(worker: Worker) -> None:
@@ -196,8 +230,8 @@ def test_the_summaries_of_who_is_forgotten_leave_too(worker: Worker) -> None:
     other = np.arange(1, 21, dtype=np.int32)
     worker.engine.prepare([other])
     worker.sessions.forget({"ann", "somebody who was never here"})
-    assert not worker.engine.is_at_hand(context)
-    assert worker.engine.is_at_hand(other)
+    assert not is_at_hand(worker.engine, context)
+    assert is_at_hand(worker.engine, other)
 
 
 def test_requests_do_not_wait_while_summaries_are_made(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,11 +341,54 @@ def test_answers_say_that_they_are_partial(store: EventStore, model: SummaryMode
         assert answer["items"] != first["items"]
         assert ask()["partial"] is False
         assert 'recsys_partial_answers_total{release="r1"}' in client.get("/metrics").text
-        assert not engine.is_at_hand(np.arange(1, 21, dtype=np.int32))
+        assert not is_at_hand(engine, np.arange(1, 21, dtype=np.int32))
         history = app.state.endpoint.releases.current.sessions.peek("ann").tokens_L
-        assert engine.is_at_hand(answer_context(history, WINDOW))
+        assert is_at_hand(engine, answer_context(history, WINDOW))
         assert client.delete("/v1/users/ann").status_code == 200
-        assert not engine.is_at_hand(answer_context(history, WINDOW))
+        assert not is_at_hand(engine, answer_context(history, WINDOW))
         told = [{"item_id": KNOWN[n % 20]} for n in range(30)]
         body = {"events": told, "k": 3}
         assert client.post("/v1/recommendations", json=body).json()["partial"] is True
+
+
+def test_summaries_that_cannot_be_encoded_are_in_the_log_and_tried_again(
+    store: EventStore, model: SummaryModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of(model)
+    tried = threading.Semaphore(0)
+
+    def broken(contexts: list[np.ndarray]) -> int:
+        tried.release()
+        raise RuntimeError("the engine is on fire")
+
+    monkeypatch.setattr(engine, "prepare", broken)
+    app = fake_app(ServeConfig(deadline_ms=10_000), engine, store, WINDOW)
+    tell(store, 21)
+    with running(app) as address, httpx.Client(base_url=address, timeout=30) as client:
+        for _ in range(2):
+            assert client.post("/v1/recommendations", json={"user_id": "ann"}).json()["partial"] is True
+            assert tried.acquire(timeout=30)
+    assert caplog.text.count("summaries not encoded under r1") == 2
+    assert "the engine is on fire" in caplog.text
+
+
+def test_a_shadow_has_summaries_for_its_next_answer_too(store: EventStore, model: SummaryModel) -> None:
+    cache = SessionCache(10**7)
+    releases = Releases(Recommender(fake_release(engine_of(model), "r1", WINDOW)), store, cache)
+    shadow = LiveRelease(Recommender(fake_release(engine_of(model), "r2", WINDOW)), store, cache)
+    metrics = Metrics()
+    finder = Finder(releases, store, metrics, LastAnswers())
+    impressions = ImpressionWriter(store, metrics.lost_impressions.inc)
+    unseen = Unseen(releases, finder, impressions, metrics, 0.0, lambda: False, time.monotonic)
+    tell(store, 21)
+    work = Work(RecommendationRequest(user_id="ann", k=3), releases.current, "all", time.monotonic)
+    try:
+        finder.find(work)
+        unseen._answer(shadow, work, "0" * 32, 0)
+    finally:
+        unseen.pool.close()
+        impressions.close(wait_s=30)
+    for live, is_partial in ((releases.current, True), (shadow, False)):
+        kept = live.sessions.peek("ann")
+        assert kept is not None
+        assert kept.is_partial is is_partial
