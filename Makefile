@@ -2,6 +2,9 @@
 VENV ?= .venv
 BUILD_IMAGE ?= docker build
 BIN := $(VENV)/bin
+# Processes that share the tests, each file in one of them. By hand, `pytest FILE` runs in one process.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 .PHONY: install demo test test-all check image lock peers clean
@@ -25,12 +28,12 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Needs the programs that the `service` tests drive:
 # apt-get install postgresql chromium prometheus nginx-light systemd buildah debootstrap docker.io docker-compose
 test-all: check
-	RECSYS_REQUIRE_SERVICES=1 $(BIN)/pytest -m 'not gpu'
+	RECSYS_REQUIRE_SERVICES=1 $(PYTEST) -m 'not gpu'
 
 # The serving image. Without a docker daemon: make image BUILD_IMAGE='buildah bud --format docker'
 image:

@@ -20,9 +20,21 @@ NUM_ITEMS = 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests compute on the processor, to the last bit; only those that are asked for by `-m gpu` see a GPU."""
+    """Tests compute on the processor, to the last bit; only those that are asked for by `-m gpu` see a GPU.
+
+    Workers of pytest-xdist compute in a thread each: more would wait for each other.
+    """
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if hasattr(config, "workerinput"):  # one of several processes
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, or a worker would be at one of them when the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def service_program(name: str, package: str, elsewhere: Sequence[Path] = ()) -> Path:

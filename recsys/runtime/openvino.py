@@ -1,5 +1,6 @@
 """The CPU engine: two OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic or bf16."""
 
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from recsys.runtime.engine import EngineInfo
 from recsys.runtime.items import ItemTable
 
 # B batch, L window length, E new events
+
+# OpenVINO would tell Google Analytics of every import and conversion, each time from a fork of this process. It goes
+# without where the package that does so is not there.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 OPEN_GRAPH = "open.xml"
 APPEND_GRAPH = "append.xml"

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openvino import Core
 
 from optimize import arithmetic, build
 from optimize.config import OptimizeConfig
@@ -59,6 +58,8 @@ def test_a_release_of_a_processor_with_bf16_is_served_in_it_there_and_in_float32
     name, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path, force=True)
     assert manifest.config["arithmetic"] == "bf16"
     assert manifest.config["arithmetic_ms"] == [{"length": 64, "f32": 10.0, "bf16": 5.0}]
+    from openvino import Core
+
     compile_model, hints = Core.compile_model, []
 
     def noted(core: Core, model: Any, device: str, settings: dict[str, Any]) -> Any:

@@ -1,11 +1,15 @@
 """The commands as a user types them, in processes of their own."""
 
+import contextlib
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
@@ -27,10 +31,26 @@ def recsys(*arguments: object, check: bool = True) -> subprocess.CompletedProces
 def refused(*arguments: object) -> str:
     """The one line of a user's mistake."""
     result = recsys(*arguments, check=False)
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    assert result.stderr.startswith("recsys: ")
-    return result.stderr
+    return line_of_mistake(result.returncode, result.stderr)
+
+
+def refused_here(*arguments: object) -> str:
+    """The same without a process of its own, which takes seconds to start."""
+    with (
+        mock.patch.object(sys, "argv", ["recsys", *map(str, arguments)]),
+        mock.patch.dict(os.environ),
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return line_of_mistake(ended.value.code, errors.getvalue())
+
+
+def line_of_mistake(status: object, errors: str) -> str:
+    assert status == 2, (status, errors)
+    assert len(errors.splitlines()) == 1, errors
+    assert errors.startswith("recsys: ")
+    return errors
 
 
 def gate(folder: Path, **limits: float) -> Path:
@@ -97,7 +117,7 @@ def test_recommend_takes_the_filters_of_the_endpoint(shop: Path) -> None:
     assert {item["item_id"] for item in json.loads(mine.stdout)["items"]} <= fitting
     message = refused(*where, "--all", "--out", shop / "none.parquet", "--category", "no such thing")
     assert "passes the filters; ask for other categories or a wider range of prices" in message
-    assert "recsys recommend: min_price = -1.0: input should be greater than or equal to 0" in refused(
+    assert "recsys recommend: min_price = -1.0: input should be greater than or equal to 0" in refused_here(
         *where, "--user", user_of(shop), "--min-price", -1
     )
     assert not (shop / "none.parquet").exists()
@@ -171,26 +191,26 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(shop: Path, tmp_path: Pat
     features, releases = shop / "features", shop / "releases"
     out = tmp_path / "out"
     assert "no such file or folder" in refused("features", "build", tmp_path / "nope.csv", "--out", out)
-    assert "expected generic or one of" in refused(
+    assert "expected generic or one of" in refused_here(
         "features", "build", shop / "log.csv.gz", "--format", "x", "--out", out
     )
-    assert "--map x=y" in refused("features", "build", shop / "log.csv.gz", "--map", "x=y", "--out", out)
+    assert "--map x=y" in refused_here("features", "build", shop / "log.csv.gz", "--map", "x=y", "--out", out)
     assert "no artifact here" in refused("train", tmp_path, "--out", out)
     assert "no user 'nobody'" in refused("recommend", releases, "--features", features, "--user", "nobody")
     assert "no release here" in refused("evaluate", tmp_path, "--features", features)
-    assert "--user with --features" in refused("recommend", releases)
-    assert "give one of --user" in refused("recommend", releases, "--user", "u", "--all")
-    assert "need --features DIR" in refused("recommend", releases, "--all")
+    assert "--user with --features" in refused_here("recommend", releases)
+    assert "give one of --user" in refused_here("recommend", releases, "--user", "u", "--all")
+    assert "need --features DIR" in refused_here("recommend", releases, "--all")
     assert "no such config file" in refused("serve", releases, "--config", tmp_path / "x.toml")
     assert "create it first" in refused("serve", releases, "--store", "sqlite:////no/such/x.db")
-    assert "fitted under protocol time" in refused(
+    assert "fitted under protocol time" in refused_here(
         "evaluate", releases, "--features", features, "--protocol", "last-out"
     )
     choices = ("benchmark", "choices", "--features", features, "--only")
     assert "--only lstm: expected some of default, type" in refused(*choices, "lstm")
     assert "No such option" in refused("demo", "--nope")
     (tmp_path / "empty.txt").write_text("")
-    assert "none of the 0 items" in refused("recommend", releases, "--history", tmp_path / "empty.txt")
+    assert "none of the 0 items" in refused_here("recommend", releases, "--history", tmp_path / "empty.txt")
     assert not out.exists()
 
 

@@ -15,7 +15,7 @@ from recsys.evaluation import looks
 from recsys.training import train
 from recsys.training.config import Recipe
 from tests.conftest import NUM_ITEMS, cyclic_histories, write_features
-from tests.pipeline.test_command_line import recsys, refused
+from tests.pipeline.test_command_line import recsys, refused, refused_here
 
 
 @pytest.fixture
@@ -121,9 +121,11 @@ def test_a_release_fitted_after_the_cut_of_these_features_is_refused(
 def test_mistakes_are_one_line_and_no_look(releases: Path, ring_features: Path, tmp_path: Path) -> None:
     base = ("evaluate", releases, "--features", ring_features)
     assert "metric 'ndcg', expected one of ndcg@10, recall@10" in refused(*base, "--metric", "ndcg")
-    assert "expected a release or one of popularity, last_item, cooccurrence" in refused(*base, "--against", "populr")
-    assert "no release here" in refused(*base, "--against", tmp_path)
-    assert "0.5" in refused(*base, "--margin", 30)
+    assert "expected a release or one of popularity, last_item, cooccurrence" in refused_here(
+        *base, "--against", "populr"
+    )
+    assert "no release here" in refused_here(*base, "--against", tmp_path)
+    assert "0.5" in refused_here(*base, "--margin", 30)
     assert not (releases / "evaluations.jsonl").exists()
     (releases / "evaluations.jsonl").write_text("not json\n")
-    assert "evaluations.jsonl, line 1" in refused(*base)
+    assert "evaluations.jsonl, line 1" in refused_here(*base)

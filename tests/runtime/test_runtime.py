@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +21,21 @@ from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
 from recsys.runtime.scoring import CodeScorer
 from recsys.windows import padded_batches
+
+CONVERT = """
+from recsys.runtime import openvino
+openvino.has_bf16()
+from openvino import convert_model
+from torch import nn, zeros
+convert_model(nn.ReLU(), example_input=zeros(1))
+"""
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """Where it does, it keeps a number of this machine at home."""
+    unlike_ci = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    subprocess.run([sys.executable, "-c", CONVERT], check=True, env={**unlike_ci, "HOME": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

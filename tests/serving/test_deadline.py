@@ -145,8 +145,13 @@ def test_a_worker_gives_way_before_it_begins_and_not_for_good() -> None:
 def test_a_worker_gives_way_for_nobody_who_has_gone() -> None:
     free, asked = threading.Event(), []
 
+    def gives_way() -> bool:
+        asked.append(1)
+        free.wait(LONG_S)
+        return False
+
     async def scenario() -> None:
-        pool = BoundedPool(1, 4, gives_way=lambda: (asked.append(1), free.wait(LONG_S), False)[2])
+        pool = BoundedPool(1, 4, clock=lambda: 0.0, gives_way=gives_way)
         first = asyncio.ensure_future(pool.run(lambda: None, LONG_S))
         while not asked:
             await asyncio.sleep(0)

@@ -70,7 +70,7 @@ def test_a_stalled_index_gives_popular_items_of_the_last_category(hurried, monke
 
 def test_a_stalled_store_gives_popular_items_and_then_sheds(hurried, monkeypatch) -> None:
     go_on = stall(monkeypatch, hurried.store, "glance")
-    answers = [hurried.ask(user_id="new", k=1) for _ in range(4)]
+    answers = [hurried.ask(user_id="new", k=1, deadline_ms=1_000) for _ in range(4)]  # a busy machine gets slack
     assert [a["degraded"] for a in answers] == ["deadline", "deadline", "overload", "overload"]
     assert {(a["source"], *items(a)) for a in answers} == {("popular", "sku-19")}
     go_on.set()

@@ -77,9 +77,16 @@ def ask(client: httpx.Client, user: str, **headers: str) -> httpx.Response:
     return client.post("/v1/recommendations", json={"user_id": user}, headers={"X-Recsys-User": user, **headers})
 
 
+PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
+"""Below those that the kernel gives to whoever asks for any; each worker of pytest's has a thousand of its own."""
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """A port that nobody else takes meanwhile."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            break
+    return port
 
 
 @contextlib.contextmanager

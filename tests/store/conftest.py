@@ -1,4 +1,4 @@
-"""Each store test runs on SQLite and on a PostgreSQL server of its own."""
+"""Each store test runs on SQLite and on a PostgreSQL server of our own."""
 
 import os
 import shutil
@@ -15,6 +15,14 @@ from recsys.store import EventStore
 from tests.conftest import service_program
 
 START_TIMEOUT_S = 60
+SETTINGS = "-c listen_addresses= -c fsync=off -c deadlock_timeout=20ms"
+"""Writers that wait for each other are told after 20 ms, not a second: some tests bring that about many times."""
+EMPTIED = (
+    "select pg_terminate_backend(pid) from pg_stat_activity "
+    "where datname = current_database() and pid <> pg_backend_pid()",
+    "drop schema public cascade",
+    "create schema public",
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +41,7 @@ def postgres() -> Iterator[str]:
     data = str(folder / "data")
     log = str(folder / "log")
     run(str(pg_ctl.parent / "initdb"), "-D", data, "-U", "recsys", "-A", "trust", "-E", "UTF8", "--no-sync")
-    run(str(pg_ctl), "-D", data, "-w", "-l", log, "-o", f"-c listen_addresses= -k {folder} -c fsync=off", "start")
+    run(str(pg_ctl), "-D", data, "-w", "-l", log, "-o", f"{SETTINGS} -k {folder}", "start")
     try:
         yield f"postgresql://recsys@/postgres?host={folder}"
     finally:
@@ -42,22 +50,36 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of either kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.db'}"
-    return new_database(request.getfixturevalue("postgres"))
+        yield f"sqlite:///{tmp_path / 'store.db'}"
+        return
+    database = request.getfixturevalue("database")
+    yield database
+    execute(database, *EMPTIED)
+
+
+@pytest.fixture(scope="session")
+def database(postgres: str) -> str:
+    """URL of a database that tests leave empty: making one each would take ten times as long, and as many files."""
+    return new_database(postgres)
 
 
 def new_database(postgres: str, options: str = "template template0") -> str:
     """The URL of an empty database of the cluster. From template1 none is made while anybody looks into that."""
-    server = sa.make_url(postgres).set(drivername="postgresql+psycopg")
     name = f"test_{uuid.uuid4().hex[:12]}"
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    execute(postgres, f"create database {name} {options}")
+    return sa.make_url(postgres).set(database=name).render_as_string(hide_password=False)
+
+
+def execute(url: str, *statements: str) -> None:
+    """Each in a transaction of its own."""
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(sa.text(f"create database {name} {options}"))
+        for statement in statements:
+            connection.execute(sa.text(statement))
     engine.dispose()
-    return server.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture

@@ -201,7 +201,10 @@ def test_a_glance_counts_exactly_whatever_was_done_to_the_events(store: EventSto
     assert_glances_count_events(store, "u", "v", "s")
 
 
-def test_a_glance_counts_exactly_after_everything_at_once(store: EventStore) -> None:
+def test_a_glance_counts_exactly_after_everything_at_once(store: EventStore, monkeypatch) -> None:
+    # Of two vacuums of PostgreSQL's at once, the first tries for 5 s to shorten a table that the second waits for.
+    monkeypatch.setattr(retention, "give_room_back", lambda *_: None)
+
     def work(n: int) -> None:
         store.append([event(f"i{n}", n, user=f"u{n % 3}"), event(f"j{n}", n, user=f"u{(n + 1) % 3}")])
         if n % 8 == 5:
