@@ -218,9 +218,6 @@ class Trainer:
         self._optimizer.zero_grad()
         loss, count = self.loss(batch)
         self._mixed.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for parameter in self._parameters:  # one that a step has not read decays too, as with several processes
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         value = self.processes.add_up(self._parameters, loss.item())
         if not math.isfinite(value):
             raise self._stop(stream, batch, f"loss became {value}; lower learning_rate")

@@ -52,10 +52,16 @@ class Processes:
         return num_targets / num_all_targets if self.rank < len(batch.tokens_BL) else 0.0
 
     def add_up(self, parameters: Sequence[Tensor], value: float) -> float:
-        """Gradients become their sums over all processes; returns the sum of `value`."""
+        """Gradients become their sums over all processes; returns the sum of `value`.
+
+        A parameter that a step has not read has a gradient of zeros, so that the optimizer treats it alike whatever
+        the number of processes.
+        """
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         if self.count == 1:
             return value
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.tensor([value], device=self.device)])
         torch.distributed.all_reduce(flat)
         start = 0

@@ -2,29 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
 from recsys.model.summaries import SummaryModel, build_model
 from recsys.windows import WindowConfig, answer_context, cut, num_windows
+from tests.model.test_long_range import SMALL, influence
 
-SMALL = ModelConfig(width=16, num_layers=2, num_heads=2, head_dim=8, feedforward_width=24, dropout=0.0, init_std=0.2)
 WINDOW = WindowConfig(size=10, overlap_share=0.3, num_summaries=2, summary_tokens=3)  # stride 7
 
 
 def summary_model() -> SummaryModel:
     torch.manual_seed(0)
     return SummaryModel(SMALL, 20, WINDOW).eval()
-
-
-def influence(model: SequenceModel, length: int, last: int) -> list[bool]:
-    """Which events change the state after event `last`."""
-    tokens = torch.randint(1, 21, (1, length), generator=torch.Generator().manual_seed(1))
-    changed = tokens.repeat(length, 1)
-    changed[torch.arange(length), torch.arange(length)] = tokens[0] % 20 + 1
-    with torch.inference_mode():
-        difference = (model(changed)[:, last] - model(tokens)[0, last]).abs().amax(dim=1)
-    return (difference > 1e-6).tolist()
 
 
 def test_an_event_reaches_back_by_the_summaries_of_two_windows_and_no_further() -> None:
