@@ -194,16 +194,16 @@ class _Continued:
         before_BELo = self._new_E <= asking_BE[:, :, None]
         scores = torch.cat(
             [
-                past_BEHC.masked_fill(~self._counts_BC[:, None, None], -torch.inf),
-                new_BEHL.masked_fill(~before_BELo[:, :, None], -torch.inf),
+                past_BEHC.float().masked_fill(~self._counts_BC[:, None, None], -torch.inf),
+                new_BEHL.float().masked_fill(~before_BELo[:, :, None], -torch.inf),
             ],
             dim=3,
         )
-        weights = scores.float().softmax(dim=3).to(queries.dtype)
+        weights = scores.softmax(dim=3).to(queries.dtype)
         num_past = past_BEHC.shape[3]
         of_past, of_new = weights[..., :num_past], weights[..., num_past:]
-        past_values = self._rows[2 * layer + 1].to(queries.dtype).flatten(2)
-        found_BYX = self._scaled(of_past, 2 * layer + 1).flatten(1, 2) @ past_values
+        past_BCX, of_past_BYC = _alike(self._rows[2 * layer + 1], self._scaled(of_past, 2 * layer + 1).flatten(1, 2))
+        found_BYX = (of_past_BYC @ past_BCX).to(queries.dtype)
         found_BYX = found_BYX + of_new.flatten(1, 2) @ values_BLHK.flatten(2)
         found_BEHHK = found_BYX.view(*queries.shape[:2], heads, heads, head_dim)
         return (found_BEHHK * own_HH1).sum(dim=3)
@@ -217,9 +217,20 @@ class _Continued:
 
 def _products(rows_BCHK: Tensor, queries_BYX: Tensor, heads: int) -> Tensor:
     """Each query times each row, shape [B, E, H, C]."""
-    rows_BCX = rows_BCHK.to(queries_BYX.dtype).flatten(2)
+    rows_BCX, queries_BYX = _alike(rows_BCHK, queries_BYX)
     products_BCY = rows_BCX @ queries_BYX.transpose(1, 2)
     return products_BCY.view(*products_BCY.shape[:2], -1, heads).permute(0, 2, 3, 1)
+
+
+def _alike(rows_BCHK: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with heads side by side, and what they are multiplied with, in one type.
+
+    Of float16 and bf16 that of the rows, which are many and stay as they lie; TensorRT-RTX 1.7 builds no plan that
+    converts them. Otherwise that of the others.
+    """
+    if rows_BCHK.dtype is torch.float16 and others.dtype is torch.bfloat16:
+        return rows_BCHK.flatten(2), others.to(torch.float16)
+    return rows_BCHK.to(others.dtype).flatten(2), others
 
 
 def _twice(part: Tensor) -> Tensor:

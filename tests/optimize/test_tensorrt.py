@@ -52,11 +52,11 @@ def test_8_bit_plans_are_built_and_keep_their_codes(model: SequenceModel, tmp_pa
 
 
 def test_a_plan_is_built_without_a_gpu_and_refused_where_it_is_not_for(small: SequenceModel, tmp_path: Path) -> None:
-    config = TensorRtConfig(precision="fp16", activations="int8")
+    config = TensorRtConfig(activations="int8")
     said = tensorrt.build_plans(rounded(small, WeightFormat(bits=8)), 8, config, tmp_path)
     name = PlanName.parse(said["append"]["file"])
     assert (tmp_path / str(name)).stat().st_size > 10_000
-    assert (name.gpu, name.driver, name.precision) == ("sm80", "any", "fp16w8a8")
+    assert (name.gpu, name.driver, name.precision) == ("sm80", "any", "bf16w8a8")
     a100 = Here(gpu_name="NVIDIA A100-SXM4-40GB", capability=80, driver="13.0")
     name.check(a100, name.version, said["append"]["graph_digest"])
     h100 = Here(gpu_name="NVIDIA H100 80GB HBM3", capability=90, driver="13.0")
