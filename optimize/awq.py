@@ -115,7 +115,7 @@ def round_weights(
         setattr(
             rounded.decoder.get_submodule(parent),
             leaf,
-            RoundedLinear(weight, float(calibration[name].peak_abs_I.max())),
+            RoundedLinear(weight, float(calibration[name].peak_abs_I.max()), linear.bias),
         )
     return rounded
 
@@ -133,7 +133,24 @@ def _centred(scale_I: Tensor) -> Tensor:
 
 
 def _sites(model: SequenceModel) -> Iterator[_Site]:
-    """Inputs whose scales can be folded; what mixtures of experts and values of latent attention read is not there."""
+    """Inputs whose scales can be folded."""
+    return (site for site in _candidates(model) if _is_foldable(site.source))
+
+
+def _is_foldable(source: nn.Module) -> bool:
+    """Whether dividing its weight divides its output; not so where a norm has none (OLMo) or adds 1 to it (Gemma)."""
+    weight: Any = getattr(source, "weight", None)
+    if weight is None:
+        return False
+    divided = copy.deepcopy(source)
+    scale_I = torch.linspace(0.5, 2, len(weight))
+    _divide_outputs(divided, scale_I)
+    inputs = torch.linspace(-1, 2, weight.shape[-1])[None]
+    return torch.allclose(divided(inputs) * scale_I, source(inputs), rtol=1e-4, atol=1e-6)
+
+
+def _candidates(model: SequenceModel) -> Iterator[_Site]:
+    """Not what is read by mixtures of experts, feed-forward blocks without a gate, and values of latent attention."""
     layers: Any = model.decoder.layers
     for n, layer in enumerate(layers):
         attention, feedforward = layer.self_attn, layer.mlp
@@ -146,7 +163,7 @@ def _sites(model: SequenceModel) -> Iterator[_Site]:
         if hasattr(feedforward, "experts"):
             shared = feedforward.shared_experts
             yield _site(shared.up_proj, n, "mlp.shared_experts", shared, "down_proj")
-        else:
+        elif hasattr(feedforward, "gate_proj"):
             yield _site(layer.post_attention_layernorm, n, "mlp", feedforward, "gate_proj", "up_proj")
             yield _site(feedforward.up_proj, n, "mlp", feedforward, "down_proj")
 
@@ -163,7 +180,9 @@ def linears(model: SequenceModel) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _divide_outputs(source: nn.Module, scale_I: Tensor) -> None:
-    """Channels of a norm's or a bias-free projection's output divided by the scales."""
-    assert getattr(source, "bias", None) is None, "a bias would have to be divided too"
+    """Channels of a norm's or a projection's output divided by the scales."""
     weight: Any = source.weight
+    bias: Any = getattr(source, "bias", None)
     weight /= scale_I if weight.ndim == 1 else scale_I[:, None]
+    if bias is not None:
+        bias /= scale_I

@@ -24,6 +24,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.evaluation import looks
 from recsys.evaluation.looks import Look
+from recsys.model import incremental
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.summaries import SummaryModel
 from recsys.runtime import consistency
@@ -70,12 +71,14 @@ def run(
     `activate` points `current` at it (the first release of a folder always becomes current).
 
     Raises:
+        ConfigError: no engine can be built of the checkpoint's decoder, and why.
         ArtifactError: the checkpoint was not made from these features.
         DataError: the log of evaluations is damaged.
         GateError: the engine is worse than the gate allows, and not `force`. Nothing is published.
     """
     started = time.monotonic()
     checkpoint = Checkpoint.open(checkpoint_folder)
+    incremental.check(checkpoint.model.config, checkpoint.window.most_rows)
     data = dataset.load(features, Protocol(checkpoint.manifest.config["protocol"]))
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     looks.read(out / looks.LOG_FILE)

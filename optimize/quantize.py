@@ -61,7 +61,7 @@ def load(checkpoint: Checkpoint, config: OptimizeConfig, folder: Path) -> Sequen
         codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
         weight = RoundedWeight(codes.reshape(len(codes), -1), scales[:, :, 0], config.weights)
         parent, _, leaf = name.rpartition(".")
-        linear = RoundedLinear(weight, float(arrays.pop(f"{name}.input_peak")))
+        linear = RoundedLinear(weight, float(arrays.pop(f"{name}.input_peak")), arrays.get(f"{name}.bias"))
         setattr(model.decoder.get_submodule(parent), leaf, linear)
     model.decoder.load_state_dict(arrays)
     return model

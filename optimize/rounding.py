@@ -57,7 +57,7 @@ class RoundedWeight:
 class RoundedLinear(nn.Module):
     """y = x (codes · scales)ᵀ, exported as codes, a conversion, a multiplication and a matrix product."""
 
-    def __init__(self, weight: RoundedWeight, input_peak: float) -> None:
+    def __init__(self, weight: RoundedWeight, input_peak: float, bias_O: Tensor | None = None) -> None:
         """`input_peak` is the largest input of the calibration windows, for engines that round inputs too."""
         super().__init__()
         self.input_peak = input_peak
@@ -68,11 +68,13 @@ class RoundedLinear(nn.Module):
         self.shape = (num_outputs, num_inputs)
         self.register_buffer("codes", weight.codes_OI.reshape(num_outputs, num_groups, -1))
         self.register_buffer("scales", weight.scales_OG[:, :, None])
+        self.register_buffer("bias", bias_O)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The product, shape [..., O]."""
         dense = (self.codes.to(inputs.dtype) * self.scales).reshape(self.shape)  # type: ignore[operator]
-        return linear(inputs, dense)
+        product = linear(inputs, dense)
+        return product if self.bias is None else product + self.bias  # type: ignore[operator]
 
 
 def scales(weight_OI: Tensor, format_: WeightFormat, clip_OG: Tensor | float = 1.0) -> Tensor:

@@ -15,6 +15,7 @@ from recsys.contracts.config import Config
 from recsys.model.config import ModelConfig
 from recsys.training.config import Recipe, TrainingConfig
 from recsys.windows import WindowConfig
+from tests.architectures import ALSO_ALIKE, ARCHITECTURES, NAMED_ALIKE, OTHER_LAYERS, REFUSED
 
 PAGE = Path(__file__).parents[1] / "docs" / "model.md"
 
@@ -28,9 +29,10 @@ def rows(config: type[Config], chosen: Config) -> list[str]:
         for one, other in itertools.pairwise(body)
         if isinstance(one, ast.AnnAssign) and isinstance(other, ast.Expr)
     }
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in config.model_fields.items()}
     return [
-        f"| `{name}` | {told(field.default)} | {told(getattr(chosen, name))} | {said[name]} |"
-        for name, field in config.model_fields.items()
+        f"| `{name}` | {told(default)} | {told(getattr(chosen, name))} | {said[name]} |"
+        for name, default in defaults.items()
     ]
 
 
@@ -46,3 +48,16 @@ def test_every_setting_of_a_recipe_stands_in_the_table_as_it_is(config: type[Con
     lines = PAGE.read_text().splitlines()
     start = lines.index(f"| `[{part}]` | default of the class | default recipe | |")
     assert lines[start + 2 : start + 2 + len(expected)] == expected
+
+
+def test_the_decoders_that_were_tried_stand_on_the_page() -> None:
+    lines = PAGE.read_text().splitlines()
+    start = lines.index("| `architecture` | |")
+    named = [line.split("|")[1].strip().split(", ") for line in lines[start + 2 : start + 7]]
+    refused = [*named[3], *named[4]]
+    assert [set(part) for part in (*named[:3], refused)] == [
+        {*ARCHITECTURES, *ALSO_ALIKE},
+        set(NAMED_ALIKE),
+        set(OTHER_LAYERS),
+        set(REFUSED),
+    ]

@@ -1,27 +1,22 @@
 """The decoder's settings."""
 
-from enum import StrEnum
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from recsys.contracts.config import Config
 
-
-class Architecture(StrEnum):
-    """Decoders that `transformers` builds from a config."""
-
-    QWEN3 = "qwen3"
-    LLAMA = "llama"
-    DEEPSEEK_V3 = "deepseek-v3"
-    """Latent attention: keys and values are made of a few numbers an event; with `num_experts` a mixture of experts."""
+LATENT_ATTENTION = "deepseek_v3"
+"""Keys and values are made of a few numbers an event; with `num_experts` a mixture of experts."""
 
 
 class ModelConfig(Config):
     """A causal decoder over item tokens, item embeddings tied to the output."""
 
-    architecture: Architecture = Architecture.QWEN3
-    """Which decoder: qwen3, llama or deepseek-v3."""
+    architecture: str = "qwen3"
+    """Which decoder, by its `model_type` in `transformers`: qwen3, llama, mistral, qwen2, deepseek_v3 …"""
+    transformers: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further settings of that decoder by the names that `transformers` gives them: attention_bias, hidden_act …"""
     width: int = Field(default=64, ge=8)
     """D: size of item vectors and hidden states."""
     num_layers: int = Field(default=2, ge=1)
@@ -54,13 +49,17 @@ class ModelConfig(Config):
     num_dense_layers: int = Field(default=1, ge=0)
     """With experts: first layers that have an ordinary feed-forward block."""
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether attention is DeepSeek-V3's."""
+        return self.architecture == LATENT_ATTENTION
+
     @model_validator(mode="after")
     def _fits_the_architecture(self) -> Self:
-        latent = self.architecture is Architecture.DEEPSEEK_V3
-        if self.num_experts and not latent:
-            raise ValueError(f"num_experts = {self.num_experts} needs architecture 'deepseek-v3'")
+        if self.num_experts and not self.is_latent:
+            raise ValueError(f"num_experts = {self.num_experts} needs architecture {LATENT_ATTENTION!r}")
         if self.num_experts and not max(2, self.experts_per_event) <= self.num_experts:
             raise ValueError(f"{self.num_experts} experts are fewer than 2, or than experts_per_event")
-        if latent and self.head_dim % 4:
+        if self.is_latent and self.head_dim % 4:
             raise ValueError(f"head_dim = {self.head_dim}: latent attention rotates half of it, so 4 must divide it")
         return self

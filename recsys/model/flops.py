@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from recsys.model.config import Architecture, ModelConfig
+from recsys.model.config import ModelConfig
 from recsys.windows import WindowConfig, cut
 
 
@@ -19,7 +19,7 @@ class EncodeCost:
 
 
 def encode_flops(num_events: int, config: ModelConfig) -> tuple[int, int]:
-    """(attention, total) FLOPs of one causal pass over `num_events`.
+    """(attention, total) FLOPs of one causal pass over `num_events`; feed-forward blocks as in Llama, with a gate.
 
     Per layer and event: the matrices, of experts the shared and the chosen ones, and for event i scores and
     weighted sum over i keys: 2 x 2 x heads x head_dim x i.
@@ -33,7 +33,7 @@ def _matrix_elements(config: ModelConfig) -> int:
     """Elements of all matrices that an event is multiplied with."""
     inner, half = config.num_heads * config.head_dim, config.head_dim // 2
     projections = 4 * config.width * inner
-    if config.architecture is Architecture.DEEPSEEK_V3:
+    if config.is_latent:
         down, up = config.width * (config.latent_width + half), config.latent_width * config.num_heads * 3 * half
         projections = 2 * config.width * inner + down + up
     dense = 3 * config.width * config.feedforward_width

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat
-from recsys.model.config import Architecture
-from recsys.model.decoder import SequenceModel
+from recsys.model.config import ModelConfig
+from recsys.model.decoder import FAILURES, SequenceModel, first_line
 from recsys.model.heads import LatentHeads, PlainHeads, feed_forward
 
 INT8_MAX = 127
+_PROBE_EVENTS = 12
+_PROBE_NOISE = 0.1
+_PROBE_TOLERANCE = 1e-3
 
 
 class OpenWindow(nn.Module):
@@ -70,6 +74,68 @@ class AppendEvents(nn.Module):
         return vector_BD, *_pack(fresh, self.cache)
 
 
+def why_not(config: ModelConfig, window_size: int) -> str | None:
+    """Why these two passes cannot stand for the decoder that `transformers` builds; None: they compute the same.
+
+    Seen on a decoder of random weights and a few random events.
+    """
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        model = SequenceModel(config, 1, window_size).eval()
+        for weight in model.decoder.parameters():
+            weight.add_(_PROBE_NOISE * torch.randn_like(weight))
+        num_events = min(_PROBE_EVENTS, window_size)
+        embedded_1LD = torch.randn(1, num_events, config.width)
+        expected_D = model.decode(embedded_1LD)[0, -1]
+        try:
+            vectors = _both_passes(model, embedded_1LD)
+        except FAILURES as error:
+            return f"its layers are not built like Llama's ({first_line(error)})"
+    furthest = max(float((vector_D - expected_D).norm() / expected_D.norm()) for vector_D in vectors)
+    if not furthest < _PROBE_TOLERANCE:
+        return (
+            f"its layers are named as Llama's and compute something else (a vector {furthest:.0%} of its length away)"
+        )
+    return _narrower_attention(model, window_size)
+
+
+def check(config: ModelConfig, window_size: int) -> None:
+    """See that engines can be built of such a decoder.
+
+    Raises:
+        ConfigError: they cannot, and why.
+    """
+    reason = why_not(config, window_size)
+    if reason is not None:
+        raise ConfigError(
+            f"architecture = {config.architecture!r}: no engine can be built, {reason}; "
+            "train with one of Llama's family: qwen3, llama, mistral, qwen2, gemma …"
+        )
+
+
+def _both_passes(model: SequenceModel, embedded_1LD: Tensor) -> list[Tensor]:
+    """The vector after the last event, encoded at once and appended to a window without its second half."""
+    num_events = embedded_1LD.shape[1]
+    half = (num_events + 1) // 2
+    opened = OpenWindow(model, CacheFormat.FLOAT32)
+    encoded_1D = opened(embedded_1LD, torch.tensor([num_events - 1]))[0]
+    _, *kept = opened(embedded_1LD[:, :half], torch.tensor([half - 1]))
+    append, rest_1ED = AppendEvents(model, CacheFormat.FLOAT32), embedded_1LD[:, half:]
+    if not rest_1ED.shape[1]:
+        return [encoded_1D[0]]
+    appended_1D = append(rest_1ED, torch.tensor([num_events - half - 1]), torch.tensor([half]), *kept)[0]
+    return [encoded_1D[0], appended_1D[0]]
+
+
+def _narrower_attention(model: SequenceModel, window_size: int) -> str | None:
+    """A sliding window of attention that a window of ours is larger than: too few events were tried to see it."""
+    config: Any = model.decoder.config
+    sliding = getattr(config, "sliding_window", None)
+    if sliding is None or sliding >= window_size or not getattr(config, "use_sliding_window", True):
+        return None
+    return f"its attention reaches {sliding} events back, fewer than a window's {window_size}"
+
+
 def in_precision(graph: OpenWindow | AppendEvents, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
     """The graph itself with weights and arithmetic in `dtype`, angles of rotation in float32.
 
@@ -89,10 +155,9 @@ class _Decoder(nn.Module):
         super().__init__()
         decoder: Any = model.decoder
         self.max_length = int(decoder.config.max_position_embeddings)
-        latent = model.config.architecture is Architecture.DEEPSEEK_V3
-        self._heads = (LatentHeads if latent else PlainHeads)(model.config.num_heads, model.config.head_dim)
+        heads = LatentHeads if model.config.is_latent else PlainHeads
+        self._heads = heads(model.config.num_heads, model.config.head_dim)
         self.layers, self.norm = decoder.layers, decoder.norm
-        assert decoder.rotary_emb.attention_scaling == 1, "a scaled rotary embedding is not built here"
         self.register_buffer("frequency_K", decoder.rotary_emb.inv_freq.clone(), persistent=False)
 
     def forward(

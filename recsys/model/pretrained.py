@@ -56,7 +56,7 @@ def load_into(model: SequenceModel, folder: Path) -> str:
     if own.keys() != found.keys():
         name = min(own.keys() ^ found.keys())
         lacks = "is missing" if name in own else "is not part of this architecture"
-        raise ConfigError(f"{folder}: weight {name} {lacks}; {model.config.architecture.value} was expected")
+        raise ConfigError(f"{folder}: weight {name} {lacks}; {model.config.architecture} was expected")
     for name, weight in own.items():
         fitting = _for_all_heads(found[name], weight, name, model.config.head_dim)
         if fitting.shape != weight.shape:
@@ -80,16 +80,17 @@ def _check(config: ModelConfig, ours: dict[str, Any], theirs: dict[str, Any], fo
     if theirs.get("model_type") != ours["model_type"]:
         raise ConfigError(
             f"{folder}: model_type is {theirs.get('model_type')!r}, "
-            f"the recipe's architecture {config.architecture.value!r} is {ours['model_type']!r}"
+            f"the recipe's architecture {config.architecture!r} is {ours['model_type']!r}"
         )
     for name, called in _RENAMED.items():
         expected = ours.get(name)
         found = theirs.get(name)
         if found is not None and found != expected:
             raise ConfigError(f"{folder}: {name} is {found}, the recipe says {expected}; set {called} in [model]")
-    if theirs.get("hidden_act", ours["hidden_act"]) != ours["hidden_act"]:
+    if theirs.get("hidden_act", ours.get("hidden_act")) != ours.get("hidden_act"):
         raise ConfigError(
-            f"{folder}: hidden_act is {theirs['hidden_act']!r}, only {ours['hidden_act']!r} is built here"
+            f"{folder}: hidden_act is {theirs['hidden_act']!r}, the recipe says {ours.get('hidden_act')!r}; "
+            "set hidden_act in [model.transformers]"
         )
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
@@ -100,8 +101,8 @@ def _check(config: ModelConfig, ours: dict[str, Any], theirs: dict[str, Any], fo
 
 
 def _for_all_heads(found: Tensor, own: Tensor, name: str, head_dim: int) -> Tensor:
-    """Rows of shared keys and values repeated until each head has its own; other weights as they are."""
-    if not name.endswith(("k_proj.weight", "v_proj.weight")) or own.shape[0] % found.shape[0]:
+    """Rows of shared keys and values, of biases too, repeated until each head has its own; others as they are."""
+    if name.split(".")[-2] not in ("k_proj", "v_proj") or own.shape[0] % found.shape[0]:
         return found
     times = own.shape[0] // found.shape[0]
-    return found.view(-1, head_dim, found.shape[1]).repeat_interleave(times, dim=0).flatten(0, 1)
+    return found.view(-1, head_dim, *found.shape[1:]).repeat_interleave(times, dim=0).flatten(0, 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from recsys import dataset
 from recsys.contracts import artifact
@@ -18,9 +19,9 @@ from recsys.contracts.errors import DataError
 from recsys.contracts.ids import PAD
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
-from recsys.model import pretrained
+from recsys.model import incremental, pretrained
 from recsys.model.checkpoint import START_FILE, save_weights
-from recsys.model.decoder import SequenceModel
+from recsys.model.decoder import SequenceModel, check_causal
 from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
@@ -58,7 +59,7 @@ def run(
 
     Raises:
         DataError: nothing to train on, or the loss became no number: names the batch by its users and items.
-        ConfigError: the recipe wants a GPU, and there is none.
+        ConfigError: the recipe wants a GPU, and there is none, or a decoder that is none.
         ArtifactError: `refit` is no checkpoint of these features, `start` is of another model or has seen what is
             held out, or there is no such run to resume.
     """
@@ -76,6 +77,13 @@ def run(
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
     torch.manual_seed(recipe.training.seed)
     model = build_model(recipe.model, len(data.vocabulary), recipe.window)
+    check_causal(model)
+    reason = incremental.why_not(recipe.model, recipe.window.most_rows)
+    if reason is not None and processes.is_first:
+        Console(stderr=True, soft_wrap=True).print(
+            f"architecture = {recipe.model.architecture!r} trains, but `recsys optimize` will refuse it: {reason}",
+            highlight=False,
+        )
     if recipe.model.pretrained is not None:
         parents["pretrained"] = pretrained.load_into(model, Path(recipe.model.pretrained))
     try:

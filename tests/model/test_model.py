@@ -4,21 +4,56 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.contracts.errors import ArtifactError
+from recsys.contracts.errors import ArtifactError, ConfigError
 from recsys.model.checkpoint import Checkpoint
-from recsys.model.config import Architecture, ModelConfig
-from recsys.model.decoder import SequenceModel, UserEncoder
+from recsys.model.config import ModelConfig
+from recsys.model.decoder import SequenceModel, UserEncoder, check_causal
 from recsys.model.dropout import Dropout
 from recsys.model.flops import compare_windows, encode_flops
 from recsys.model.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
+from tests.architectures import ARCHITECTURES
 
 SMALL = ModelConfig(width=16, num_layers=2, num_heads=2, head_dim=8, feedforward_width=24, dropout=0.0)
 
 
-@pytest.fixture(params=list(Architecture))
+@pytest.fixture(params=[*ARCHITECTURES, "gpt2", "gemma3_text"])
 def model(request: pytest.FixtureRequest) -> SequenceModel:
     torch.manual_seed(0)
     return SequenceModel(SMALL.model_copy(update={"architecture": request.param}), num_items=20, max_length=32).eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "quen3"}, "transformers knows no such model_type; near it: qwen3, "),
+        ({"architecture": "bert"}, "'bert' looks at later events, so it cannot learn to predict them; choose a causal"),
+        ({"architecture": "t5"}, "'t5' fails on a window of vectors: You must specify exactly one of input_ids"),
+        ({"architecture": "mamba"}, "'mamba' has no num_attention_heads"),
+        (
+            {"architecture": "gpt2", "head_dim": 16},
+            "divides the width among its heads: num_heads x head_dim is 32, width 16; make them equal",
+        ),
+        (
+            {"transformers": {"hidden_akt": "gelu"}},
+            r"\[model.transformers\] hidden_akt: 'qwen3' has no setting of that",
+        ),
+        ({"transformers": {"hidden_act": "glu"}}, "'qwen3' cannot be built with these settings: there is no 'glu'$"),
+    ],
+)
+def test_what_is_no_causal_decoder_is_refused_in_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_causal(SequenceModel(ModelConfig.from_mapping({**SMALL.model_dump(), **settings}, "recipe"), 20, 32))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_reach_the_decoder() -> None:
+    values = SMALL.model_dump() | {"transformers": {"hidden_act": "gelu", "attention_bias": True}, "norm_eps": 1e-3}
+    decoder = SequenceModel(ModelConfig.from_mapping(values, "recipe"), 20, 32).decoder
+    assert decoder.config.hidden_act == "gelu"
+    assert decoder.layers[0].self_attn.q_proj.bias is not None  # type: ignore[index,union-attr]
+    assert decoder.norm.variance_epsilon == 1e-3  # type: ignore[union-attr]
+    other = SequenceModel(SMALL.model_copy(update={"architecture": "gpt2", "norm_eps": 1e-3}), 20, 32).decoder
+    assert (other.config.n_inner, other.config.layer_norm_epsilon) == (SMALL.feedforward_width, 1e-3)
 
 
 def test_later_events_do_not_change_earlier_states(model: SequenceModel) -> None:

@@ -14,7 +14,7 @@ from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
-from recsys.model.config import Architecture, ModelConfig
+from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.flops import encode_flops
 from recsys.model.reference import encode
@@ -22,26 +22,32 @@ from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.training import train
 from recsys.training.config import Recipe
+from tests.architectures import ALIKE
 
 BACKBONES = {
-    "default": Architecture.QWEN3,
-    "llama": Architecture.LLAMA,
-    "deepseek-v3": Architecture.DEEPSEEK_V3,
-    "deepseek-v3-moe": Architecture.DEEPSEEK_V3,
+    "default": "qwen3",
+    "llama": "llama",
+    "deepseek-v3": "deepseek_v3",
+    "deepseek-v3-moe": "deepseek_v3",
 }
 NUM_STEPS = 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_trains_saves_loads_and_answers_as_a_release(name: str, ring_features: Path, tmp_path: Path) -> None:
+def small_recipe(name: str, **model: object) -> Recipe:
     values = Recipe.load(name).model_dump()
     values["training"] |= {"max_epochs": 1, "max_round_steps": NUM_STEPS, "batch_tokens": 256, "num_threads": 1}
     values["model"] |= {"width": 32, "head_dim": 16, "feedforward_width": 32, "latent_width": 16, "expert_width": 16}
-    recipe = Recipe.from_mapping(values, name)
+    values["model"] |= model
+    return Recipe.from_mapping(values, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BACKBONES, *ALIKE])
+def test_a_backbone_trains_saves_loads_and_answers_as_a_release(name: str, ring_features: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(name) if name in BACKBONES else small_recipe("default", architecture=name)
     manifest = train.run(recipe, ring_features, tmp_path / "checkpoint", protocol=Protocol.TIME)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
-    assert checkpoint.model.config.architecture is BACKBONES[name]
+    assert checkpoint.model.config.architecture == BACKBONES.get(name, name)
     assert (checkpoint.model.config.num_experts > 0) == name.endswith("-moe")
     assert np.isfinite(manifest.metrics["log"][0]["loss"])
     # twelve steps leave a model whose lists rounding reorders easily; errors are what is checked here
@@ -54,9 +60,20 @@ def test_a_backbone_trains_saves_loads_and_answers_as_a_release(name: str, ring_
     assert len({item.item_id for item in answer}) == 3
 
 
+def test_a_decoder_without_an_engine_trains_and_is_refused_before_anything_is_computed(
+    ring_features: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train.run(small_recipe("default", architecture="gpt2"), ring_features, tmp_path / "c", protocol=Protocol.TIME)
+    said = "'gpt2' trains, but `recsys optimize` will refuse it: its layers are not built like Llama's"
+    assert said in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="'gpt2': no engine can be built, its layers are not built like Llama's"):
+        build.run(OptimizeConfig(), tmp_path / "c", ring_features, tmp_path / "releases")
+    assert not (tmp_path / "releases").exists()
+
+
 def test_appends_and_encodings_of_experts_equal_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(architecture=Architecture.DEEPSEEK_V3, num_experts=4, num_layers=3, init_std=0.2)
+    config = ModelConfig(architecture="deepseek_v3", num_experts=4, num_layers=3, init_std=0.2)
     model = SequenceModel(config, 50, 64).eval()
     build_engine(model, tmp_path, 64, CacheFormat.FLOAT32)
     items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
@@ -70,7 +87,7 @@ def test_appends_and_encodings_of_experts_equal_transformers(tmp_path: Path) -> 
 
 def test_training_teaches_every_expert_and_the_router() -> None:
     torch.manual_seed(0)
-    config = ModelConfig(architecture=Architecture.DEEPSEEK_V3, num_experts=4, experts_per_event=2)
+    config = ModelConfig(architecture="deepseek_v3", num_experts=4, experts_per_event=2)
     model = SequenceModel(config, 50, 64)
     model(torch.randint(1, 51, (4, 32))).square().sum().backward()
     block = model.decoder.layers[1].mlp  # type: ignore[union-attr,index]
@@ -81,9 +98,9 @@ def test_training_teaches_every_expert_and_the_router() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_experts": 4}, "num_experts = 4 needs architecture 'deepseek-v3'"),
-        ({"architecture": "deepseek-v3", "num_experts": 4, "experts_per_event": 5}, "fewer than 2, or than"),
-        ({"architecture": "deepseek-v3", "head_dim": 6}, "4 must divide it"),
+        ({"num_experts": 4}, "num_experts = 4 needs architecture 'deepseek_v3'"),
+        ({"architecture": "deepseek_v3", "num_experts": 4, "experts_per_event": 5}, "fewer than 2, or than"),
+        ({"architecture": "deepseek_v3", "head_dim": 6}, "4 must divide it"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], message: str) -> None:
@@ -93,7 +110,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object
 
 def test_flops_of_latent_attention_and_experts_by_hand() -> None:
     config = ModelConfig(
-        architecture=Architecture.DEEPSEEK_V3,
+        architecture="deepseek_v3",
         width=8,
         num_layers=1,
         num_heads=2,

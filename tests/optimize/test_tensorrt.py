@@ -64,6 +64,15 @@ def test_a_plan_is_built_without_a_gpu_and_refused_where_it_is_not_for(small: Se
         name.check(h100, "10.0", "0" * 12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_a_plan_is_built_of_matrices_with_biases(activations: str, tmp_path: Path) -> None:
+    config = ModelConfig(architecture="qwen2", width=32, num_layers=1, num_heads=2, head_dim=16, feedforward_width=32)
+    decoder = rounded(SequenceModel(config, 20, 8).eval(), WeightFormat(bits=8))
+    said = tensorrt.build_plans(decoder, 8, TensorRtConfig(activations=activations), tmp_path)
+    assert all((tmp_path / said[graph]["file"]).stat().st_size > 10_000 for graph in ("open", "append"))
+
+
 @pytest.mark.parametrize(
     ("inputs", "num_quantized"), [pytest.param("float", 0, marks=pytest.mark.slow), ("int8", 2 * 4 + 1)]
 )

@@ -11,20 +11,23 @@ from hypothesis import strategies as st
 from optimize import awq, calibration
 from optimize.export import build_engine
 from optimize.rounding import WeightFormat
+from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat, ItemFormat
-from recsys.model.config import Architecture, ModelConfig
-from recsys.model.decoder import SequenceModel
+from recsys.model import incremental
+from recsys.model.config import ModelConfig
+from recsys.model.decoder import SequenceModel, check_causal
 from recsys.model.reference import encode
 from recsys.runtime.cache import BLOCK, EventRows
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
+from tests.architectures import ALSO_ALIKE, ARCHITECTURES, NAMED_ALIKE, OTHER_LAYERS, REFUSED
 
 NUM_ITEMS, WINDOW = 50, 150
 TOLERANCE = {CacheFormat.FLOAT32: 1e-5, CacheFormat.FLOAT16: 2e-3, CacheFormat.INT8: 3e-2}
 """Of the relative error of a user vector after an append, by what the cache keeps."""
 
 
-def build_model(architecture: Architecture = Architecture.QWEN3) -> SequenceModel:
+def build_model(architecture: str = "qwen3") -> SequenceModel:
     torch.manual_seed(0)
     config = ModelConfig(
         architecture=architecture, width=32, num_layers=3, num_heads=2, head_dim=16, feedforward_width=48, init_std=0.2
@@ -57,12 +60,61 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("architecture", Architecture)
-def test_the_engine_computes_what_transformers_computes(architecture: Architecture, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_engine_computes_what_transformers_computes(architecture: str, tmp_path: Path) -> None:
     model = build_model(architecture)
     engine = build(model, tmp_path, CacheFormat.FLOAT32)
     histories = windows(1, 2, 7, 64, 65, WINDOW)
     np.testing.assert_allclose(engine.encode(histories), encode(model, histories), atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ALSO_ALIKE])
+def test_engines_can_be_built_of_decoders_that_are_built_like_llama(architecture: str) -> None:
+    state = torch.random.get_rng_state()
+    incremental.check(ModelConfig(architecture=architecture), WINDOW)
+    incremental.check(ModelConfig(architecture=architecture), 1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"architecture": "gpt2"},
+            "'gpt2': no engine can be built, its layers are not built like Llama's .'GPT2Model'",
+        ),
+        ({"architecture": "granite"}, r"named as Llama's and compute something else .a vector [0-9]+% of its length"),
+        (
+            {"architecture": "smollm3", "transformers": {"no_rope_layer_interval": 2}},
+            "named as Llama's and compute something else",
+        ),
+        ({"architecture": "mistral", "transformers": {"sliding_window": 100}}, "reaches 100 events back, fewer than"),
+    ],
+)
+def test_why_no_engine_can_be_built_is_said_in_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        incremental.check(ModelConfig.from_mapping({**settings, "width": 64}, "recipe"), WINDOW)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        *((name, "named as Llama's and compute something else") for name in NAMED_ALIKE),
+        *((name, "not built like Llama's") for name in OTHER_LAYERS),
+    ],
+)
+def test_other_causal_decoders_can_be_trained_alone(architecture: str, reason: str) -> None:
+    config = ModelConfig(architecture=architecture, width=64)
+    check_causal(SequenceModel(config, NUM_ITEMS, WINDOW))
+    assert reason in str(incremental.why_not(config, WINDOW))
+
+
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_what_is_no_decoder_of_vectors_is_refused(architecture: str) -> None:
+    with pytest.raises(ConfigError, match=f"architecture = '{architecture}'") as caught:
+        check_causal(SequenceModel(ModelConfig(architecture=architecture, width=64), NUM_ITEMS, WINDOW))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cache", CacheFormat)

@@ -76,7 +76,11 @@ def test_training_starts_there_and_the_checkpoint_stands_alone(
         ({}, {"head_dim": 8}, "has shape"),
         ({}, {"architecture": "llama"}, "model_type is 'qwen3', the recipe's architecture 'llama' is 'llama'"),
         ({"attention_bias": True}, {}, "k_proj.bias is not part of this architecture"),
-        ({"hidden_act": "gelu"}, {}, "hidden_act is 'gelu', only 'silu' is built here"),
+        (
+            {"hidden_act": "gelu"},
+            {},
+            r"hidden_act is 'gelu', the recipe says 'silu'; set hidden_act in \[model.transformers\]",
+        ),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
             {},
