@@ -42,7 +42,7 @@ _RULES = {
     "calibration": Rules(1, ("torch", "transformers")),
     "rounded": Rules(1, ("torch",)),
     "cpu": Rules(1, ("torch", "openvino")),
-    "tensorrt": Rules(1, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
+    "tensorrt": Rules(2, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
     "index": Rules(1, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
     "methods": Rules(1, ("torch",)),
     "summaries": Rules(1, ("torch", "openvino")),
