@@ -1,6 +1,8 @@
 """Files to raw rows: every column a string, every row with its line number."""
 
+import errno
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -229,6 +231,9 @@ def _parquet(path: Path) -> Iterator[RawFile]:
             flat = pl.DataFrame([column for column in columns if column is not None])
             share = min(1.0, (start + BATCH_ROWS) / max(1, num_rows))
             yield RawFile(flat.with_row_index(LINE, offset=start + 1), [], share)
+    except (FileNotFoundError, PermissionError) as error:  # of polars, which says neither number nor name apart
+        number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path)) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RefusedError(f"{path}: not a sound Parquet file ({str(error).splitlines()[0]}); write it again") from None
 

@@ -156,6 +156,11 @@ class Dataset:
             return None
         return int(self.fit.timestamps_ms.max()) + 1
 
+    @property
+    def first_ms(self) -> npt.NDArray[np.int64]:
+        """Time of each item's first event by item_index, shape [V + 1]; 0 at PAD and where there is no event."""
+        return np.concatenate([[0], self._items["first_ms"].fill_null(0).to_numpy()]).astype(np.int64)
+
     def validation(self, num_users: int, seed: int) -> ValidationSet:
         """The protocol's split once more, within the fitted events; at most `num_users` are looked at.
 

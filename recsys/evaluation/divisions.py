@@ -4,18 +4,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from recsys.contracts.ids import PAD, Vocabulary
 from recsys.dataset import Dataset, TestSet
 from recsys.evaluation.metrics import Targets
 from recsys.evaluation.protocols import Report
-from recsys.histories import ITEMS_FILE
 
 HISTORY_BOUNDS = (20, 200, 717, 2_048)
 """Upper ends of history lengths, in kept events. 717 is the stride of the default window."""
@@ -48,17 +45,13 @@ class TargetFacts:
     """No event on the item before the cut."""
 
     @classmethod
-    def of(cls, data: Dataset, shown: Vocabulary, features: Path, test: TestSet, report: Report) -> "TargetFacts":
-        """Look the targets up in the item table of the features artifact; `shown` is what their tokens mean."""
-        items = pl.read_parquet(features / ITEMS_FILE, columns=["item_index", "first_ms"], glob=False).sort(
-            "item_index"
-        )
-        first_ms = np.concatenate([[0], items["first_ms"].to_numpy()])
+    def of(cls, data: Dataset, shown: Vocabulary, test: TestSet, report: Report) -> "TargetFacts":
+        """Look the targets up among the items of the features; `shown` is what their tokens mean."""
         index_V = np.array([PAD, *(item.item_index for item in shown.items)], dtype=np.int64)
         user = np.repeat(np.arange(len(report.rows)), [len(test.targets[row]) for row in report.rows])
         target = _flat(test.targets, report.rows)
         token = np.maximum(target, PAD)
-        first_event_ms = first_ms[np.where(target < PAD, -target, index_V[token])]
+        first_event_ms = data.first_ms[np.where(target < PAD, -target, index_V[token])]
         is_kept = (token != PAD) & (token <= shown.num_kept)
         kept_token = np.where(is_kept, token, PAD)
         is_pruned = ~is_kept & (first_event_ms < (data.split_ms or 0))

@@ -15,7 +15,6 @@ Nothing is dropped silently: users and items unknown at the cut are segments too
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,6 @@ class Question:
 def by_segment(
     data: Dataset,
     shown: Vocabulary,
-    features: Path,
     test: TestSet,
     report: Report,
     question: Question,
@@ -109,7 +107,7 @@ def by_segment(
     """
     lengths = test.contexts.lengths[report.rows]
     parts = _Parts(report, question, distinct_pairs([test.targets[row] for row in report.rows]))
-    facts = TargetFacts.of(data, shown, features, test, report)
+    facts = TargetFacts.of(data, shown, test, report)
     return [
         *(
             parts.of_users("history length", name, np.flatnonzero(mask), lists)

@@ -90,7 +90,7 @@ def run(
         report=report,
         metric=metric,
         lists={name: list_means(r.ranked, lists[name], len(shown), KS[0]) for name, r in report.results.items()},
-        segments=by_segment(data, shown, features, test, report, question, facts, lists),
+        segments=by_segment(data, shown, test, report, question, facts, lists),
         comparison=None if opponent is None else _compare(report, opponent, metric, margin),
     )
 

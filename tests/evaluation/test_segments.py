@@ -52,7 +52,7 @@ def segments_of(
     facts = ListFacts.of(data.fit, len(data.vocabulary))
     lists = {name: list_values(result.ranked, seen, facts, k) for name, result in report.results.items()}
     question = Question(k=k, metric=metric, against=against)
-    return by_segment(data, data.vocabulary, features, test, report, question, facts, lists), report
+    return by_segment(data, data.vocabulary, test, report, question, facts, lists), report
 
 
 @pytest.fixture(scope="module")

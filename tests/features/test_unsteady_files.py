@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from features import build, sources
 from features.build import run
+from features.formats import resolve
 from recsys.contracts import artifact
 from recsys.contracts.errors import DataError, RefusedError
 from tests.features.test_crash import CONFIG, add_day
@@ -76,3 +78,15 @@ def test_a_file_that_goes_away_before_it_is_read_is_said(shop: Path, monkeypatch
         run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS)
     monkeypatch.undo()
     assert run(CONFIG, [shop / "log"], shop / "out", now_ms=NOW_MS).metrics["up_to_date"]
+
+
+def test_a_parquet_file_that_goes_away_while_it_is_read_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "day.parquet"
+    pl.DataFrame({"user_id": ["a", "b"]}).write_parquet(file)
+    parts = sources.read(file, resolve(CONFIG))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sources, "BATCH_ROWS", 1)
+        next(parts)
+        file.unlink()
+        with pytest.raises(DataError, match=r"day.parquet: went away while the log was read; .* again without it$"):
+            list(parts)
