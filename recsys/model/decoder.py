@@ -1,7 +1,7 @@
 """The sequence model: item embeddings, a decoder from `transformers`, the same embeddings as output."""
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from recsys.model.dropout import Dropout
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# B batch, L window length, D width, V items without padding
+# B batch, L window length, D width, V items without padding, N closed windows of W events, M vectors of a summary
 
 _PROBE_LENGTH = 16
 _USUAL = ("qwen3", "llama", "mistral")
@@ -43,6 +43,15 @@ class SequenceModel(nn.Module):
         states_BLD: Tensor = self.dropout(self.decode(self.dropout(self.embed(tokens_BL))))
         return states_BLD
 
+    def with_summaries(self, tokens_BL: Tensor) -> "tuple[Tensor, ClosedWindows | None]":
+        """The states, and what closed windows have left to later ones, where the model makes such."""
+        return self(tokens_BL), None
+
+    def num_closed(self, tokens_BL: Tensor) -> int:
+        """Windows that leave something to later ones: none."""
+        del tokens_BL
+        return 0
+
     def embed(self, tokens_BL: Tensor) -> Tensor:
         """What the decoder reads of each event, shape [B, L, D]."""
         embedded_BLD: Tensor = self.embedding(tokens_BL)
@@ -65,6 +74,13 @@ class SequenceModel(nn.Module):
     def items_VD(self) -> Tensor:
         """Output vectors of tokens 1 … V; a user's score for an item is the inner product."""
         return self.embedding.weight[1:]
+
+
+class ClosedWindows(NamedTuple):
+    """Full windows and what each leaves to the windows after it."""
+
+    summaries_NMD: Tensor
+    tokens_NW: Tensor
 
 
 class UserEncoder(nn.Module):

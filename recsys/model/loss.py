@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# N positions with a target, D width, V items without padding, S sampled negatives
+from recsys.contracts.ids import PAD
+
+# N positions with a target, D width, V items without padding, S sampled negatives; of summaries: N windows of W events,
+# M vectors each
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden_ND, items_VD, targets_N counted from 0) -> their mean loss."""
@@ -114,3 +117,18 @@ def sampled_softmax_loss(hidden_ND: Tensor, items_VD: Tensor, targets_N: Tensor,
     drawn = (tensor.to(hidden_ND.device) for tensor in sampler.draw())
     loss: Tensor = _SampledSoftmax.apply(hidden_ND, items_VD, targets_N, *drawn)  # type: ignore[no-untyped-call]
     return loss
+
+
+def summary_loss(summaries_NMD: Tensor, tokens_NW: Tensor, items_VD: Tensor, num_events_V: Tensor) -> Tensor:
+    """How badly summaries tell what was in their windows: cross-entropy of each full window's items, summed.
+
+    An item's score is the log of its summed exponential scores by the M vectors, so each of them may tell some. A
+    window's items share its target by 1 / (their events in the log): what others would not guess counts most.
+    Windows with padding count nothing.
+    """
+    full = (tokens_NW != PAD).all(dim=1)
+    summaries_NMD, tokens_NW = summaries_NMD[full].float(), tokens_NW[full]
+    log_share_NV = (summaries_NMD @ items_VD.T).logsumexp(dim=1).log_softmax(dim=1)
+    target_NV = torch.zeros_like(log_share_NV).scatter(1, tokens_NW - 1, 1.0) / num_events_V.clamp_min(1)
+    target_NV = target_NV / target_NV.sum(dim=1, keepdim=True)
+    return -(target_NV * log_share_NV).sum()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recsys.contracts.ids import PAD, Floats
 from recsys.model.config import ModelConfig
-from recsys.model.decoder import SequenceModel
+from recsys.model.decoder import ClosedWindows, SequenceModel
 from recsys.windows import WindowConfig, num_windows
 
 _WITHOUT_SHARE = 0.2
@@ -22,7 +22,9 @@ _WITHOUT_SHARE = 0.2
 class SummaryModel(SequenceModel):
     """A row is cut into windows; each reads the summaries of up to `num_summaries` before it.
 
-    Gradients flow into the summaries.
+    Gradients flow into the summaries: from the events that are predicted with them, and from their own window, whose
+    items they are to tell (`recsys.model.loss.summary_loss`). By the first alone nothing was learned of a taste that
+    the open window does not show: who reads a summary learns only once it says something, and the other way round.
     """
 
     def __init__(self, config: ModelConfig, num_items: int, window: WindowConfig) -> None:
@@ -35,17 +37,36 @@ class SummaryModel(SequenceModel):
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         """Hidden state after each event, shape [B, L, D], by the first window that holds the event."""
+        return self.with_summaries(tokens_BL)[0]
+
+    def with_summaries(self, tokens_BL: Tensor) -> tuple[Tensor, ClosedWindows | None]:
+        """The states, and the summaries that were read; None where there were none."""
         length, size, stride = tokens_BL.shape[1], self.window.size, self.window.stride
-        count = num_windows(length, self.window)
-        if count == 1:
-            return super().forward(tokens_BL)
-        filled = size + (count - 1) * stride
-        tokens_BL = nn.functional.pad(tokens_BL, (0, filled - length), value=PAD)
-        windows_BKWD = self.dropout(self.embed(tokens_BL)).unfold(1, size, stride).transpose(2, 3)
-        states_BKWD = self._read(windows_BKWD, self._summaries_ahead(windows_BKWD))
+        if num_windows(length, self.window) == 1:
+            return super().forward(tokens_BL), None
+        filled_BL = self._filled(tokens_BL)
+        windows_BKWD = self.dropout(self.embed(filled_BL)).unfold(1, size, stride).transpose(2, 3)
+        ahead, summaries_BKMD = self._summaries_ahead(windows_BKWD)
+        states_BKWD = self._read(windows_BKWD, ahead)
         fresh = states_BKWD[:, 1:, size - stride :].flatten(1, 2)
         states_BLD: Tensor = self.dropout(torch.cat([states_BKWD[:, 0], fresh], dim=1)[:, :length])
-        return states_BLD
+        if summaries_BKMD is None:
+            return states_BLD, None
+        closed_BKW = filled_BL.unfold(1, size, stride)[:, :-1]
+        return states_BLD, ClosedWindows(summaries_BKMD.flatten(0, 1), closed_BKW.flatten(0, 1))
+
+    def num_closed(self, tokens_BL: Tensor) -> int:
+        """Windows before the last of their rows that are full of events."""
+        if num_windows(tokens_BL.shape[1], self.window) == 1:
+            return 0
+        closed_BKW = self._filled(tokens_BL).unfold(1, self.window.size, self.window.stride)[:, :-1]
+        return int((closed_BKW != PAD).all(dim=2).sum())
+
+    def _filled(self, tokens_BL: Tensor) -> Tensor:
+        """Rows padded at the end until their last window is full."""
+        count = num_windows(tokens_BL.shape[1], self.window)
+        filled = self.window.size + (count - 1) * self.window.stride
+        return nn.functional.pad(tokens_BL, (0, filled - tokens_BL.shape[1]), value=PAD)
 
     def without_summaries(self) -> SequenceModel:
         """The same weights as a model that reads a row as one window, of any length."""
@@ -73,16 +94,17 @@ class SummaryModel(SequenceModel):
         query_MD, project_DD = (part.detach().cpu().numpy().copy() for part in (self.query_MD, self.project.weight))
         return query_MD, project_DD
 
-    def _summaries_ahead(self, windows_BKWD: Tensor) -> list[Tensor]:
-        """For each window what it reads ahead of its events, shape [B, M x number of summaries, D]."""
+    def _summaries_ahead(self, windows_BKWD: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """For each window what it reads ahead of its events, shape [B, M x number of summaries, D]; all summaries."""
         batch, count, _, width = windows_BKWD.shape
         nothing = windows_BKWD.new_empty(batch, 0, width)
         if self.training and torch.rand(()).item() < _WITHOUT_SHARE:
-            return [nothing] * count
+            return [nothing] * count, None
         closed = windows_BKWD[:, :-1].flatten(0, 1)
         summaries_BKMD = self.summaries(closed).view(batch, count - 1, -1, width)
         first = [max(0, k - self.window.num_summaries) for k in range(count)]
-        return [summaries_BKMD[:, first[k] : k].flatten(1, 2) if k else nothing for k in range(count)]
+        ahead = [summaries_BKMD[:, first[k] : k].flatten(1, 2) if k else nothing for k in range(count)]
+        return ahead, summaries_BKMD
 
     def _read(self, windows_BKWD: Tensor, ahead: list[Tensor]) -> Tensor:
         """States of the windows' events, shape [B, K, W, D]; shorter rows are padded at the end."""

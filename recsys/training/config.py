@@ -44,6 +44,8 @@ class TrainingConfig(Config):
     """Steps over which the learning rate rises to its value."""
     num_negatives: int = Field(default=512, ge=0)
     """Sampled items that each target is held against; 0, or a smaller catalogue: all items."""
+    summary_loss: float = Field(default=0.3, ge=0)
+    """With summaries: weight of a second loss, by which they learn to tell their windows' items, rare ones first."""
     spectral_start: bool = True
     """Start item vectors from a factorisation of the transition counts, not from random numbers."""
     batch_tokens: int | None = Field(default=None, ge=64)

@@ -14,8 +14,8 @@ import torch
 from recsys.contracts.errors import DataError
 from recsys.contracts.ids import PAD, Tokens, Vocabulary
 from recsys.dataset import Histories
-from recsys.model.decoder import SequenceModel
-from recsys.model.loss import Loss, NegativeSampler, full_softmax_loss, sampled_softmax_loss
+from recsys.model.decoder import ClosedWindows, SequenceModel
+from recsys.model.loss import Loss, NegativeSampler, full_softmax_loss, sampled_softmax_loss, summary_loss
 from recsys.training import batches
 from recsys.training.batches import Batch
 from recsys.training.config import Recipe
@@ -48,7 +48,8 @@ class Stretch:
 
     steps: int
     loss: float
-    """Mean cross-entropy in nats per predicted event; an estimate where negatives are sampled."""
+    """Mean cross-entropy in nats per predicted event, an estimate where negatives are sampled; with what the loss of
+    summaries adds to it."""
     tokens: int
     """Events predicted; padding and context not counted."""
     seconds: float
@@ -151,6 +152,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
         )
+        self._num_events_V = num_events_V.to(processes.device)
         self._mixed = MixedPrecision(self._config.precision, processes.device)
         self._parameters = list(model.parameters())
         self._weights = [parameter.data for parameter in self._parameters]
@@ -242,9 +244,20 @@ class Trainer:
             self.model.dropout.part = self.processes.rows(num_rows), num_rows
         wanted_BL = mine.targets_BL != PAD
         with self._mixed.autocast():
-            hidden_ND = self.model(mine.tokens_BL)[wanted_BL].float()
+            states_BLD, closed = self.model.with_summaries(mine.tokens_BL)
+            hidden_ND = states_BLD[wanted_BL].float()
         loss = self._loss(hidden_ND, mine.targets_BL[wanted_BL] - 1)
-        return loss * self.processes.weight(batch, len(hidden_ND), num_targets), num_targets
+        loss = loss * self.processes.weight(batch, len(hidden_ND), num_targets)
+        if closed is not None and self._config.summary_loss:
+            loss = loss + self._config.summary_loss * self._told(closed, batch)
+        return loss, num_targets
+
+    def _told(self, closed: ClosedWindows, batch: Batch) -> torch.Tensor:
+        """This process's part of how badly the batch's summaries tell their windows' items, on average."""
+        if self.processes.rank >= len(batch.tokens_BL):
+            return closed.summaries_NMD.sum() * 0
+        num_closed = self.model.num_closed(batch.tokens_BL)
+        return summary_loss(*closed, self.model.items_VD, self._num_events_V) / max(1, num_closed)
 
     def _stop(self, stream: WindowStream, batch: Batch, problem: str) -> DivergedError:
         users = stream.users(batch)

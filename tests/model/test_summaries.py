@@ -1,8 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from recsys.contracts.ids import PAD
 from recsys.model.decoder import SequenceModel
+from recsys.model.loss import summary_loss
 from recsys.model.reference import encode
 from recsys.model.summaries import SummaryModel, build_model
 from recsys.windows import WindowConfig, answer_context, cut, num_windows
@@ -73,6 +78,45 @@ def test_what_an_answer_is_made_of_is_enough(length: int) -> None:
     assert len(context) <= WINDOW.longest_context
     assert num_windows(len(context), WINDOW) == min(3, num_windows(length, WINDOW))
     np.testing.assert_allclose(encode(model, [context]), encode(model, [tokens]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_of_summaries_by_hand() -> None:
+    # one vector a summary, scores (2, 0, 0) and, in the second window, (0, 1, 0); the third is padded
+    items_VD = torch.eye(3)
+    summaries_NMD = torch.tensor([[[2.0, 0, 0]], [[0, 1.0, 0]], [[9.0, 9, 9]]])
+    tokens_NW = torch.tensor([[1, 1, 2], [3, 3, 3], [1, 2, PAD]])
+    num_events_V = torch.tensor([30, 10, 1])  # so items 1 and 2 share their window's target as 1 : 3
+    log_total = [math.log(math.exp(2) + 2), math.log(math.e + 2)]
+    expected = 0.25 * (log_total[0] - 2) + 0.75 * log_total[0] + log_total[1]
+    assert summary_loss(summaries_NMD, tokens_NW, items_VD, num_events_V).item() == pytest.approx(expected)
+    nothing = summary_loss(summaries_NMD[2:], tokens_NW[2:], items_VD, num_events_V)
+    assert nothing.item() == 0
+
+
+def test_vectors_of_a_summary_share_the_telling() -> None:
+    items_VD, tokens_NW = 9 * torch.eye(4), torch.tensor([[1, 2]])
+    one, two = torch.tensor([[[1.0, 1, 0, 0]]]), torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
+    num_events_V = torch.ones(4)
+    told = [summary_loss(summary, tokens_NW, items_VD, num_events_V).item() for summary in (one, two)]
+    assert told == pytest.approx([math.log(2), math.log(2)], abs=1e-3)
+
+
+@pytest.mark.parametrize("length", [9, 10, 11, 24])
+def test_closed_windows_are_the_full_ones_that_others_follow(length: int) -> None:
+    model = summary_model()
+    tokens = torch.arange(1, 1 + length).remainder(20)[None] + 1
+    rows = torch.cat([tokens, nn.functional.pad(tokens[:, :5], (0, length - 5))])  # the second is all one open window
+    _, closed = model.with_summaries(rows)
+    full = cut(length, WINDOW)[:-1]
+    assert model.num_closed(rows) == len(full)
+    if not full:
+        assert closed is None
+        return
+    is_full = (closed.tokens_NW != PAD).all(dim=1)
+    assert closed.tokens_NW[is_full].tolist() == [tokens[0, part.start : part.stop].tolist() for part in full]
+    embedded = torch.stack([model.embed(window) for window in closed.tokens_NW])
+    with torch.inference_mode():
+        torch.testing.assert_close(closed.summaries_NMD, model.summaries(embedded), rtol=1e-4, atol=1e-5)
 
 
 def test_in_training_some_steps_read_windows_alone() -> None:

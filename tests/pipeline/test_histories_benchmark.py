@@ -2,10 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.pipeline import histories_benchmark, histories_cost, tables
 from recsys.pipeline.planted_shop import ITEMS_OF_A_BRAND, NUM_BRANDS, NUM_ITEMS, NUM_PLAIN, NUM_TASTES, PlantedShop
+from recsys.pipeline.rivals import Sample, train_and_rank
 from recsys.windows import WindowConfig
 
 SHOP = PlantedShop(num_users=30, window_size=40)
@@ -82,3 +84,16 @@ def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_fea
         histories_benchmark.run(ring_features, window_size=500, epochs=1, num_users=5, num_seeds=1, names=None)
     with pytest.raises(ConfigError, match="--only x: expected some of last window, summaries"):
         histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=["x"])
+
+
+@pytest.mark.slow
+def test_summaries_learn_a_taste_that_the_open_window_does_not_show() -> None:
+    window = WindowConfig(size=32)
+    split = PlantedShop(num_users=500, window_size=32).split()
+    of = Sample(split=split, num_items=NUM_ITEMS, masks_seen=False)
+    rivals = histories_benchmark.rivals(window)
+    torch.set_num_threads(1)
+    found = {name: train_and_rank(rivals[name], window, of, 8, 0) for name in ("last window", "summaries")}
+    recall = {name: run["recall@10"].mean() for name, run in found.items()}
+    assert recall["last window"] < 0.45  # ten of 32 items of a taste
+    assert recall["summaries"] > 0.8
