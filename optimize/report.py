@@ -19,7 +19,7 @@ from recsys.runtime.engine import Engine
 from recsys.runtime.fusion import Evidence, Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
 from recsys.transitions import TransitionTable
-from recsys.windows import WindowConfig, answer_context, num_windows, reachable
+from recsys.windows import WindowConfig, answer_context, num_windows, open_window, reachable
 
 # B users, D width, K results
 
@@ -60,6 +60,11 @@ class FidelityReport(BaseModel):
     recall10: MetricLoss | None
     ndcg10: MetricLoss | None
     """None without held-out users, or where the reference hits nothing."""
+    partial_ndcg10: MetricLoss | None = None
+    """Of the held-out users with closed windows that leave summaries: whole answers as the reference, and answers by
+    the open window alone, which those users get until their summaries are encoded. The gate does not judge by it."""
+    num_partial_users: int = 0
+    """How many those are."""
 
 
 def compare(
@@ -86,6 +91,12 @@ def compare(
     reference_BK = _lists(exact, reference_BD, known, without, fusion)
     engine_BK = _lists(index, engine_BD, known, without, fusion)
     losses = _losses(reference_BK, engine_BK, targets, seed) if targets else {}
+    long = [i for i, window in enumerate(windows) if num_windows(len(window), checkpoint.window) > 1]
+    partial = {}
+    if targets and long and checkpoint.window.summary_tokens:
+        partial_BD = engine.encode([open_window(contexts[i], checkpoint.window) for i in long])
+        partial_BK = _lists(index, partial_BD, [known[i] for i in long], [without[i] for i in long], fusion)
+        partial = _losses(engine_BK[long], partial_BK, [targets[i] for i in long], seed)
     return FidelityReport(
         num_users=len(windows),
         relative_error=relative_error(reference_BD, engine_BD),
@@ -95,6 +106,8 @@ def compare(
         num_held_out_users=len(targets),
         recall10=losses.get("recall@10"),
         ndcg10=losses.get("ndcg@10"),
+        partial_ndcg10=partial.get("ndcg@10"),
+        num_partial_users=len(long) if partial else 0,
     )
 
 

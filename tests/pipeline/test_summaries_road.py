@@ -151,3 +151,23 @@ def test_the_case_tells_cold_with_stored_summaries_from_cold_without(checkpoint:
     said = _without_summaries({**found, "before": 10.0, case_latency.WITHOUT_SUMMARIES: 4.0}, {"num_windows": 3})
     assert said == {"latency_ratio_cold_without_summaries": 2.5, "summaries": {"num_windows": 3}}
     assert tables._without_summaries(said)[0][1] == "2.5 x faster"
+
+
+def test_answers_by_the_open_window_alone_are_measured_beside_whole_ones(
+    ring_features: Path, checkpoint: Path, releases: Path
+) -> None:
+    from recsys.evaluation.metrics import per_user_metrics
+    from recsys.windows import open_window
+
+    metrics = Release.open(releases).manifest.metrics
+    data, recommender = dataset.load(ring_features, Protocol.TIME), Recommender.load(releases)
+    test, window = data.test_set(), recommender.release.window
+    long = [i for i, context in enumerate(test.contexts) if num_windows(len(context), window) > 1]
+    assert 0 < metrics["num_partial_users"] < len(long)  # who was calibrated on is left out
+    targets = [test.targets[i] for i in long]
+    whole, partial = (
+        per_user_metrics(recommender.rank([read(test.contexts[i]) for i in long], 10), targets, [10])["ndcg@10"].mean()
+        for read in (lambda context: context, lambda context: open_window(context, window))
+    )
+    assert metrics["partial_ndcg10"]["reference"] == pytest.approx(whole, abs=0.1)
+    assert metrics["partial_ndcg10"]["engine"] == pytest.approx(partial, abs=0.1)
