@@ -15,8 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat
+from recsys.model.architectures import FAILURES, first_line
 from recsys.model.config import ModelConfig
-from recsys.model.decoder import FAILURES, SequenceModel, first_line
+from recsys.model.decoder import SequenceModel
 from recsys.model.heads import LatentHeads, PlainHeads, feed_forward
 
 INT8_MAX = 127

@@ -37,6 +37,7 @@ def model(request: pytest.FixtureRequest) -> SequenceModel:
             {"transformers": {"hidden_akt": "gelu"}},
             r"\[model.transformers\] hidden_akt: 'qwen3' has no setting of that",
         ),
+        ({"transformers": {"hidden_size": 8}}, r"hidden_size: is 16 by the settings of \[model\]; set it there"),
         ({"transformers": {"hidden_act": "glu"}}, "'qwen3' cannot be built with these settings: there is no 'glu'$"),
     ],
 )
@@ -53,6 +54,9 @@ def test_settings_reach_the_decoder() -> None:
     assert decoder.layers[0].self_attn.q_proj.bias is not None  # type: ignore[index,union-attr]
     assert decoder.norm.variance_epsilon == 1e-3  # type: ignore[union-attr]
     other = SequenceModel(SMALL.model_copy(update={"architecture": "gpt2", "norm_eps": 1e-3}), 20, 32).decoder
+    assert (other.config.attn_pdrop, other.config.resid_pdrop) == (0, 0)
+    values["transformers"] = {"attention_dropout": 0.25}
+    assert SequenceModel(ModelConfig.from_mapping(values, "recipe"), 20, 32).decoder.config.attention_dropout == 0.25
     assert (other.config.n_inner, other.config.layer_norm_epsilon) == (SMALL.feedforward_width, 1e-3)
 
 
