@@ -225,14 +225,15 @@ def benchmark_histories(
     epochs: Annotated[float, typer.Option(min=0.01, help="Of each training.")] = 5.0,
     users: Annotated[int, typer.Option(min=10, help="Most users, all with more events than a window.")] = 600,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each rival.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(help="Rivals beside the last window; default: all.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Rivals beside --against; default: all.")] = None,
+    against: Annotated[str, typer.Option(help="What the others are held against.")] = "last window",
     as_json: JsonOption = False,
 ) -> None:
     """Long histories: the last window against summaries of earlier ones, full attention and a band."""
     from recsys.pipeline import histories_benchmark, tables
 
     values = histories_benchmark.run(
-        features, window_size=window, epochs=epochs, num_users=users, num_seeds=seeds, names=only
+        features, window_size=window, epochs=epochs, num_users=users, num_seeds=seeds, names=only, reference=against
     )
     emit(as_json, values, tables.histories_table(values))
 

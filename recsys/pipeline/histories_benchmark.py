@@ -17,7 +17,6 @@ from recsys.pipeline.planted_shop import NUM_ITEMS, PlantedShop
 from recsys.pipeline.rivals import MODEL, Rival, Sample, chosen, compare, sample
 from recsys.windows import WindowConfig, answer_context, open_window
 
-REFERENCE = "last window"
 SUMMARY_TOKENS = 4
 
 
@@ -31,7 +30,7 @@ def rivals(window: WindowConfig) -> dict[str, Rival]:
         return SequenceModel(config, num_items, double.size)
 
     return {
-        REFERENCE: Rival(build=plain, rows=window, context=lambda tokens: open_window(tokens, window)),
+        "last window": Rival(build=plain, rows=window, context=lambda tokens: open_window(tokens, window)),
         "summaries": Rival(
             build=lambda config, num_items: SummaryModel(config, num_items, summarised),
             rows=summarised.training_rows,
@@ -49,25 +48,32 @@ def rivals(window: WindowConfig) -> dict[str, Rival]:
 
 
 def run(
-    features: Path | None, *, window_size: int, epochs: float, num_users: int, num_seeds: int, names: list[str] | None
+    features: Path | None,
+    *,
+    window_size: int,
+    epochs: float,
+    num_users: int,
+    num_seeds: int,
+    names: list[str] | None,
+    reference: str = "last window",
 ) -> dict[str, Any]:
     """Train each rival on the same users for as many epochs and compare what they rank; then measure costs.
 
     Without `features`: a simulated shop with taste planted more than a window back.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, `reference` included.
         DataError: no user has more events than a window.
     """
     window = WindowConfig(size=window_size)
-    wanted = chosen(rivals(window), names, REFERENCE)
+    wanted = chosen(rivals(window), names, reference)
     if features is None:
         split = PlantedShop(num_users=num_users, window_size=window_size).split()
         of = Sample(split=split, num_items=NUM_ITEMS, masks_seen=False)
     else:
         of = sample(features, num_users, longer_than=window_size)
     nothing = KeptRuns(None, {})
-    rows = compare(wanted, of, window, epochs=epochs, num_seeds=num_seeds, reference=REFERENCE, kept=nothing)
+    rows = compare(wanted, of, window, epochs=epochs, num_seeds=num_seeds, reference=reference, kept=nothing)
     return {
         "data": "simulated shop" if features is None else str(features),
         "num_users": len(of.split.contexts),
@@ -75,7 +81,7 @@ def run(
         "window": window.model_dump(),
         "epochs": epochs,
         "num_seeds": num_seeds,
-        "reference": REFERENCE,
+        "reference": reference,
         "rivals": rows,
         "costs": histories_cost.run(),
     }

@@ -84,9 +84,9 @@ def chosen(rivals: dict[str, Rival], only: Sequence[str] | None, reference: str)
     Raises:
         ConfigError: an unknown name.
     """
-    unknown = [name for name in only or () if name not in rivals]
+    unknown = [name for name in (*(only or ()), reference) if name not in rivals]
     if unknown:
-        raise ConfigError(f"--only {', '.join(unknown)}: expected some of {', '.join(rivals)}")
+        raise ConfigError(f"no rival of that name: {', '.join(unknown)}; expected some of {', '.join(rivals)}")
     return {name: rival for name, rival in rivals.items() if not only or name in (*only, reference)}
 
 

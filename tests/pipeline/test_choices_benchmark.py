@@ -80,7 +80,7 @@ def test_inputs_that_a_log_lacks_are_left_out_and_refused_by_name(ring_features:
 
 
 def test_an_unknown_name_is_refused(ring_features: Path) -> None:
-    with pytest.raises(ConfigError, match="--only x: expected some of default, type, gap"):
+    with pytest.raises(ConfigError, match="no rival of that name: x; expected some of default, type, gap"):
         run(ring_features, ["gap", "x"])
 
 

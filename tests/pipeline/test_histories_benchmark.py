@@ -82,8 +82,10 @@ def test_costs_follow_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_features: Path) -> None:
     with pytest.raises(DataError, match="no user has more than 500 events"):
         histories_benchmark.run(ring_features, window_size=500, epochs=1, num_users=5, num_seeds=1, names=None)
-    with pytest.raises(ConfigError, match="--only x: expected some of last window, summaries"):
+    with pytest.raises(ConfigError, match="no rival of that name: x; expected some of last window, summaries"):
         histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=["x"])
+    with pytest.raises(ConfigError, match="no rival of that name: y; expected some of last window, summaries"):
+        histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=None, reference="y")
 
 
 @pytest.mark.slow
