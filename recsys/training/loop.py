@@ -199,11 +199,12 @@ class Trainer:
         """
         if self.processes.device.type != "cpu":
             return
+        num_cores = len(os.sched_getaffinity(0))  # those that this process may use
         if self.processes.count > 1:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.processes.local_count))
+            torch.set_num_threads(max(1, num_cores // self.processes.local_count))
             return
         speeds = {}
-        for num_threads in (1, os.cpu_count() or 1):
+        for num_threads in sorted({1, num_cores}):
             torch.set_num_threads(num_threads)
             self.train(stream, _PROBE_STEPS // 2)  # thread pools start, memory is taken
             stretch = self.train(stream, _PROBE_STEPS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from recsys import dataset, transitions
 from recsys.contracts import artifact
@@ -224,3 +225,17 @@ def test_resuming_another_recipe_or_nothing_at_all_is_refused(
     other = tiny_recipe.model_copy(update={"training": tiny_recipe.training.model_copy(update={"seed": 9})})
     with pytest.raises(ArtifactError, match="an interrupted training of other features or another recipe"):
         train.run(other, ring_features, tmp_path / "x", protocol=Protocol.TIME, resume=True)
+
+
+def test_a_process_that_may_use_one_core_tries_no_second_thread(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    tried: list[int] = []
+    choose = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (tried.append(count), choose(count)))
+    values = tiny_recipe.model_dump()
+    values["training"] |= {"num_threads": None, "max_epochs": 1}
+    manifest = train.run(Recipe.from_mapping(values, "r"), ring_features, tmp_path / "c", protocol=Protocol.TIME)
+    assert set(tried) == {1} == {manifest.metrics["num_threads"]}
