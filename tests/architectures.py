@@ -8,8 +8,8 @@ ALSO_ALIKE = ("ministral", "smollm3", "seed_oss", "arcee", "jais2")
 NAMED_ALIKE = ("gemma2", "granite", "helium", "ernie4_5", "hunyuan_v1_dense")
 """Layers with Llama's names that compute something else."""
 OTHER_LAYERS = (
-    *("gpt2", "opt", "bloom", "falcon", "gpt_neox", "phi", "phi3", "olmo2", "gemma3_text", "glm", "cohere"),
+    *("gpt2", "opt", "falcon", "gpt_neox", "phi", "phi3", "olmo2", "gemma3_text", "glm", "cohere"),
     *("mixtral", "gpt_oss"),
 )
-REFUSED = ("bert", "t5", "bart", "roberta", "mamba", "whisper", "xlnet")
-"""No causal decoder of vectors."""
+REFUSED = ("bert", "t5", "bart", "roberta", "mamba", "whisper", "xlnet", "bloom", "nougat")
+"""No causal decoder of vectors, or no place for a recipe's settings."""

@@ -10,14 +10,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _USUAL = ("qwen3", "llama", "mistral")
-_INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
-_NORM_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+_INNER_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+NORM_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+_INIT_STDS = ("initializer_range", "init_std")
 """What a setting is called, by architecture."""
-_DROPOUTS = (
-    *("attention_dropout", "attn_pdrop", "hidden_dropout", "resid_pdrop", "residual_dropout", "embd_pdrop"),
-    *("embedding_dropout", "activation_dropout", "dropout"),
-)
-"""Dropout of a decoder's own, off where the recipe does not ask for it: ours is drawn alike by several processes."""
+_NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 _NO_TOKENS = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Item vectors are ours."""
 FAILURES = (AttributeError, ImportError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -68,7 +65,20 @@ def _settings(config: ModelConfig, max_length: int) -> "PretrainedConfig":
         raise ConfigError(
             f"architecture = {config.architecture!r}: transformers knows no such model_type; near it: {', '.join(near)}"
         )
-    known = AutoConfig.for_model(config.architecture)
+    try:
+        known = AutoConfig.for_model(config.architecture)
+        values = _values(config, known, max_length)
+        return AutoConfig.for_model(config.architecture, **values)
+    except (StrictDataclassError, *FAILURES) as error:
+        raise ConfigError(cannot(config, f"cannot be built with these settings: {first_line(error)}")) from error
+
+
+def _values(config: ModelConfig, known: "PretrainedConfig", max_length: int) -> dict[str, Any]:
+    """The recipe's settings by the architecture's names, those of `[model.transformers]` among them.
+
+    Raises:
+        ConfigError: the architecture has no place for one.
+    """
     head_width = config.num_heads * config.head_dim
     if not config.is_latent and not _is_set_by(known, "head_dim") and head_width != config.width:
         raise ConfigError(
@@ -76,22 +86,23 @@ def _settings(config: ModelConfig, max_length: int) -> "PretrainedConfig":
             f"num_heads x head_dim is {head_width}, width {config.width}; make them equal"
         )
     ours = _ours(config, known, max_length)
-    twice = [name for name in config.transformers if name in ours]
-    if twice:
-        raise ConfigError(
-            f"[model.transformers] {twice[0]}: is {ours[twice[0]]} by the settings of [model]; set it there"
-        )
-    unknown = [name for name in config.transformers if not _is_set_by(known, name)]
-    if unknown:
-        raise ConfigError(f"[model.transformers] {unknown[0]}: {config.architecture!r} has no setting of that name")
-    lacking = [name for name in ("hidden_size", "num_hidden_layers", "num_attention_heads") if name not in ours]
+    lacking = [name for name in _NEEDED if name not in ours]
+    lacking += [names[0] for names in (_INNER_WIDTHS, _INIT_STDS) if not any(name in ours for name in names)]
     if lacking:
         raise ConfigError(cannot(config, f"has no {lacking[0]}"))
-    values = {**_by_their_name(known, _DROPOUTS, 0.0), **ours, **config.transformers, **_NO_TOKENS}
-    try:
-        return AutoConfig.for_model(config.architecture, **values)
-    except (StrictDataclassError, *FAILURES) as error:
-        raise ConfigError(cannot(config, f"cannot be built with these settings: {first_line(error)}")) from error
+    aliases = getattr(known, "attribute_map", {})
+    taken = {*ours, *_NO_TOKENS, *(aliases.get(name, name) for name in (*ours, *_NO_TOKENS))}
+    for name in config.transformers:
+        if name in taken:
+            raise ConfigError(f"[model.transformers] {name}: is set by [model] or not used; leave it out")
+        if not _is_set_by(known, name):
+            raise ConfigError(f"[model.transformers] {name}: {config.architecture!r} has no setting of that name")
+    return {**_no_dropout(known), **ours, **config.transformers, **_NO_TOKENS}
+
+
+def _no_dropout(known: "PretrainedConfig") -> dict[str, float]:
+    """Dropout of the decoder's own, off where the recipe does not ask for it: ours is drawn alike by all processes."""
+    return {name: 0.0 for name, value in known.to_dict().items() if "drop" in name and type(value) is float}
 
 
 def _ours(config: ModelConfig, known: "PretrainedConfig", max_length: int) -> dict[str, Any]:
@@ -104,8 +115,8 @@ def _ours(config: ModelConfig, known: "PretrainedConfig", max_length: int) -> di
         "num_key_value_heads": config.num_heads,
         **({} if config.is_latent else {"head_dim": config.head_dim}),
         "max_position_embeddings": max_length,
-        "initializer_range": config.init_std,
-        **_by_their_name(known, _NORM_EPSILONS, config.norm_eps),
+        **_by_their_name(known, _INIT_STDS, config.init_std),
+        **_by_their_name(known, NORM_EPSILONS, config.norm_eps),
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "use_cache": False,
         **(_latent_settings(config) if config.is_latent else {}),

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from recsys.contracts.config import Config
 
@@ -48,6 +48,12 @@ class ModelConfig(Config):
     """Inner width of each expert and of the shared one."""
     num_dense_layers: int = Field(default=1, ge=0)
     """With experts: first layers that have an ordinary feed-forward block."""
+
+    @field_validator("architecture")
+    @classmethod
+    def _by_its_name(cls, name: str) -> str:
+        """What checkpoints and releases of before called it."""
+        return LATENT_ATTENTION if name == "deepseek-v3" else name
 
     @property
     def is_latent(self) -> bool:

@@ -23,6 +23,7 @@ class SequenceModel(nn.Module):
     def __init__(self, config: ModelConfig, num_items: int, max_length: int) -> None:
         super().__init__()
         self.config = config
+        self.max_length = max_length
         self.embedding = nn.Embedding(num_items + 1, config.width, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=config.init_std)
         with torch.no_grad():
@@ -63,6 +64,11 @@ class SequenceModel(nn.Module):
         return num_events
 
     @property
+    def num_summary_vectors(self) -> int:
+        """M: what a closed window leaves."""
+        return 0
+
+    @property
     def items_VD(self) -> Tensor:
         """Output vectors of tokens 1 … V; a user's score for an item is the inner product."""
         return self.embedding.weight[1:]
@@ -97,14 +103,16 @@ def check_causal(model: SequenceModel) -> None:
         ConfigError: it does neither, as an encoder or a model that wants more than vectors of events.
     """
     generator = torch.Generator().manual_seed(0)
-    before_1LD = torch.randn(1, _PROBE_LENGTH, model.config.width, generator=generator)
+    length = min(_PROBE_LENGTH, model.max_length)
+    half = length // 2
+    before_1LD = torch.randn(1, length, model.config.width, generator=generator)
     after_1LD = before_1LD.clone()
-    after_1LD[:, _PROBE_LENGTH // 2 :] = torch.randn(after_1LD[:, _PROBE_LENGTH // 2 :].shape, generator=generator)
+    after_1LD[:, half:] = torch.randn(after_1LD[:, half:].shape, generator=generator)
     was_training = model.training
     with torch.inference_mode():
         model.eval()
         try:
-            states, others = (model.decode(part)[:, : _PROBE_LENGTH // 2] for part in (before_1LD, after_1LD))
+            states, others = (model.decode(part)[:, :half] for part in (before_1LD, after_1LD))
         except FAILURES as error:
             raise ConfigError(cannot(model.config, f"fails on a window of vectors: {first_line(error)}")) from error
         finally:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from recsys.contracts.ids import PAD
 
@@ -128,6 +129,16 @@ def summary_loss(summaries_NMD: Tensor, tokens_NW: Tensor, items_VD: Tensor, num
     """
     full = (tokens_NW != PAD).all(dim=1)
     summaries_NMD, tokens_NW = summaries_NMD[full].float(), tokens_NW[full]
+    chunk = max(1, CHUNK_ELEMENTS // (summaries_NMD.shape[1] * len(items_VD)))
+    loss = summaries_NMD.sum() * 0
+    for start in range(0, len(tokens_NW), chunk):  # logits are computed again for the gradients, not kept
+        rows = slice(start, start + chunk)
+        given = _untold, summaries_NMD[rows], tokens_NW[rows], items_VD, num_events_V
+        loss = loss + checkpoint(*given, use_reentrant=False, preserve_rng_state=False)
+    return loss
+
+
+def _untold(summaries_NMD: Tensor, tokens_NW: Tensor, items_VD: Tensor, num_events_V: Tensor) -> Tensor:
     log_share_NV = (summaries_NMD @ items_VD.T).logsumexp(dim=1).log_softmax(dim=1)
     target_NV = torch.zeros_like(log_share_NV).scatter(1, tokens_NW - 1, 1.0) / num_events_V.clamp_min(1)
     target_NV = target_NV / target_NV.sum(dim=1, keepdim=True)

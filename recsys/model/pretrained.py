@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recsys.contracts.artifact import sha256_of
 from recsys.contracts.errors import ConfigError
+from recsys.model.architectures import NORM_EPSILONS
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 
@@ -21,13 +22,21 @@ _RENAMED = {
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
     "intermediate_size": "feedforward_width",
-    "rms_norm_eps": "norm_eps",
+    **dict.fromkeys(NORM_EPSILONS, "norm_eps"),
     "kv_lora_rank": "latent_width",
     "moe_intermediate_size": "expert_width",
     "num_experts_per_tok": "experts_per_event",
     "first_k_dense_replace": "num_dense_layers",
 }
 """A setting of `transformers` by what it is called in a recipe."""
+_WITHOUT_EFFECT = {
+    *("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "max_position_embeddings"),
+    *("num_key_value_heads", "initializer_range", "init_std", "use_cache", "dtype", "torch_dtype", "architectures"),
+    *("transformers_version", "_name_or_path", "return_dict", "output_attentions", "output_hidden_states"),
+    *("rope_parameters", "rope_scaling", "rope_theta", "head_dim", "id2label", "label2id", "problem_type"),
+    *("max_window_layers", "pretraining_tp", "chunk_size_feed_forward", "is_encoder_decoder"),
+}
+"""Settings that weights of a decoder do not depend on, or that are looked at by themselves or by shapes."""
 
 
 @torch.no_grad()
@@ -87,17 +96,19 @@ def _check(config: ModelConfig, ours: dict[str, Any], theirs: dict[str, Any], fo
         found = theirs.get(name)
         if found is not None and found != expected:
             raise ConfigError(f"{folder}: {name} is {found}, the recipe says {expected}; set {called} in [model]")
-    if theirs.get("hidden_act", ours.get("hidden_act")) != ours.get("hidden_act"):
-        raise ConfigError(
-            f"{folder}: hidden_act is {theirs['hidden_act']!r}, the recipe says {ours.get('hidden_act')!r}; "
-            "set hidden_act in [model.transformers]"
-        )
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ConfigError(f"{folder}: a scaled rotary embedding ({rope}) is not built here; choose another decoder")
     theta = rope.get("rope_theta", theirs.get("rope_theta", config.rope_theta))
     if theta != config.rope_theta:
         raise ConfigError(f"{folder}: rope_theta is {theta}, the recipe says {config.rope_theta}; set it in [model]")
+    share = "partial_rotary_factor"
+    if rope.get(share, theirs.get(share, 1.0)) != (ours.get("rope_parameters") or {}).get(share, ours.get(share, 1.0)):
+        raise ConfigError(f"{folder}: {share} is another than is built here; choose another decoder")
+    for name in sorted(ours.keys() & theirs.keys() - _WITHOUT_EFFECT - _RENAMED.keys() - {share}):
+        if "drop" not in name and theirs[name] != ours[name]:
+            here = f"the recipe says {ours[name]!r}; set {name} in [model.transformers]"
+            raise ConfigError(f"{folder}: {name} is {theirs[name]!r}, {here}")
 
 
 def _for_all_heads(found: Tensor, own: Tensor, name: str, head_dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recsys.contracts.ids import PAD, Floats
 from recsys.model.config import ModelConfig
-from recsys.model.decoder import ClosedWindows, SequenceModel
+from recsys.model.decoder import ClosedWindows, SequenceModel, check_causal
 from recsys.windows import WindowConfig, num_windows
 
 _WITHOUT_SHARE = 0.2
@@ -82,6 +82,11 @@ class SummaryModel(SequenceModel):
             return num_events
         return closed * (size + tokens) + (closed + 1) * (size + min(closed, self.window.num_summaries) * tokens)
 
+    @property
+    def num_summary_vectors(self) -> int:
+        """M: what a closed window leaves."""
+        return len(self.query_MD)
+
     def summaries(self, closed_BWD: Tensor) -> Tensor:
         """Of closed windows, from their own events alone, shape [B, M, D]."""
         queries = self.query_MD.expand(len(closed_BWD), -1, -1)
@@ -117,7 +122,12 @@ class SummaryModel(SequenceModel):
 
 
 def build_model(config: ModelConfig, num_items: int, window: WindowConfig) -> SequenceModel:
-    """The model of a recipe or of a checkpoint, with random weights."""
-    if window.summary_tokens:
-        return SummaryModel(config, num_items, window)
-    return SequenceModel(config, num_items, window.size)
+    """The model of a recipe or of a checkpoint, with random weights.
+
+    Raises:
+        ConfigError: the recipe's architecture is no causal decoder, or cannot be built with its settings.
+    """
+    summarised = window.summary_tokens > 0
+    model = SummaryModel(config, num_items, window) if summarised else SequenceModel(config, num_items, window.size)
+    check_causal(model)
+    return model

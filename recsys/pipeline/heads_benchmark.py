@@ -14,6 +14,7 @@ from optimize.export import build_engine
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import ItemFormat
 from recsys.contracts.protocol import Protocol
+from recsys.model import incremental
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
@@ -94,6 +95,7 @@ def _trained(
     values = recipe.model_dump()
     values["model"] |= {"num_heads": num_heads, "head_dim": head_dim}
     ours = Recipe.from_mapping(values, "recipe")
+    incremental.check(ours.model, ours.window.most_rows)
     manifest = train.run(ours, features, folder / "checkpoint", protocol=Protocol.TIME)
     metrics = manifest.metrics
     if metrics["validation_ndcg@10"] is None:

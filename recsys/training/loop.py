@@ -256,7 +256,7 @@ class Trainer:
     def _told(self, closed: ClosedWindows, batch: Batch) -> torch.Tensor:
         """This process's part of how badly the batch's summaries tell their windows' items, on average."""
         if self.processes.rank >= len(batch.tokens_BL):
-            return closed.summaries_NMD.sum() * 0
+            return closed.summaries_NMD.float().sum() * 0
         num_closed = self.model.num_closed(batch.tokens_BL)
         return summary_loss(*closed, self.model.items_VD, self._num_events_V) / max(1, num_closed)
 

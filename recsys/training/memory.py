@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recsys.dataset import Histories
+from recsys.model.decoder import SequenceModel
 from recsys.model.loss import CHUNK_ELEMENTS
 from recsys.training.batches import Batch
 from recsys.training.loop import Trainer, WindowStream
@@ -57,6 +58,7 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
     data = histories.tokens.nbytes + histories.timestamps_ms.nbytes + histories.offsets.nbytes
     resident = psutil.Process().memory_info().rss
     backward = kept // 4 + 2 * largest + _logit_bytes(trainer, stream.longest_batch)
+    backward += _summary_logit_bytes(trainer.model)
     # a gather of item vectors gives a gradient as large as all of them; validation copies weights and items
     scratch = _LATER_BYTES + 2 * items + max(backward, weights + items)
     return MemoryNeed(
@@ -85,7 +87,7 @@ def _kept_for_backward(trainer: Trainer, batch_tokens: int, longest: int) -> tup
         return tensor
 
     model = trainer.model
-    length = min(batch_tokens, _PROBE_TOKENS)
+    length = min(batch_tokens, _PROBE_TOKENS, model.max_length)
     while model.num_rows(length) > length:  # in one window no summary is read
         length //= 2
     num_items = trainer.model.embedding.num_embeddings - 1
@@ -105,3 +107,9 @@ def _logit_bytes(trainer: Trainer, batch_tokens: int) -> int:
         return _FLOAT_BYTES * batch_tokens * trainer.num_negatives
     num_items = trainer.model.embedding.num_embeddings - 1
     return 2 * _FLOAT_BYTES * min(CHUNK_ELEMENTS, batch_tokens * num_items)
+
+
+def _summary_logit_bytes(model: SequenceModel) -> int:
+    """Scores of all items by a chunk of summaries, and their gradient."""
+    one = model.num_summary_vectors * (model.embedding.num_embeddings - 1)
+    return 2 * _FLOAT_BYTES * max(one, CHUNK_ELEMENTS) if one else 0

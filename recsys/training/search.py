@@ -193,6 +193,12 @@ def _toml(recipe: Recipe, number: int, ndcg: float) -> str:
     lines = [f"# Found by `recsys search` on {time.strftime('%Y-%m-%d', time.gmtime())}: trial {number},"]
     lines.append(f"# validation NDCG@10 {ndcg:.4f}.")
     for section, values in recipe.model_dump(mode="json").items():
-        lines += ["", f"[{section}]"]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
+        lines += _table(section, {name: value for name, value in values.items() if not isinstance(value, dict)})
+        for name, value in values.items():
+            if isinstance(value, dict) and value:
+                lines += _table(f"{section}.{name}", value)
     return "\n".join(lines) + "\n"
+
+
+def _table(name: str, values: dict[str, Any]) -> list[str]:
+    return ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)]

@@ -14,6 +14,7 @@ from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import PAD, Vocabulary
 from recsys.dataset import Histories
 from recsys.model.checkpoint import START_FILE
+from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
 from recsys.training.config import Recipe
@@ -89,11 +90,14 @@ def mismatch(manifest: artifact.Manifest, recipe: Recipe) -> str | None:
     """Why a checkpoint cannot be started from with this recipe; None where it can."""
     if START_FILE not in manifest.files or manifest.metrics.get("trained_before_ms") is None:
         return "does not hold the weights and the moment that a later training starts from"
-    model = recipe.model.model_dump(mode="json", exclude={"pretrained"})
-    changed = sorted(name for name in model if manifest.config["model"].get(name) != model[name])
+    made, model = (
+        config.model_dump(mode="json", exclude={"pretrained"})
+        for config in (ModelConfig.from_mapping(manifest.config["model"], "checkpoint: model"), recipe.model)
+    )
+    changed = sorted(name for name in model if made[name] != model[name])
     if changed:
         name = changed[0]
-        return f"made with model.{name} = {manifest.config['model'].get(name)}, the recipe has {model[name]}"
+        return f"made with model.{name} = {made[name]}, the recipe has {model[name]}"
     leaves = manifest.config["window"].get("summary_tokens", 0)
     if leaves != recipe.window.summary_tokens:
         return f"made with window.summary_tokens = {leaves}, the recipe has {recipe.window.summary_tokens}"

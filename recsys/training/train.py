@@ -21,7 +21,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.model import incremental, pretrained
 from recsys.model.checkpoint import START_FILE, save_weights
-from recsys.model.decoder import SequenceModel, check_causal
+from recsys.model.decoder import SequenceModel
 from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
@@ -77,7 +77,6 @@ def run(
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
     torch.manual_seed(recipe.training.seed)
     model = build_model(recipe.model, len(data.vocabulary), recipe.window)
-    check_causal(model)
     reason = incremental.why_not(recipe.model, recipe.window.most_rows)
     if reason is not None and processes.is_first:
         Console(stderr=True, soft_wrap=True).print(

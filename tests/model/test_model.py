@@ -27,7 +27,8 @@ def model(request: pytest.FixtureRequest) -> SequenceModel:
     [
         ({"architecture": "quen3"}, "transformers knows no such model_type; near it: qwen3, "),
         ({"architecture": "bert"}, "'bert' looks at later events, so it cannot learn to predict them; choose a causal"),
-        ({"architecture": "t5"}, "'t5' fails on a window of vectors: You must specify exactly one of input_ids"),
+        ({"architecture": "t5"}, "'t5' has no intermediate_size"),
+        ({"architecture": "roberta"}, "'roberta' fails on a window of vectors: unsupported operand"),
         ({"architecture": "mamba"}, "'mamba' has no num_attention_heads"),
         (
             {"architecture": "gpt2", "head_dim": 16},
@@ -37,7 +38,10 @@ def model(request: pytest.FixtureRequest) -> SequenceModel:
             {"transformers": {"hidden_akt": "gelu"}},
             r"\[model.transformers\] hidden_akt: 'qwen3' has no setting of that",
         ),
-        ({"transformers": {"hidden_size": 8}}, r"hidden_size: is 16 by the settings of \[model\]; set it there"),
+        ({"transformers": {"hidden_size": 8}}, r"hidden_size: is set by \[model\] or not used; leave it out"),
+        ({"architecture": "gpt2", "transformers": {"n_layer": 5}}, r"n_layer: is set by \[model\] or not used"),
+        ({"transformers": {"vocab_size": 5}}, r"vocab_size: is set by \[model\] or not used"),
+        ({"architecture": "bloom"}, "'bloom' has no intermediate_size"),
         ({"transformers": {"hidden_act": "glu"}}, "'qwen3' cannot be built with these settings: there is no 'glu'$"),
     ],
 )
@@ -45,6 +49,20 @@ def test_what_is_no_causal_decoder_is_refused_in_one_line(settings: dict[str, ob
     with pytest.raises(ConfigError, match=message) as caught:
         check_causal(SequenceModel(ModelConfig.from_mapping({**SMALL.model_dump(), **settings}, "recipe"), 20, 32))
     assert "\n" not in str(caught.value)
+
+
+def test_a_window_of_a_few_events_is_enough() -> None:
+    check_causal(SequenceModel(SMALL.model_copy(update={"architecture": "gpt2"}), 20, 2))
+
+
+def test_the_name_of_before_is_read() -> None:
+    assert ModelConfig(architecture="deepseek-v3", num_experts=4).architecture == "deepseek_v3"
+
+
+def test_a_decoder_has_no_dropout_of_its_own() -> None:
+    model = SequenceModel(SMALL.model_copy(update={"architecture": "biogpt"}), 20, 32).train()
+    tokens = torch.randint(1, 21, (1, 12))
+    torch.testing.assert_close(model(tokens), model(tokens), rtol=0, atol=0)
 
 
 def test_settings_reach_the_decoder() -> None:

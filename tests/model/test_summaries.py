@@ -93,6 +93,22 @@ def test_the_loss_of_summaries_by_hand() -> None:
     assert nothing.item() == 0
 
 
+def test_the_loss_of_summaries_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens_NW = torch.randint(1, 31, (5, 8), generator=generator)
+    num_events_V = torch.randint(0, 9, (30,), generator=generator)
+    found = []
+    for elements in (1, 200, 10**6):
+        monkeypatch.setattr("recsys.model.loss.CHUNK_ELEMENTS", elements)
+        leaves = [torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()]
+        leaves.append(torch.randn(30, 6, generator=torch.Generator().manual_seed(2)).requires_grad_())
+        loss = summary_loss(leaves[0], tokens_NW, leaves[1], num_events_V)
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
+
+
 def test_vectors_of_a_summary_share_the_telling() -> None:
     items_VD, tokens_NW = 9 * torch.eye(4), torch.tensor([[1, 2]])
     one, two = torch.tensor([[[1.0, 1, 0, 0]]]), torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])

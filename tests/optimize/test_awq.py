@@ -78,6 +78,14 @@ def test_folding_scales_leaves_the_float_model_the_same(architecture: str, forma
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("width", "std"), [(256, 1.0), (512, 0.3)])
+def test_large_weights_are_folded_too(width: int, std: float) -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(ModelConfig(width=width, init_std=std), 20, 16)
+    with torch.inference_mode():
+        assert len(list(awq._sites(model))) == 8
+
+
 def test_statistics_leave_padding_out() -> None:
     model = heavy_tailed_model()
     together = calibration.collect(model, windows(0, 6))

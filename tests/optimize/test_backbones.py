@@ -18,6 +18,7 @@ from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.flops import encode_flops
 from recsys.model.reference import encode
+from recsys.pipeline import heads_benchmark
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
 from recsys.training import train
@@ -69,6 +70,12 @@ def test_a_decoder_without_an_engine_trains_and_is_refused_before_anything_is_co
     with pytest.raises(ConfigError, match="'gpt2': no engine can be built, its layers are not built like Llama's"):
         build.run(OptimizeConfig(), tmp_path / "c", ring_features, tmp_path / "releases")
     assert not (tmp_path / "releases").exists()
+
+
+def test_shapes_of_a_decoder_without_an_engine_are_not_compared(ring_features: Path) -> None:
+    recipe = small_recipe("default", architecture="granite")
+    with pytest.raises(ConfigError, match="'granite': no engine can be built"):
+        heads_benchmark.run(ring_features, recipe, [2], num_rounds=1, num_threads=1)
 
 
 def test_appends_and_encodings_of_experts_equal_transformers(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from recsys import dataset
 from recsys.contracts.protocol import Protocol
+from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.training import memory
 from recsys.training.config import Recipe
@@ -66,6 +67,15 @@ def test_counting_leaves_the_run_as_it_was_and_grows_with_the_batch(ring_feature
         torch.testing.assert_close(trainer.state(), before, rtol=0, atol=0)
     assert needs[1].activations == pytest.approx(4 * needs[0].activations, rel=0.01)
     assert needs[0].weights == 3 * sum(p.numel() * 4 for p in trainer.model.parameters())
+
+
+def test_a_decoder_with_learned_positions_is_counted_on_no_more_than_a_window(
+    ring_features: Path, tiny_recipe: Recipe
+) -> None:
+    fit = dataset.load(ring_features, Protocol.FINAL).fit
+    model = SequenceModel(ModelConfig(architecture="gpt2", width=32, head_dim=16), 30, 8)
+    trainer = Trainer(model, tiny_recipe, torch.ones(30), horizon=10)
+    assert memory.estimate(trainer, WindowStream(fit, tiny_recipe, np.random.default_rng(0)), fit).activations > 0
 
 
 def test_a_machine_with_less_memory_is_warned_about() -> None:

@@ -75,7 +75,8 @@ def test_training_starts_there_and_the_checkpoint_stands_alone(
         ({}, {"rope_theta": 10_000.0}, "rope_theta is 5000.0, the recipe says 10000.0"),
         ({}, {"head_dim": 8}, "has shape"),
         ({}, {"architecture": "llama"}, "model_type is 'qwen3', the recipe's architecture 'llama' is 'llama'"),
-        ({"attention_bias": True}, {}, "k_proj.bias is not part of this architecture"),
+        ({"attention_bias": True}, {}, "attention_bias is True, the recipe says False; set attention_bias in"),
+        ({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, {}, "layer_types is .'sliding_att"),
         (
             {"hidden_act": "gelu"},
             {},
@@ -95,6 +96,19 @@ def test_another_decoder_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         pretrained.load_into(model(**recipe), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_the_folder_may_stand_in_the_recipe(tmp_path: Path) -> None:
+    theirs = saved_decoder(tmp_path, hidden_act="gelu", attention_bias=True)
+    for layer in theirs.layers:
+        torch.nn.init.normal_(layer.self_attn.k_proj.bias)
+    theirs.save_pretrained(tmp_path)
+    ours = model(transformers={"hidden_act": "gelu", "attention_bias": True})
+    pretrained.load_into(ours, tmp_path)
+    embedded = torch.randn(2, 9, 32)
+    with torch.inference_mode():
+        expected = theirs(inputs_embeds=embedded).last_hidden_state
+        torch.testing.assert_close(ours.decoder(inputs_embeds=embedded).last_hidden_state, expected)
 
 
 def test_a_folder_without_a_decoder_is_refused(tmp_path: Path) -> None:

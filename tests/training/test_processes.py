@@ -11,9 +11,14 @@ import safetensors.numpy
 import torch
 
 from recsys.contracts import artifact
+from recsys.model.decoder import ClosedWindows
 from recsys.model.dropout import Dropout
+from recsys.model.summaries import SummaryModel
 from recsys.training.batches import Batch
+from recsys.training.config import Recipe
+from recsys.training.loop import Trainer
 from recsys.training.processes import Processes
+from recsys.windows import WindowConfig
 
 RECIPE = """
 [model]
@@ -103,3 +108,15 @@ def test_dropout_of_a_part_is_that_part_of_the_dropout_of_the_whole() -> None:
         part.part = rows, 5
         torch.manual_seed(3)
         torch.testing.assert_close(part(values[rows]), expected[rows], rtol=0, atol=0)
+
+
+def test_a_process_without_a_row_adds_nothing_to_the_loss_of_summaries(tiny_recipe: Recipe) -> None:
+    window = WindowConfig(size=8, summary_tokens=2)
+    recipe = tiny_recipe.model_copy(update={"window": window})
+    processes = Processes(rank=1, count=2)
+    trainer = Trainer(SummaryModel(tiny_recipe.model, 30, window), recipe, torch.ones(30), 10, processes)
+    largest = torch.full((1, 2, 32), 60_000.0, dtype=torch.float16, requires_grad=True)  # its sum is none in float16
+    told = trainer._told(ClosedWindows(largest, torch.ones(1, 8, dtype=torch.int64)), batch(1))
+    told.backward()
+    assert told.item() == 0
+    assert torch.equal(largest.grad, torch.zeros_like(largest))

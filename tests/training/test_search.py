@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.contracts.errors import DataError
+from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.protocol import Protocol
 from recsys.training import search
 from recsys.training.config import Recipe
@@ -41,3 +41,18 @@ def test_a_study_goes_on_where_it_was_and_is_bound_to_its_recipe(
     assert len(again.trials) == 2
     with pytest.raises(DataError, match="a study of another recipe"):
         run(short(tiny_recipe, max_epochs=3), ring_features, tmp_path, 3)
+
+
+def test_the_recipe_written_has_what_a_decoder_has_of_its_own(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    model = tiny_recipe.model.model_copy(update={"transformers": {"hidden_act": "gelu", "attention_bias": True}})
+    found = run(short(tiny_recipe.model_copy(update={"model": model}), max_epochs=1), ring_features, tmp_path, 1)
+    assert Recipe.load(str(tmp_path / "recipe.toml")) == found.recipe
+    assert found.recipe.model.transformers == {"hidden_act": "gelu", "attention_bias": True}
+
+
+def test_what_is_no_decoder_is_not_searched_with(ring_features: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    model = tiny_recipe.model.model_copy(update={"architecture": "bert"})
+    with pytest.raises(ConfigError, match="'bert' looks at later events"):
+        run(tiny_recipe.model_copy(update={"model": model}), ring_features, tmp_path, 1)

@@ -15,7 +15,7 @@ from recsys.model.decoder import SequenceModel
 from recsys.training import train
 from recsys.training.config import Recipe
 from recsys.training.loop import Trainer
-from recsys.training.start import Start
+from recsys.training.start import Start, mismatch
 from recsys.training.validation import Judge
 from tests.conftest import NUM_ITEMS, cyclic_histories, write_features
 
@@ -42,6 +42,19 @@ def test_known_items_keep_their_rows_and_new_ones_stand_amid_their_neighbours(
     torch.testing.assert_close(new[: NUM_ITEMS + 1], old)
     torch.testing.assert_close(new[NUM_ITEMS + 1], (old[4] + old[6]) / 2)  # both one event away
     assert all(torch.equal(p, start.weights[n]) for n, p in model.named_parameters() if n != "embedding.weight")
+
+
+def test_a_setting_that_a_checkpoint_of_before_does_not_have_is_its_default(
+    ring_checkpoint: Path, tiny_recipe: Recipe
+) -> None:
+    manifest = artifact.read_manifest(ring_checkpoint)
+    model = {name: value for name, value in manifest.config["model"].items() if name != "transformers"}
+    before = manifest.model_copy(update={"config": {**manifest.config, "model": model}})
+    assert mismatch(before, tiny_recipe) is None
+    other = tiny_recipe.model_copy(
+        update={"model": tiny_recipe.model.model_copy(update={"transformers": {"attention_bias": True}})}
+    )
+    assert "made with model.transformers = {}, the recipe has {'attention_bias': True}" in str(mismatch(before, other))
 
 
 def test_a_started_run_is_validated_before_its_first_step_and_stops_sooner(
