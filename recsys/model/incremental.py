@@ -155,7 +155,7 @@ class _Decoder(nn.Module):
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         decoder: Any = model.decoder
-        self.max_length = int(decoder.config.max_position_embeddings)
+        self.max_length = model.max_length
         heads = LatentHeads if model.config.is_latent else PlainHeads
         self._heads = heads(model.config.num_heads, model.config.head_dim)
         self.layers, self.norm = decoder.layers, decoder.norm

@@ -58,7 +58,7 @@ def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> Me
     data = histories.tokens.nbytes + histories.timestamps_ms.nbytes + histories.offsets.nbytes
     resident = psutil.Process().memory_info().rss
     backward = kept // 4 + 2 * largest + _logit_bytes(trainer, stream.longest_batch)
-    backward += _summary_logit_bytes(trainer.model)
+    backward += _summary_logit_bytes(trainer.model, stream.longest_batch)
     # a gather of item vectors gives a gradient as large as all of them; validation copies weights and items
     scratch = _LATER_BYTES + 2 * items + max(backward, weights + items)
     return MemoryNeed(
@@ -109,7 +109,7 @@ def _logit_bytes(trainer: Trainer, batch_tokens: int) -> int:
     return 2 * _FLOAT_BYTES * min(CHUNK_ELEMENTS, batch_tokens * num_items)
 
 
-def _summary_logit_bytes(model: SequenceModel) -> int:
+def _summary_logit_bytes(model: SequenceModel, batch_tokens: int) -> int:
     """Scores of all items by a chunk of summaries, and their gradient."""
     one = model.num_summary_vectors * (model.embedding.num_embeddings - 1)
-    return 2 * _FLOAT_BYTES * max(one, CHUNK_ELEMENTS) if one else 0
+    return 2 * _FLOAT_BYTES * max(one, min(CHUNK_ELEMENTS, one * (batch_tokens // model.max_length)))
