@@ -12,8 +12,7 @@ from features.spill import Spill
 from features.state import State
 from features.totals import Totals
 from recsys.contracts.artifact import ArtifactWriter
-from recsys.dataset import bucket_of_user
-from recsys.histories import EVENT_KEY, SCHEMA, Generation, Integers, in_order, read_partition
+from recsys.histories import EVENT_KEY, SCHEMA, Generation, Integers, bucket_of_user, in_order, read_partition
 
 NUM_WRITERS = 3
 """Partitions sorted and written at a time."""
@@ -72,7 +71,7 @@ class HistoryFiles:
         with ThreadPoolExecutor(NUM_WRITERS) as pool:
             waiting: deque[Future[None]] = deque()
             for partition, spilled in enumerate(spill.partitions()):
-                events, present, num_forgotten = users.number(spilled)
+                events, present, num_forgotten = users.number(spilled, partition, new.num_partitions)
                 if num_forgotten:
                     self.left_out["forgotten"] += num_forgotten
                 columns = SCHEMA | ({EVENT_KEY: pl.UInt64} if EVENT_KEY in events.columns else {})

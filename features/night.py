@@ -27,8 +27,7 @@ from features.steps import Steps
 from features.totals import Totals
 from recsys.contracts.artifact import ArtifactWriter, Manifest
 from recsys.contracts.errors import DataError, RefusedError
-from recsys.dataset import bucket_of_user, ranks
-from recsys.histories import EVENT_KEY, ITEMS_FILE, USERS_FILE, read_partition
+from recsys.histories import EVENT_KEY, ITEMS_FILE, USERS_FILE, bucket_of_user, ranks, read_partition
 
 NUM_READERS = 4
 """Files read and checked at a time; of each, one batch is checked while the next is read."""

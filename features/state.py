@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import polars as pl
 
 from features import catalogue
-from features.numbering import USERS_SCHEMA
+from features.numbering import USERS_SCHEMA, hashed
 from features.quarantine import QUARANTINE_FILE
 from features.report import REPORT_FILE
 from features.tombstones import TOMBSTONES_FILE, Tombstones, moving_away
@@ -67,7 +67,7 @@ class State:
             return state
         return replace(
             state,
-            users=pl.read_parquet(out / USERS_FILE, glob=False),
+            users=hashed(pl.read_parquet(out / USERS_FILE, glob=False)),
             days=Counter(dict(pl.read_parquet(out / DAYS_FILE, glob=False).rows())),
             generations=generations(out),
         )

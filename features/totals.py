@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from features import digest
+from features.numbering import CONTENT_HASH
 from recsys.contracts.pruning import DAY_MS
 
 NEVER = np.iinfo(np.int64).max
@@ -31,7 +32,7 @@ class Totals:
         self._lock = Lock()
 
     def add(self, events: pl.DataFrame, users: pl.DataFrame) -> None:
-        """Count events, which must be by user; `users` has the user_id of each user_index in them."""
+        """Count events, which must be by user; `users` has the content hash of each user_index in them, or of more."""
         if len(events):
             with self._lock:
                 self._add(events, users)
@@ -51,9 +52,8 @@ class Totals:
         self.num_events += len(events)
         per_user = events["user_index"].rle().struct.unnest().select(user_index="value", num_events="len")
         self._users.append(per_user)
-        touched = users.join(per_user, on="user_index", how="semi")
-        user_hash = np.zeros(int(touched["user_index"].max()) + 1, dtype=np.uint64)  # type: ignore[arg-type]
-        user_hash[touched["user_index"].to_numpy()] = digest.string_hashes(touched["user_id"], "user")
+        user_hash = np.zeros(int(users["user_index"].max()) + 1, dtype=np.uint64)  # type: ignore[arg-type]
+        user_hash[users["user_index"].to_numpy()] = users[CONTENT_HASH].to_numpy()
         self._hash_items()
         self.content_sum += digest.events_sum(events, user_hash, self._item_hash, self._type_hash, self._source_hash)
         self.content_sum %= 2**64

@@ -26,7 +26,7 @@ from recsys.contracts.events import DEFAULT_EVENT_TYPE, NEGATIVE_TYPES
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import DAY_MS, PruningPolicy
-from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, generations, read_partition
+from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, bucket_of_user, generations, ranks, read_partition
 
 MIN_VALIDATION_EVENTS = 3
 """A user gives their last event to validation only if two are left to predict it from."""
@@ -402,20 +402,6 @@ def _split_ms(manifest: artifact.Manifest) -> int | None:
 def source_rank(manifest: artifact.Manifest) -> npt.NDArray[np.int64]:
     """Place of each source in the order of names: events of one moment are in this order."""
     return ranks([entry["name"] for entry in manifest.metrics.get("source_files", [{"name": ""}])])
-
-
-def ranks(names: list[str]) -> npt.NDArray[np.int64]:
-    """Place of each name in sorted order."""
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    return rank
-
-
-def bucket_of_user(users: pl.DataFrame) -> npt.NDArray[np.int64]:
-    """Bucket by user_index."""
-    bucket = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.int64)  # type: ignore[arg-type]
-    bucket[users["user_index"].to_numpy()] = users["bucket"].to_numpy()
-    return bucket
 
 
 def _partition(

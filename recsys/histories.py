@@ -62,6 +62,20 @@ def generations(folder: Path) -> list[Generation]:
     return [Generation(place.name, sum(1 for _ in place.glob("part-*.parquet"))) for place in places]
 
 
+def ranks(names: list[str]) -> Integers:
+    """Place of each name in sorted order."""
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return rank
+
+
+def bucket_of_user(users: pl.DataFrame) -> Integers:
+    """Bucket by user_index."""
+    bucket = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.int64)  # type: ignore[arg-type]
+    bucket[users["user_index"].to_numpy()] = users["bucket"].to_numpy()
+    return bucket
+
+
 def read_partition(
     folder: Path, found: list[Generation], partition: int, num_partitions: int, bucket: Integers, rank: Integers
 ) -> pl.DataFrame:
@@ -88,7 +102,7 @@ def in_order(frame: pl.DataFrame, rank: Integers) -> pl.DataFrame:
     """The same events by user, each history by (timestamp, rank of the source, row)."""
     if frame.is_empty():
         return frame
-    by_user = frame[np.argsort(_dense(frame["user_index"].to_numpy()), kind="stable")]
+    by_user = gathered(frame, _order_of(frame["user_index"].to_numpy()))
     user, time, row = (by_user[name].to_numpy() for name in ("user_index", "timestamp_ms", "row"))
     place = rank[by_user["source"].to_numpy()]
     is_late = time[1:] < time[:-1]
@@ -99,15 +113,21 @@ def in_order(frame: pl.DataFrame, rank: Integers) -> pl.DataFrame:
     wrong = np.flatnonzero(np.isin(user, user[1:][is_late]))  # only these users' histories are sorted
     order = np.arange(len(user))
     order[wrong] = wrong[np.lexsort((row[wrong], place[wrong], time[wrong], user[wrong]))]
-    return by_user[order]
+    return gathered(by_user, order)
 
 
-def _dense(user: Integers) -> Integers:
-    """Keys in the same order, in 16 bits where they fit: those are sorted in linear time."""
+def gathered(frame: pl.DataFrame, rows: Integers) -> pl.DataFrame:
+    """These rows, whose numbers are sound, of a frame in one piece: half the time of `frame[rows]`."""
+    return frame.rechunk().select(pl.all().gather(pl.Series(rows.astype(np.uint32))))
+
+
+def _order_of(user: Integers) -> Integers:
+    """A stable order by user, from sorts of 16 bits at a time, which take linear time."""
     low, high = int(user.min()), int(user.max())
     is_present = np.zeros(high - low + 1, dtype=bool)
     is_present[user - low] = True
-    if is_present.sum() > 2**16:
-        return user
-    dense: Integers = (np.cumsum(is_present) - 1).astype(np.uint16)[user - low]
-    return dense
+    dense = (np.cumsum(is_present) - 1)[user - low]
+    order = np.argsort(dense.astype(np.uint16), kind="stable")
+    if dense.max() < 2**16:
+        return order
+    return order[np.argsort((dense[order] >> 16).astype(np.uint16), kind="stable")]

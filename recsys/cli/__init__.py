@@ -1,5 +1,6 @@
 """The command line. Each verb imports its stage when it is called, calls its `run`, and prints a short summary."""
 
+import gc
 import os
 import sys
 
@@ -24,6 +25,9 @@ _KEEP_MEMORY = "dirty_decay_ms:5000,muzzy_decay_ms:5000,oversize_threshold:0"
 """polars gives memory back that was free for half a second, large pieces at once, and its next batch takes it again:
 a tenth of a build."""
 
+_COLLECT_AFTER = 10_000
+"""Objects made before the garbage collector looks for cycles, 700 otherwise: a library's import makes them by tens
+of thousands to stay, and looking was a tenth of start-up."""
 _INTERRUPTED = 130
 """Status of a command that was stopped by Ctrl-C."""
 
@@ -31,6 +35,7 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and its exit status."""
     os.environ.setdefault("_RJEM_MALLOC_CONF", _KEEP_MEMORY)  # polars reads it where a verb imports it
+    gc.set_threshold(_COLLECT_AFTER)
     try:
         status = app(standalone_mode=False)
     except RecsysError as error:

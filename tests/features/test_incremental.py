@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from features import digest, forget, spill
 from features.build import FeaturesConfig, run
+from features.numbering import CONTENT_HASH
 from features.totals import Totals
 from recsys import dataset
 from recsys.contracts import artifact
@@ -22,7 +23,7 @@ from recsys.contracts.artifact import Manifest
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
-from recsys.histories import generations, read_partition
+from recsys.histories import bucket_of_user, generations, read_partition
 from recsys.pipeline.tables import features_summary
 from tests.features.test_build import histories_of
 from tests.features.test_real_logs import REAL_DATA
@@ -43,10 +44,13 @@ def digest_from_the_files(place: Path) -> str:
     manifest = artifact.verify(place, "features")
     items, users = (pl.read_parquet(place / f"{name}.parquet", glob=False) for name in ("items", "users"))
     names = [entry["name"] for entry in manifest.metrics["source_files"]]
+    users = users.with_columns(
+        pl.Series(CONTENT_HASH, digest.string_hashes(users["user_id"], "user"))
+    )  # not those kept
     totals = Totals(items["item_id"], manifest.metrics["event_types"], names)
     layout = generations(place)
     most = max(generation.num_partitions for generation in layout)
-    bucket, rank = dataset.bucket_of_user(users), dataset.source_rank(manifest)
+    bucket, rank = bucket_of_user(users), dataset.source_rank(manifest)
     for number in range(most):
         totals.add(read_partition(place, layout, number, most, bucket, rank), users)
     counted = items["num_events_by_type"].list.sum()
