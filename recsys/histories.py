@@ -17,7 +17,7 @@ import polars as pl
 ITEMS_FILE: Final = "items.parquet"
 """item_index, item_id, num_events, counts by type, first and last moment, description, kept."""
 USERS_FILE: Final = "users.parquet"
-"""user_index, user_id, bucket, num_events."""
+"""user_index, user_id, bucket, num_events, content_hash."""
 HISTORIES_FOLDER: Final = "histories"
 NUM_BUCKETS: Final = 4096
 """Users fall into so many buckets; more partitions than this are not possible."""
