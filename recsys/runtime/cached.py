@@ -116,7 +116,12 @@ class CachedEngine(ABC):
         return longer
 
     def warm_up(self) -> None:
-        """Open short and long windows and continue them once, so that kernels and memory are in place."""
-        one = np.ones(1, dtype=np.int32)
-        for length in sorted({1, min(BLOCK, self._info.window_size - 1), self._info.window_size - 1}):
+        """Open long and short windows and continue them once, so that kernels and memory are in place.
+
+        The longest comes first: an engine takes its memory anew where a window is longer than any before it, and
+        what it gives up piecemeal stays with the process.
+        """
+        one, size = np.ones(1, dtype=np.int32), self._info.window_size
+        self.open([np.ones(size, dtype=np.int32)])
+        for length in sorted({1, min(BLOCK, size - 1), size - 1}, reverse=True):
             self.append(self.open([np.ones(length, dtype=np.int32)]), [one])

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.contracts import packing
-from recsys.contracts.ids import Tokens
+from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.contracts.precision import Arithmetic, CacheFormat
 from recsys.runtime.cache import EventRows, stacked
 from recsys.runtime.cached import CachedEngine
@@ -37,6 +37,16 @@ SETTINGS: Final = {
     "ENABLE_CPU_PINNING": False,
 }
 """Of every graph, but for bf16."""
+
+
+def run_length(length: int) -> int:
+    """The length that so many events are run at: an eighth longer at most, one of eight an octave.
+
+    OpenVINO makes kernels for each shape that it sees, and keeps them. Run at their own lengths, windows took two
+    thirds longer whenever a length was new, and 750 MB once all of 300 to 1,024 had been seen (`docs/benchmarks.md`).
+    """
+    step = 1 << max(0, length.bit_length() - 4)
+    return -(-length // step) * step
 
 
 def has_bf16() -> bool:
@@ -102,8 +112,14 @@ class OpenVinoEngine(CachedEngine):
         return [request.get_output_tensor(place).data for place in range(len(self._graphs[graph].outputs))]
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
-        return self._infer(0, [self._items.embed(tokens_BL), last_B])
+        return self._infer(0, [self._vectors(tokens_BL), last_B])
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
         kept = stacked(caches, lengths_B.tolist())
-        return self._infer(1, [self._items.embed(tokens_BE), last_B, lengths_B, *kept])
+        return self._infer(1, [self._vectors(tokens_BE), last_B, lengths_B, *kept])
+
+    def _vectors(self, tokens: Tokens) -> Floats:
+        """Vectors of the events, and of no event up to the length that they are run at."""
+        padding = [(0, 0)] * tokens.ndim
+        padding[1] = (0, run_length(tokens.shape[1]) - tokens.shape[1])
+        return self._items.embed(np.pad(tokens, padding, constant_values=PAD))

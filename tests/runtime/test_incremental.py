@@ -68,6 +68,27 @@ def test_the_engine_computes_what_transformers_computes(architecture: str, tmp_p
     np.testing.assert_allclose(engine.encode(histories), encode(model, histories), atol=2e-5)
 
 
+def test_windows_of_any_length_are_run_at_few_lengths(
+    engines: dict[CacheFormat, OpenVinoEngine], model: SequenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shape that OpenVINO sees costs time once and memory for good."""
+    engine, infer = engines[CacheFormat.FLOAT32], OpenVinoEngine._infer
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(OpenVinoEngine, "_infer", lambda self, graph, inputs: (
+        seen.append((graph, inputs[0].shape[1])), infer(self, graph, inputs))[1])  # fmt: skip
+    histories = windows(*range(1, WINDOW + 1))
+    sessions = [engine.open([history])[0] for history in histories]
+    found = np.stack([session.vector_D for session in sessions])
+    np.testing.assert_allclose(found, encode(model, histories), atol=2e-5)
+    assert [session.length for session in sessions] == [len(history) for history in histories]
+    for length in range(1, WINDOW):
+        engine.append(sessions[:1], [histories[length - 1]])
+    for graph, most in ((0, WINDOW), (1, WINDOW - 1)):
+        run_at = [length for ran, length in seen if ran == graph]
+        assert all(length <= run <= length * 9 / 8 for length, run in zip(range(1, most + 1), run_at, strict=True))
+        assert len(set(run_at)) == 15 + 3 * 8 + 3  # each up to 15, eight an octave, 128, 144 and 160
+
+
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ALSO_ALIKE])
 def test_engines_can_be_built_of_decoders_that_are_built_like_llama(architecture: str) -> None:
     state = torch.random.get_rng_state()
