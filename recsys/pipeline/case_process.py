@@ -1,7 +1,8 @@
 """What a process that answers costs: run as a module of its own, so that nothing else is in its memory.
 
 python -m recsys.pipeline.case_process eager CHECKPOINT | release RELEASE | sessions RELEASE, with the number of threads
-after it. `release` keeps nothing of a user; `sessions` keeps the encoded window of everybody who was answered.
+after it. `release` keeps nothing of a user; `sessions` keeps the encoded window of everybody who was answered. Both warm
+up before they answer, as the endpoint does.
 """
 
 import json
@@ -77,6 +78,7 @@ def _release(release: Path, num_threads: int) -> tuple[Callable[[Tokens], object
     from recsys.runtime.recommender import Recommender
 
     recommender = Recommender.load(release, num_threads=num_threads)
+    recommender.warm_up()
     return lambda history: recommender.rank([history], k=10), recommender.release.vocabulary.num_kept
 
 
@@ -87,6 +89,7 @@ def _sessions(kept: list[Session], release: Path, num_threads: int) -> tuple[Cal
     from recsys.windows import answer_context
 
     recommender = Recommender.load(release, num_threads=num_threads)
+    recommender.warm_up()
     engine, window = recommender.release.engine, recommender.release.window
 
     def answer(history: Tokens) -> object:
