@@ -61,7 +61,7 @@ def build(
     if wants_lists:
         index, choice = _lists(rows, config, advance)
         while True:
-            found = _measured(ItemIndex(index, choice, items, shift_V), users_UD, expected)
+            found = _measured(ItemIndex(choice, items, shift_V, index=index), users_UD, expected)
             said["tried"].append({"num_probed": choice.num_probed, **found})
             if found["recall@100"] >= config.min_recall:
                 faiss.write_index(index, str(folder / INDEX_FILE))

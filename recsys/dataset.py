@@ -22,11 +22,12 @@ import polars as pl
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError, ReplacedError
-from recsys.contracts.events import DEFAULT_EVENT_TYPE, NEGATIVE_TYPES
+from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import PAD, Item, Tokens, Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.contracts.pruning import DAY_MS, PruningPolicy
-from recsys.histories import ITEMS_FILE, USERS_FILE, Generation, bucket_of_user, generations, ranks, read_partition
+from recsys.event_table import EventTable, is_wanted, negative_types, read_events
+from recsys.histories import ITEMS_FILE
 
 MIN_VALIDATION_EVENTS = 3
 """A user gives their last event to validation only if two are left to predict it from."""
@@ -145,7 +146,7 @@ class Dataset:
     """Events that may be fitted."""
     split_ms: int | None
     """T in milliseconds, None without a time split."""
-    _events: "_Events"
+    _events: EventTable
     _items: pl.DataFrame
     _token_of_index: Tokens
 
@@ -265,30 +266,6 @@ class Dataset:
         return np.where(tokens == PAD, -item_index, tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class _Events:
-    """All events, flat, users in order of user_id, each user's events in order."""
-
-    user_ids: list[str]
-    user: npt.NDArray[np.int64]
-    item_index: npt.NDArray[np.int64]
-    timestamps_ms: npt.NDArray[np.int64]
-    event_types: npt.NDArray[np.uint8]
-    is_fit: npt.NDArray[np.bool_]
-    """May be fitted under the protocol."""
-    is_target: npt.NDArray[np.bool_]
-    """Is held out by the protocol and to be ranked."""
-
-    def users_with(self, events: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Whether each user has one of these events."""
-        return np.bincount(self.user[events], minlength=len(self.user_ids)) > 0
-
-    def by_user(self, values: npt.NDArray[np.int64], events: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:
-        """Values of these events, one array for each user that has one."""
-        sizes = np.bincount(self.user[events], minlength=len(self.user_ids))
-        return np.split(values[events], np.cumsum(sizes[sizes > 0])[:-1]) if events.any() else []
-
-
 def load(
     features: Path,
     protocol: Protocol,
@@ -327,7 +304,7 @@ def _load(
             f"{features}: the log has no timestamps, so it cannot be cut at a time; use --protocol last-out"
         )
     items = pl.read_parquet(features / ITEMS_FILE, glob=False).sort("item_index")
-    events = _read_events(features, manifest, protocol, split_ms, items.height)
+    events = read_events(features, manifest, protocol, split_ms, items.height)
     negative = negative_types(manifest)
     is_positive = events.is_fit & ~np.isin(events.event_types, negative)
     num_events = np.bincount(events.item_index[is_positive], minlength=items.height + 1)
@@ -342,7 +319,7 @@ def _load(
 def _kept_vocabulary(
     features: Path,
     manifest: artifact.Manifest,
-    events: _Events,
+    events: EventTable,
     items: pl.DataFrame,
     num_events: npt.NDArray[np.int64],
     protocol: Protocol,
@@ -363,7 +340,7 @@ def _kept_vocabulary(
 
 
 def _scores(
-    events: _Events,
+    events: EventTable,
     counted: npt.NDArray[np.bool_],
     policy: PruningPolicy,
     manifest: artifact.Manifest,
@@ -399,95 +376,6 @@ def _split_ms(manifest: artifact.Manifest) -> int | None:
     return None if split is None else int(split)
 
 
-def source_rank(manifest: artifact.Manifest) -> npt.NDArray[np.int64]:
-    """Place of each source in the order of names: events of one moment are in this order."""
-    return ranks([entry["name"] for entry in manifest.metrics.get("source_files", [{"name": ""}])])
-
-
-def _partition(
-    features: Path,
-    manifest: artifact.Manifest,
-    layout: list[Generation],
-    users: pl.DataFrame,
-    partition: int,
-    num_partitions: int,
-) -> pl.DataFrame:
-    return read_partition(features, layout, partition, num_partitions, bucket_of_user(users), source_rank(manifest))
-
-
-def _read_events(
-    features: Path, manifest: artifact.Manifest, protocol: Protocol, split_ms: int | None, num_items: int
-) -> _Events:
-    users = pl.read_parquet(features / USERS_FILE, glob=False).sort("user_id")
-    layout = generations(features)
-    num_partitions = max(generation.num_partitions for generation in layout)
-    columns = ["user_index", "item_index", "timestamp_ms", "event_type"]
-    parts = [
-        _partition(features, manifest, layout, users, number, num_partitions).select(columns)
-        for number in range(num_partitions)
-    ]
-    frame = pl.concat(parts)
-    if len(frame) and int(frame["item_index"].max() or 0) > num_items:  # type: ignore[arg-type]
-        raise DataError(f"{features}: histories hold an item_index that {ITEMS_FILE} lacks; build the features again")
-    place = np.zeros(int(users["user_index"].max() or 0) + 1, dtype=np.int64)  # type: ignore[arg-type]
-    place[users["user_index"].to_numpy()] = np.arange(len(users))
-    user = place[frame["user_index"].to_numpy()]
-    order = np.argsort(user, kind="stable")
-    kinds = frame["event_type"].to_numpy()[order]
-    in_past, is_target = in_history(manifest, kinds), is_wanted(manifest, kinds)
-    seen = in_past | is_target
-    order, kinds = order[seen], kinds[seen]
-    user, time = user[order], frame["timestamp_ms"].to_numpy()[order]
-    item_index = frame["item_index"].to_numpy()[order].astype(np.int64)
-    is_fit, held_out = _cut(protocol, split_ms, user, time, is_target[seen])
-    return _Events(users["user_id"].to_list(), user, item_index, time, kinds, is_fit & in_past[seen], held_out)
-
-
-def in_history(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Whether each event is of a type that makes the history."""
-    return _is_of_types(manifest, "history_types", event_types)
-
-
-def is_wanted(manifest: artifact.Manifest, event_types: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Whether each event is of a type that is to be predicted."""
-    return _is_of_types(manifest, "target_types", event_types) & ~np.isin(event_types, negative_types(manifest))
-
-
-def negative_types(manifest: artifact.Manifest) -> tuple[int, ...]:
-    """Codes of the event types that are read and never predicted."""
-    names = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
-    negative = manifest.config.get("negative_types", NEGATIVE_TYPES)
-    return tuple(code for code, name in enumerate(names) if name in negative)
-
-
-def _is_of_types(
-    manifest: artifact.Manifest, setting: str, event_types: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.bool_]:
-    names = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
-    chosen = manifest.config.get(setting) or names
-    is_chosen: npt.NDArray[np.bool_] = np.array([name in chosen for name in names])[event_types]
-    return is_chosen
-
-
-def _cut(
-    protocol: Protocol,
-    split_ms: int | None,
-    user: npt.NDArray[np.int64],
-    time: npt.NDArray[np.int64],
-    is_target: npt.NDArray[np.bool_],
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which events may be fitted, and which are held out as targets."""
-    if protocol is Protocol.TIME:
-        assert split_ms is not None
-        return time < split_ms, (time >= split_ms) & is_target
-    if protocol is Protocol.FINAL:
-        return np.ones(len(user), dtype=bool), np.zeros(len(user), dtype=bool)
-    position = np.arange(len(user))
-    last = np.full(int(user.max(initial=-1)) + 1, len(user))
-    last[user[is_target]] = position[is_target]  # the last write of a user stands
-    return position < last[user], position == last[user]
-
-
 def _described(items: pl.DataFrame, num_events: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> list[Item]:
     """The chosen rows of the table of items, with these counts by item_index."""
     rows: list[dict[str, Any]] = items.filter(pl.Series(chosen)).to_dicts()
@@ -505,7 +393,7 @@ def _described(items: pl.DataFrame, num_events: npt.NDArray[np.int64], chosen: n
 
 
 def _histories(
-    events: _Events, chosen: npt.NDArray[np.bool_], token_of_index: Tokens, negative: tuple[int, ...]
+    events: EventTable, chosen: npt.NDArray[np.bool_], token_of_index: Tokens, negative: tuple[int, ...]
 ) -> Histories:
     """Histories of the users that have a kept event among the chosen ones."""
     kept = np.flatnonzero(chosen)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys.contracts import artifact
-from recsys.dataset import in_history, source_rank
+from recsys.event_table import in_history, source_rank
 from recsys.histories import ITEMS_FILE, USERS_FILE, bucket_of_user, generations, read_partition
 
 ItemIndices = npt.NDArray[np.int64]

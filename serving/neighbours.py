@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 
 from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.runtime.fusion import best, best_of_all
-from recsys.runtime.index import ItemIndex
+from recsys.runtime.index import ItemIndex, best, best_of_all
 from serving.rules import Mask
 
 NUM_KEPT: Final = 100

@@ -10,8 +10,7 @@ from typing import Final
 import numpy as np
 
 from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.runtime.fusion import best
-from recsys.runtime.index import ItemIndex
+from recsys.runtime.index import ItemIndex, best
 from recsys.runtime.recommender import Query
 from recsys.runtime.release import Release
 from serving.rules import CompiledRules, Mask, with_pins

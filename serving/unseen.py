@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from recsys.contracts.errors import StoreError
-from recsys.runtime.fusion import best_of_all
+from recsys.runtime.index import best_of_all
 from recsys.store import Impression
 from recsys.store.recall import SHADOW_ARM
 from serving.deadline import BoundedPool

@@ -1,8 +1,8 @@
 """What a process that answers costs: run as a module of its own, so that nothing else is in its memory.
 
 python -m recsys.pipeline.case_process eager CHECKPOINT | release RELEASE | sessions RELEASE, with the number of threads
-after it. `release` keeps nothing of a user; `sessions` keeps the encoded window of everybody who was answered. Both warm
-up before they answer, as the endpoint does.
+after it. `release` keeps nothing of a user; `sessions` keeps the encoded window of everybody who was answered. Both
+warm up before they answer, as the endpoint does.
 """
 
 import json

@@ -15,7 +15,8 @@ from recsys.contracts.errors import DataError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE
 from recsys.contracts.ids import Tokens
 from recsys.contracts.protocol import Protocol
-from recsys.dataset import Histories, is_wanted
+from recsys.dataset import Histories
+from recsys.event_table import is_wanted
 from recsys.model.binary_loss import BinaryLoss
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError
@@ -18,8 +19,7 @@ from recsys.telemetry import GpuWatch
 
 BATCHES = (1, 8)
 WARM_UP_ROUNDS = 2
-
-
+_MOST_LENGTHS = 256
 _USED_S = 1.0
 """How long a GPU is watched at each row's work."""
 
@@ -50,6 +50,8 @@ def run(
     def windows(batch: int, length: int) -> list[Tokens]:
         return [generator.integers(1, release.vocabulary.num_kept + 1, length).astype(np.int32) for _ in range(batch)]
 
+    engine.warm_up()
+    every_length = _every_length(engine, windows)
     calls: dict[tuple[str, int, int], Callable[[], object]] = {}
     encode = None if checkpoint is None else _eager(checkpoint, release, device or "cpu", num_threads)
     for batch in batches:
@@ -77,7 +79,34 @@ def run(
         "num_threads": info.num_threads,
         "cache": info.cache.value,
         "session_bytes": engine.open(windows(1, size))[0].size_bytes,
+        "every_length": every_length,
         "rows": [_row(*key, values) | used.get(key, {}) for key, values in seconds.items()],
+    }
+
+
+def _every_length(engine: Engine, windows: Callable[[int, int], list[Tokens]]) -> dict[str, Any]:
+    """Windows of many lengths in a random order, as users come, and the same once more.
+
+    An engine that makes something for each shape pays where a length is new, and in memory.
+    """
+    size = engine.info.window_size
+    lengths = range(max(1, size // 4), size + 1, max(1, size // _MOST_LENGTHS))
+    users = [windows(1, length) for length in np.random.default_rng(0).permutation(lengths)]
+    resident = psutil.Process().memory_info
+    before = resident().rss
+    seconds: list[list[float]] = []
+    for _ in range(2):
+        seconds.append([])
+        for user in users:
+            started = time.perf_counter()
+            engine.encode(user)
+            seconds[-1].append(time.perf_counter() - started)
+    new_ms, again_ms = (1000 * float(np.mean(round_)) for round_ in seconds)
+    return {
+        "num_lengths": len(lengths),
+        "new_ms": round(new_ms, 3),
+        "again_ms": round(again_ms, 3),
+        "grown_mb": round((resident().rss - before) / 1e6, 1),
     }
 
 

@@ -441,7 +441,12 @@ def engine_table(values: dict[str, Any]) -> str:
         cells = f"{row['events']:,}", f"{row['batch']}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
         figures = ("–" if row.get(name) is None else f"{row[name]:.2f}" for name in used.values())
         rows.add_row(row["call"], *cells, f"{row['windows_per_s']:.0f}", *figures)
-    return f"{_text(rows)}\na session of a full window keeps {values['session_bytes']:,} bytes"
+    seen = values["every_length"]
+    return (
+        f"{_text(rows)}\na session of a full window keeps {values['session_bytes']:,} bytes\n"
+        f"windows of {seen['num_lengths']:,} lengths: {seen['new_ms']:.2f} ms each the first time, "
+        f"{seen['again_ms']:.2f} again; the process grew by {seen['grown_mb']:.1f} MB"
+    )
 
 
 def experiment_report(values: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from recsys.contracts.config import Config
 from recsys.contracts.ids import PAD, Floats, Tokens
-from recsys.runtime.index import ItemIndex
+from recsys.runtime.index import ItemIndex, best, best_of_all
 from recsys.transitions import TransitionTable
 
 # S items with a term of their own, K results
@@ -96,18 +96,3 @@ def search(
         np.concatenate([scores_1K[0][others], fused[allowed]]),
         k,
     )
-
-
-def best_of_all(scores_V: Floats, k: int) -> tuple[Tokens, Floats]:
-    """The same as `best` of the scores of all items, in the order of tokens; −inf marks what is left out."""
-    least = np.partition(scores_V, -k)[-k] if k < len(scores_V) else -np.inf
-    rows = np.flatnonzero((scores_V >= least) & (scores_V > -np.inf))
-    return best((rows + 1).astype(np.int32), scores_V[rows], k)
-
-
-def best(tokens: Tokens, scores: Floats, k: int) -> tuple[Tokens, Floats]:
-    """The k highest scores, ties by token, filled up with PAD."""
-    order = np.lexsort((tokens, -scores))[:k]
-    found, values = np.full(k, PAD, dtype=np.int32), np.full(k, -np.inf, dtype=np.float32)
-    found[: len(order)], values[: len(order)] = tokens[order], scores[order]
-    return found, values

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import faiss
 import numpy as np
 from pydantic import Field
 
@@ -21,6 +21,8 @@ from recsys.runtime.scoring import PAYS_FROM, CodeScorer
 INDEX_FILE = "index.faiss"
 _COVER = 4
 """Inverted lists that are looked at hold at least so many times the items asked for."""
+_FEW_QUERIES = 32
+"""Up to so many are answered one by one where all items are multiplied; a batch is faiss' work."""
 _RESCORED = 2
 """Candidates per result where the index's own scores are not exact."""
 
@@ -51,65 +53,99 @@ class ItemIndex:
     """Search over item vectors; row i of the index is token i + 1.
 
     With shifts, vectors are one longer inside, and a query ends in 1: an item's shift is added to its score.
+
+    Exact search on a processor multiplies all items, as every answer does; so a process that answers one user at a
+    time never loads faiss, whose library and copy of the items take memory.
     """
 
     def __init__(
         self,
-        index: Any,
-        choice: IndexChoice | None = None,
+        choice: IndexChoice,
         items: ItemTable | None = None,
         shift_V: Floats | None = None,
-        scorer: CodeScorer | None = None,
+        *,
+        rows_VD: Floats | None = None,
+        index: Any = None,
     ) -> None:
-        """`items` are the vectors that candidates are scored by where the index's own scores are not exact.
+        """Of vectors with their shifts, of `items`, whose codes are multiplied where that is quicker, or of both.
 
-        `scorer` multiplies all items of an exact index quicker than the index does.
+        `index` is faiss' own; without it, it is made of the vectors once it is needed.
         """
-        self._choice = choice or IndexChoice()
-        self._index = _on_gpu(index) if self._choice.device == "gpu" else index
+        self._choice = choice
         self._items = items
         self._shift_V = shift_V
-        self._scorer = scorer
+        self._scorer: CodeScorer | None = None
+        if self._is_multiplied and rows_VD is None:
+            assert items is not None, "nothing to make an index of"
+            if len(items) >= PAYS_FROM and items.codes is not None:
+                self._scorer = CodeScorer(*items.codes)
+            else:
+                rows_VD = shifted(items.vectors_VD(), shift_V)
+        self._rows_VD = rows_VD
         self._norm_V: Floats | None = None
-        assert self.is_exact or items is not None, self._choice
+        if index is not None:
+            self._faiss = self._placed(index)
+        assert self.is_exact or items is not None, choice
 
     @classmethod
-    def build(cls, items_VD: Floats, shift_V: Floats | None = None) -> "ItemIndex":
+    def build(cls, items_VD: Floats, shift_V: Floats | None = None) -> Self:
         """Exact search over the item vectors, token order, PAD not among them; `shift_V` is added to their scores."""
-        rows = shifted(items_VD, shift_V)
-        index = faiss.IndexFlatIP(rows.shape[1])
-        index.add(rows)
-        return cls(index, shift_V=shift_V)
+        return cls(IndexChoice(), shift_V=shift_V, rows_VD=shifted(items_VD, shift_V))
 
     @classmethod
-    def open(cls, folder: Path, items: ItemTable, choice: IndexChoice, shift_V: Floats | None = None) -> "ItemIndex":
-        """The index of a release: inverted lists are read, everything else is built from the items."""
+    def open(cls, folder: Path, items: ItemTable, choice: IndexChoice, shift_V: Floats | None = None) -> Self:
+        """The index of a release: inverted lists are read, everything else is built from the items.
+
+        Raises:
+            ArtifactError: the file of inverted lists is none.
+            ConfigError: it is meant for a GPU, and this faiss has no code for one, or sees none.
+        """
         if choice.kind is IndexKind.IVF:
-            path = folder / INDEX_FILE
-            try:
-                return cls(faiss.read_index(str(path)), choice, items, shift_V)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1]
-                raise ArtifactError(f"{path}: not an index: {reason}; run `recsys optimize` again") from None
-        rows = shifted(items.vectors_VD(), shift_V)
-        index = blank(choice, rows.shape[1])
+            return cls(choice, items, shift_V, index=_read(folder / INDEX_FILE))
+        opened = cls(choice, items, shift_V)
+        if not opened._is_multiplied:
+            opened._faiss  # noqa: B018 (built now: what cannot be is said before anybody asks)
+        return opened
+
+    @cached_property
+    def _faiss(self) -> Any:
+        """All items in faiss' own form."""
+        if self._rows_VD is not None:
+            rows = self._rows_VD
+        else:
+            assert self._items is not None, "an index without vectors is of items"
+            rows = shifted(self._items.vectors_VD(), self._shift_V)
+        index = blank(self._choice, rows.shape[1])
         index.train(rows)
         index.add(rows)
-        codes = items.codes if choice == IndexChoice() and len(items) >= PAYS_FROM else None
-        return cls(index, choice, items, shift_V, None if codes is None else CodeScorer(*codes))
+        return self._placed(index)
+
+    def _placed(self, index: Any) -> Any:
+        return _on_gpu(index) if self._choice.device == "gpu" else index
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        if self._items is not None:
+            return len(self._items)
+        assert self._rows_VD is not None, "an index without items is of vectors"
+        return len(self._rows_VD)
 
     @property
     def width(self) -> int:
         """D."""
-        return int(self._index.d) - (self._shift_V is not None)
+        if self._items is not None:
+            return self._items.width
+        assert self._rows_VD is not None, "an index without items is of vectors"
+        return int(self._rows_VD.shape[1]) - (self._shift_V is not None)
 
     @property
     def is_exact(self) -> bool:
         """Whether the index's own answer is the answer."""
         return self._choice.kind is IndexKind.EXACT and self._choice.storage == "float32"
+
+    @property
+    def _is_multiplied(self) -> bool:
+        """Whether all items are multiplied, here: `all_scores` has them."""
+        return self.is_exact and self._choice.device == "cpu"
 
     def vectors(self, tokens: Tokens) -> Floats:
         """Item vectors of tokens in 1 … V, shape [len(tokens), D]."""
@@ -133,8 +169,7 @@ class ItemIndex:
         if products_V is None:
             return None
         if self._norm_V is None:
-            rows_VD = self._held()
-            assert rows_VD is not None, "there are products"
+            rows_VD = self.vectors(np.arange(1, len(self) + 1, dtype=np.int32))
             self._norm_V = np.maximum(np.sqrt(np.einsum("vd,vd->v", rows_VD, rows_VD)), 1e-12)
         return products_V / self._norm_V
 
@@ -142,22 +177,15 @@ class ItemIndex:
         """Inner products of all items and the vector, shape [V]; None where the index does not look at all of them."""
         if self._scorer is not None:
             return self._scorer(vector_D)
-        rows_VD = self._held()
-        return None if rows_VD is None else rows_VD @ vector_D
-
-    def _held(self) -> Floats | None:
-        """Every vector in the index's own memory, shape [V, D]; None where they are elsewhere or in another form."""
-        if not self.is_exact or self._choice.device == "gpu":
-            return None
-        held: Floats = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self._index.d).reshape(len(self), -1)
-        return held[:, : self.width]
+        return None if self._rows_VD is None else self._rows_VD[:, : self.width] @ vector_D
 
     def _rows(self, tokens: Tokens) -> Floats:
         """Vectors with their shifts, if there are any; PAD's mean nothing."""
-        if self._items is not None:
-            return shifted(self._items.embed(tokens), None if self._shift_V is None else self._shift_V[tokens - 1])
-        found: Floats = self._index.reconstruct_batch(tokens.astype(np.int64) - 1)
-        return found
+        if self._rows_VD is not None:
+            rows: Floats = self._rows_VD[tokens - 1]
+            return rows
+        assert self._items is not None, "an index without vectors is of items"
+        return shifted(self._items.embed(tokens), None if self._shift_V is None else self._shift_V[tokens - 1])
 
     def _queries(self, queries_BD: Floats) -> Floats:
         return shifted(queries_BD, None if self._shift_V is None else np.ones(len(queries_BD), dtype=np.float32))
@@ -173,6 +201,8 @@ class ItemIndex:
         return np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
 
     def _search(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
+        if self._is_multiplied and len(queries_BD) <= _FEW_QUERIES:
+            return self._searched_one_by_one(queries_BD, k, without)
         limit = min(k, len(self))
         wanted = limit if self.is_exact else min(_RESCORED * limit, len(self))
         inside_BD = self._queries(queries_BD)
@@ -184,22 +214,34 @@ class ItemIndex:
         tokens_BK[:, :limit], scores_BK[:, :limit] = tokens_BC[:, :limit], scores_BC[:, :limit]
         return tokens_BK, scores_BK
 
+    def _searched_one_by_one(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
+        rows = []
+        for query_D in queries_BD:
+            scores_V = self.all_scores(query_D)
+            assert scores_V is not None, "all items are multiplied"
+            if without is not None:
+                scores_V[without[without != PAD] - 1] = -np.inf
+            rows.append(best_of_all(scores_V, k))
+        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
     def _candidates(self, queries_BD: Floats, wanted: int, without: Tokens | None) -> tuple[Tokens, Floats]:
         """What the index itself finds, shape [B, C] each; PAD where nothing is left."""
         unwanted = np.empty(0, dtype=np.int32) if without is None else without
         if self._choice.device == "gpu":  # no selectors there: look further and leave them out afterwards
             further = min(wanted + len(unwanted), len(self))
-            scores, rows = self._index.search(queries_BD, further, params=self._parameters(further, unwanted[:0]))
+            scores, rows = self._faiss.search(queries_BD, further, params=self._parameters(further, unwanted[:0]))
             scores = np.where(np.isin(rows + 1, unwanted), -np.inf, scores)
             order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
             scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
             rows = np.where(np.isneginf(scores), -1, rows)
         else:
-            scores, rows = self._index.search(queries_BD, wanted, params=self._parameters(wanted, unwanted))
+            scores, rows = self._faiss.search(queries_BD, wanted, params=self._parameters(wanted, unwanted))
         tokens_BC = (rows + 1).astype(np.int32)  # faiss marks "none left" by -1, which becomes PAD
         return tokens_BC, np.where(rows >= 0, scores, -np.inf).astype(np.float32)
 
     def _parameters(self, wanted: int, unwanted: Tokens) -> Any:
+        import faiss
+
         selector = {}
         if len(unwanted):
             selector["sel"] = faiss.IDSelectorNot(faiss.IDSelectorBatch(unwanted.astype(np.int64) - 1))
@@ -227,6 +269,8 @@ def shifted(vectors_ND: Floats, shift_N: Floats | None) -> Floats:
 
 def blank(choice: IndexChoice, width: int) -> Any:
     """An index without items that still has to be trained."""
+    import faiss
+
     metric = faiss.METRIC_INNER_PRODUCT
     if choice.kind is IndexKind.EXACT:
         if choice.storage == "float32":
@@ -244,14 +288,41 @@ def blank(choice: IndexChoice, width: int) -> Any:
     return index
 
 
+def _read(path: Path) -> Any:
+    import faiss
+
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ArtifactError(f"{path}: not an index: {reason}; run `recsys optimize` again") from None
+
+
 def _on_gpu(index: Any) -> Any:
     """A copy in the first GPU's memory.
 
     Raises:
         ConfigError: this faiss has no GPU code, or sees no GPU.
     """
+    import faiss
+
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         raise ConfigError(
             "index.device = gpu needs a GPU and `pip install faiss-gpu` in the place of faiss-cpu; use device = cpu"
         )
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+
+
+def best_of_all(scores_V: Floats, k: int) -> tuple[Tokens, Floats]:
+    """The same as `best` of the scores of all items, in the order of tokens; −inf marks what is left out."""
+    least = np.partition(scores_V, -k)[-k] if k < len(scores_V) else -np.inf
+    rows = np.flatnonzero((scores_V >= least) & (scores_V > -np.inf))
+    return best((rows + 1).astype(np.int32), scores_V[rows], k)
+
+
+def best(tokens: Tokens, scores: Floats, k: int) -> tuple[Tokens, Floats]:
+    """The k highest scores, ties by token, filled up with PAD."""
+    order = np.lexsort((tokens, -scores))[:k]
+    found, values = np.full(k, PAD, dtype=np.int32), np.full(k, -np.inf, dtype=np.float32)
+    found[: len(order)], values[: len(order)] = tokens[order], scores[order]
+    return found, values

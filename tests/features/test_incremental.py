@@ -23,6 +23,7 @@ from recsys.contracts.artifact import Manifest
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
+from recsys.event_table import source_rank
 from recsys.histories import bucket_of_user, generations, read_partition
 from recsys.pipeline.tables import features_summary
 from tests.features.test_build import histories_of
@@ -50,7 +51,7 @@ def digest_from_the_files(place: Path) -> str:
     totals = Totals(items["item_id"], manifest.metrics["event_types"], names)
     layout = generations(place)
     most = max(generation.num_partitions for generation in layout)
-    bucket, rank = bucket_of_user(users), dataset.source_rank(manifest)
+    bucket, rank = bucket_of_user(users), source_rank(manifest)
     for number in range(most):
         totals.add(read_partition(place, layout, number, most, bucket, rank), users)
     counted = items["num_events_by_type"].list.sum()

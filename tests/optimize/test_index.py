@@ -83,7 +83,7 @@ def test_an_index_without_selectors_leaves_the_same_items_out(monkeypatch) -> No
     monkeypatch.setattr(runtime_index, "_on_gpu", lambda same: same)  # searched without selectors, as faiss-gpu must be
     exact = ItemIndex.build(ITEMS.vectors_VD())
     without = [exact.search(USERS[:1], 7)[0][0][::2]]
-    like_a_gpu = ItemIndex(exact._index, IndexChoice(device="gpu"), ITEMS)
+    like_a_gpu = ItemIndex(IndexChoice(device="gpu"), ITEMS)
     for k in (5, NUM_ITEMS):
         expected, found = exact.search(USERS[:1], k, without), like_a_gpu.search(USERS[:1], k, without)
         np.testing.assert_array_equal(found[0], expected[0])

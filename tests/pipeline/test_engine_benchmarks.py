@@ -32,7 +32,12 @@ def test_the_engine_benchmark_measures_every_call(ring_releases) -> None:
     assert all(np.isfinite(row["p50_ms"]) and row["p50_ms"] > 0 for row in values["rows"])
     # 64 rows of 1 layer x keys and values x width 32 in int8, and a float32 scale for each of 2 heads
     assert values["session_bytes"] == 64 * 2 * (32 + 2 * 4)
-    assert "a session of a full window keeps 5,120 bytes" in tables.engine_table(values)
+    seen = values["every_length"]
+    assert seen["num_lengths"] == 8 - 2 + 1
+    assert min(seen["new_ms"], seen["again_ms"]) > 0
+    table = tables.engine_table(values)
+    assert "a session of a full window keeps 5,120 bytes" in table
+    assert "windows of 7 lengths" in table
 
 
 def test_eager_torch_is_timed_beside_the_engine_over_one_window_and_two(ring_releases, ring_checkpoint) -> None:

@@ -60,4 +60,5 @@ def index_of(kind: IndexKind) -> ItemIndex:
     index = blank(choice, D)
     index.train(ITEMS_VD)
     index.add(ITEMS_VD)
-    return ItemIndex(index, choice, ItemTable.of(np.vstack([0 * ITEMS_VD[:1], ITEMS_VD]), ItemFormat.FLOAT32))
+    items = ItemTable.of(np.vstack([0 * ITEMS_VD[:1], ITEMS_VD]), ItemFormat.FLOAT32)
+    return ItemIndex(choice, items, index=index)
