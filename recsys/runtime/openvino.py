@@ -120,6 +120,7 @@ class OpenVinoEngine(CachedEngine):
 
     def _vectors(self, tokens: Tokens) -> Floats:
         """Vectors of the events, and of no event up to the length that they are run at."""
-        padding = [(0, 0)] * tokens.ndim
-        padding[1] = (0, run_length(tokens.shape[1]) - tokens.shape[1])
-        return self._items.embed(np.pad(tokens, padding, constant_values=PAD))
+        if missing := run_length(tokens.shape[1]) - tokens.shape[1]:
+            nothing = np.full((len(tokens), missing, *tokens.shape[2:]), PAD, dtype=tokens.dtype)
+            tokens = np.concatenate([tokens, nothing], axis=1)
+        return self._items.embed(tokens)
