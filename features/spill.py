@@ -110,7 +110,7 @@ class Spill:
             return os.fstat(file.fileno()).st_size - before
 
     def _gathered(self, partition: int, flushed: list[_Parts]) -> pl.DataFrame:
-        """All events of a partition, which are forgotten here."""
+        """All events of a partition. In memory they stay with those of the others until the last one is taken."""
         parts = [found.pop(partition) for found in flushed if partition in found]
         frames = [part for part in parts if isinstance(part, pl.DataFrame)]
         if len(frames) < len(parts):

@@ -67,7 +67,7 @@ class State:
             return state
         return replace(
             state,
-            users=hashed(pl.read_parquet(out / USERS_FILE, glob=False)),
+            users=hashed(pl.read_parquet(out / USERS_FILE, glob=False)).select(USERS_SCHEMA.keys()),
             days=Counter(dict(pl.read_parquet(out / DAYS_FILE, glob=False).rows())),
             generations=generations(out),
         )

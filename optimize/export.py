@@ -39,15 +39,13 @@ def build_engine(
 
 def open_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
     """`OpenWindow` as an OpenVINO model with free batch and length."""
-    return _converted(
-        OpenWindow(model, cache, _CAUSAL_BLOCKS), (_embedded(model, 2, min(8, window_size)), _integers(3, 1))
-    )
+    return _converted(OpenWindow(model, cache, _CAUSAL_BLOCKS), _two_windows(model, window_size))
 
 
 def append_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
     """`AppendEvents` as an OpenVINO model with free batch, number of new and of kept events."""
     with torch.inference_mode():
-        _, *kept = OpenWindow(model, cache).eval()(_embedded(model, 2, min(8, window_size)), _integers(3, 1))
+        _, *kept = OpenWindow(model, cache).eval()(*_two_windows(model, window_size))
     return _converted(AppendEvents(model, cache), (_embedded(model, 2, 3), _integers(2, 1), _integers(4, 2), *kept))
 
 
@@ -65,6 +63,11 @@ def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     graph.reshape({i: [-1, -1, *part.shape[2:]][: part.ndim] for i, part in enumerate(example)})
     _pack_4_bits(graph, module)
     return graph
+
+
+def _two_windows(model: SequenceModel, window_size: int) -> tuple[Tensor, Tensor]:
+    length = min(8, window_size)
+    return _embedded(model, 2, length), _integers(length - 1, 0)
 
 
 def _embedded(model: SequenceModel, batch: int, length: int) -> Tensor:

@@ -123,11 +123,8 @@ def gathered(frame: pl.DataFrame, rows: Integers) -> pl.DataFrame:
 
 def _order_of(user: Integers) -> Integers:
     """A stable order by user, from sorts of 16 bits at a time, which take linear time."""
-    low, high = int(user.min()), int(user.max())
-    is_present = np.zeros(high - low + 1, dtype=bool)
-    is_present[user - low] = True
-    dense = (np.cumsum(is_present) - 1)[user - low]
-    order = np.argsort(dense.astype(np.uint16), kind="stable")
-    if dense.max() < 2**16:
+    key = (user - user.min()).astype(np.uint32)
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    if key.max() < 2**16:
         return order
-    return order[np.argsort((dense[order] >> 16).astype(np.uint16), kind="stable")]
+    return order[np.argsort((key >> 16).astype(np.uint16)[order], kind="stable")]

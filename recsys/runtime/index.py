@@ -1,11 +1,11 @@
 """The item index: nearest items to a user vector by inner product, exact or by inverted lists."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -21,8 +21,10 @@ from recsys.runtime.scoring import PAYS_FROM, CodeScorer
 INDEX_FILE = "index.faiss"
 _COVER = 4
 """Inverted lists that are looked at hold at least so many times the items asked for."""
-_FEW_QUERIES = 32
-"""Up to so many are answered one by one where all items are multiplied; a batch is faiss' work."""
+_BLOCK_ROWS: Final = 16_384
+"""Items that are multiplied at a time, for several queries."""
+_BLOCK_PRODUCTS: Final = 4_000_000
+"""Products of queries and items that are held at a time."""
 _RESCORED = 2
 """Candidates per result where the index's own scores are not exact."""
 
@@ -54,8 +56,8 @@ class ItemIndex:
 
     With shifts, vectors are one longer inside, and a query ends in 1: an item's shift is added to its score.
 
-    Exact search on a processor multiplies all items, as every answer does; so a process that answers one user at a
-    time never loads faiss, whose library and copy of the items take memory.
+    Exact search on a processor multiplies all items, as every answer does. The rest is faiss' work, which is not even
+    loaded without it: library and copy of the items take memory.
     """
 
     def __init__(
@@ -82,15 +84,17 @@ class ItemIndex:
             else:
                 rows_VD = shifted(items.vectors_VD(), shift_V)
         self._rows_VD = rows_VD
-        self._norm_V: Floats | None = None
         if index is not None:
             self._faiss = self._placed(index)
         assert self.is_exact or items is not None, choice
 
     @classmethod
     def build(cls, items_VD: Floats, shift_V: Floats | None = None) -> Self:
-        """Exact search over the item vectors, token order, PAD not among them; `shift_V` is added to their scores."""
-        return cls(IndexChoice(), shift_V=shift_V, rows_VD=shifted(items_VD, shift_V))
+        """Exact search over a copy of the item vectors, token order, PAD not among them.
+
+        `shift_V` is added to their scores.
+        """
+        return cls(IndexChoice(), shift_V=shift_V, rows_VD=shifted(np.array(items_VD, dtype=np.float32), shift_V))
 
     @classmethod
     def open(cls, folder: Path, items: ItemTable, choice: IndexChoice, shift_V: Floats | None = None) -> Self:
@@ -110,11 +114,8 @@ class ItemIndex:
     @cached_property
     def _faiss(self) -> Any:
         """All items in faiss' own form."""
-        if self._rows_VD is not None:
-            rows = self._rows_VD
-        else:
-            assert self._items is not None, "an index without vectors is of items"
-            rows = shifted(self._items.vectors_VD(), self._shift_V)
+        assert self._items is not None, "what faiss searches is of items"
+        rows = shifted(self._items.vectors_VD(), self._shift_V)
         index = blank(self._choice, rows.shape[1])
         index.train(rows)
         index.add(rows)
@@ -168,10 +169,29 @@ class ItemIndex:
         products_V = self._products(vector_D / max(float(np.linalg.norm(vector_D)), 1e-12))
         if products_V is None:
             return None
-        if self._norm_V is None:
-            rows_VD = self.vectors(np.arange(1, len(self) + 1, dtype=np.int32))
-            self._norm_V = np.maximum(np.sqrt(np.einsum("vd,vd->v", rows_VD, rows_VD)), 1e-12)
-        return products_V / self._norm_V
+        cosines: Floats = products_V / self._norm_V
+        return cosines
+
+    def warm_up(self) -> None:
+        """Pay for the first `cosines` now."""
+        if self._is_multiplied:
+            self._norm_V  # noqa: B018
+
+    @cached_property
+    def _norm_V(self) -> Floats:
+        """Length of each vector; never 0."""
+        norms = [np.sqrt(np.einsum("vd,vd->v", rows_RD, rows_RD)) for rows_RD in self._blocks()]
+        lengths: Floats = np.maximum(np.concatenate(norms), 1e-12)
+        return lengths
+
+    def _blocks(self) -> Iterator[Floats]:
+        """The vectors of all items without their shifts, in order, some at a time."""
+        for start in range(0, max(1, len(self)), _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, len(self))
+            if self._rows_VD is not None:
+                yield self._rows_VD[start:stop, : self.width]
+            else:
+                yield self.vectors(np.arange(start, stop, dtype=np.int32) + 1)
 
     def _products(self, vector_D: Floats) -> Floats | None:
         """Inner products of all items and the vector, shape [V]; None where the index does not look at all of them."""
@@ -201,8 +221,8 @@ class ItemIndex:
         return np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
 
     def _search(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
-        if self._is_multiplied and len(queries_BD) <= _FEW_QUERIES:
-            return self._searched_one_by_one(queries_BD, k, without)
+        if self._is_multiplied:
+            return self._best_of_products(queries_BD, k, without)
         limit = min(k, len(self))
         wanted = limit if self.is_exact else min(_RESCORED * limit, len(self))
         inside_BD = self._queries(queries_BD)
@@ -214,15 +234,26 @@ class ItemIndex:
         tokens_BK[:, :limit], scores_BK[:, :limit] = tokens_BC[:, :limit], scores_BC[:, :limit]
         return tokens_BK, scores_BK
 
-    def _searched_one_by_one(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
-        rows = []
-        for query_D in queries_BD:
-            scores_V = self.all_scores(query_D)
+    def _best_of_products(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
+        tokens_BK = np.full((len(queries_BD), k), PAD, dtype=np.int32)
+        scores_BK = np.full((len(queries_BD), k), -np.inf, dtype=np.float32)
+        unwanted = np.empty(0, dtype=np.int32) if without is None else without
+        unwanted = unwanted[(unwanted != PAD) & (unwanted <= len(self))]
+        at_once = max(1, _BLOCK_PRODUCTS // max(1, len(self)))
+        for start in range(0, len(queries_BD), at_once):
+            for row, scores_V in enumerate(self._all_scores(queries_BD[start : start + at_once]), start):
+                scores_V[unwanted - 1] = -np.inf
+                tokens_BK[row], scores_BK[row] = best_of_all(scores_V, k)
+        return tokens_BK, scores_BK
+
+    def _all_scores(self, queries_BD: Floats) -> Floats:
+        """The scores of all items for some queries, shape [B, V]; of one as `all_scores` has them."""
+        if len(queries_BD) == 1:
+            scores_V = self.all_scores(queries_BD[0])
             assert scores_V is not None, "all items are multiplied"
-            if without is not None:
-                scores_V[without[without != PAD] - 1] = -np.inf
-            rows.append(best_of_all(scores_V, k))
-        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+            return scores_V[None]
+        products_BV = np.concatenate([queries_BD @ rows_RD.T for rows_RD in self._blocks()], axis=1)
+        return products_BV if self._shift_V is None else products_BV + self._shift_V
 
     def _candidates(self, queries_BD: Floats, wanted: int, without: Tokens | None) -> tuple[Tokens, Floats]:
         """What the index itself finds, shape [B, C] each; PAD where nothing is left."""

@@ -93,6 +93,7 @@ class Recommender:
     def warm_up(self) -> None:
         """Pay for first-call work now."""
         self.release.engine.warm_up()
+        self.release.index.warm_up()
         self.rank([np.ones(1, dtype=np.int32)], k=10)
 
     def check(self) -> None:

@@ -68,6 +68,17 @@ def test_the_engine_computes_what_transformers_computes(architecture: str, tmp_p
     np.testing.assert_allclose(engine.encode(histories), encode(model, histories), atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_engines_of_the_smallest_windows(size: int, model: SequenceModel, tmp_path: Path) -> None:
+    build_engine(model, tmp_path, size, CacheFormat.FLOAT32)
+    items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
+    engine = OpenVinoEngine(
+        tmp_path, items, num_threads=1, precision="test", window_size=size, cache=CacheFormat.FLOAT32
+    )
+    histories = windows(*range(1, size + 1))
+    np.testing.assert_allclose(engine.encode(histories), encode(model, histories), atol=2e-5)
+
+
 def test_windows_of_any_length_are_run_at_few_lengths(
     engines: dict[CacheFormat, OpenVinoEngine], model: SequenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

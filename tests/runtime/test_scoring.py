@@ -46,3 +46,40 @@ def test_an_answer_is_its_owner_s_to_change() -> None:
     kept = first.copy()
     scorer(USERS_UD[1])
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("shift_V", [None, SHIFT_V], ids=["plain", "shifted"])
+@pytest.mark.parametrize("pays_from", [500, 501], ids=["codes", "vectors"])
+def test_exact_search_gives_the_same_of_one_query_and_of_many(tmp_path, monkeypatch, shift_V, pays_from: int) -> None:
+    monkeypatch.setattr(index, "PAYS_FROM", pays_from)
+    monkeypatch.setattr(index, "_BLOCK_ROWS", 99)
+    monkeypatch.setattr(index, "_BLOCK_PRODUCTS", 7 * 500)
+    exact = ItemIndex.open(tmp_path, ITEMS, IndexChoice(), shift_V)
+    expected_UV = USERS_UD @ ITEMS.vectors_VD().T + (0 if shift_V is None else shift_V)
+    for k in (0, 1, 10, 500, 510):
+        tokens_UK, scores_UK = exact.search(USERS_UD, k)
+        assert tokens_UK.shape == scores_UK.shape == (len(USERS_UD), k)
+        best = np.argsort(-expected_UV, axis=1, kind="stable")[:, :k] + 1
+        np.testing.assert_array_equal(tokens_UK[:, :500], best)
+        assert (tokens_UK[:, 500:] == PAD).all()
+        np.testing.assert_allclose(scores_UK[:, :500], np.take_along_axis(expected_UV, best - 1, axis=1), atol=1e-5)
+        alone = [exact.search(user_D[None], k) for user_D in USERS_UD]
+        np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in alone]), tokens_UK)
+    assert exact.search(USERS_UD[:0], 10)[0].shape == (0, 10)
+    assert "_faiss" not in vars(exact)
+
+
+def test_exclusions_of_exact_search_may_repeat_and_name_what_there_is_not(tmp_path: Path) -> None:
+    exact = ItemIndex.open(tmp_path, ITEMS, IndexChoice())
+    best = exact.search(USERS_UD[:1], 500)[0][0]
+    for without in (best[:3], np.array([*best[:3], best[0], PAD, 501, 9999], dtype=np.int32)):
+        np.testing.assert_array_equal(exact.search(USERS_UD[:1], 497, [without])[0][0], best[3:])
+    assert (exact.search(USERS_UD[:1], 5, [best])[0] == PAD).all()
+
+
+def test_an_index_keeps_what_it_was_built_of() -> None:
+    vectors = VECTORS_VD[1:].copy()
+    built = ItemIndex.build(vectors)
+    before = built.search(USERS_UD, 5)[0]
+    vectors *= -1
+    np.testing.assert_array_equal(built.search(USERS_UD, 5)[0], before)
