@@ -183,10 +183,11 @@ class Night:
         types = self.types.names().to_list()
         self._check_chosen_types(types)
         scores = pruning.scores(self.config, items, types, last_ms, self.folder, self.histories.generations)
-        kept = scores >= self.config.min_count
+        least = self.config.least(scores)
+        kept = scores >= least
         if not kept.any() and not self.may_be_empty:
             raise DataError(
-                f"{self._first_file()}: pruning leaves no item: min_count is {self.config.min_count}, the most "
+                f"{self._first_file()}: pruning leaves no item: min_count is {least}, the most "
                 f"frequent item reaches {scores.max():g}; lower --min-count or give more data"
             )
         items = items.with_columns(kept=pl.Series(kept))
@@ -216,7 +217,7 @@ class Night:
             "linked": self.linked,
             "content_sum": f"{sum_of_events:016x}",
             "content_digest": digest.content_digest(sum_of_events, items),
-            "pruning": self._pruning_cost(items, scores, users),
+            "pruning": self._pruning_cost(items, scores, users, least),
             "num_forgotten": len(self.state.tombstones),
             "up_to_date": False,
             "tonight": {"num_files": len(self.todo.new), "num_events": self.totals.num_events},
@@ -255,13 +256,13 @@ class Night:
             return None
         return split.moment_at(self.config.split_quantile, days, self.folder, self.histories.generations)
 
-    def _pruning_cost(self, items: pl.DataFrame, scores: Any, users: pl.DataFrame) -> dict[str, Any]:
+    def _pruning_cost(self, items: pl.DataFrame, scores: Any, users: pl.DataFrame, least: int) -> dict[str, Any]:
         generations = self.histories.generations
         most = max(g.num_partitions for g in generations)
         sample = read_partition(self.folder, generations, 0, most, bucket_of_user(users), self.rank)
-        rows = pruning.cost(self.config.min_count, items, scores, sample)
+        rows = pruning.cost(least, items, scores, sample)
         looked_at = f"1/{most}" if most > 1 else "all"
-        return {"users_looked_at": looked_at, "min_count": self.config.min_count, "thresholds": rows}
+        return {"users_looked_at": looked_at, "min_count": least, "thresholds": rows}
 
     def _write_tables(
         self, items: pl.DataFrame, users: pl.DataFrame, days: Counter[int], metrics: dict[str, Any]

@@ -214,7 +214,8 @@ class Dataset:
         """
         before = self._events.is_fit & (self._events.timestamps_ms < moment_ms)
         policy = PruningPolicy.of(self.manifest.config)
-        kept = _scores(self._events, before, policy, self.manifest, moment_ms, self._items.height) >= policy.min_count
+        scores = _scores(self._events, before, policy, self.manifest, moment_ms, self._items.height)
+        kept = scores >= policy.least(scores)
         first_ms = self._items["first_ms"].fill_null(moment_ms).to_numpy()
         is_new = ~kept[1:] & (first_ms >= moment_ms - NEW_DAYS * DAY_MS)
         if until_ms is not None:
@@ -327,12 +328,13 @@ def _kept_vocabulary(
     end_ms: int | None,
 ) -> Vocabulary:
     policy = PruningPolicy.of(manifest.config)
-    least = policy.min_count if min_count is None else min_count
+    scores = _scores(events, events.is_fit, policy, manifest, end_ms, items.height)
+    least = policy.least(scores) if min_count is None else min_count
     if protocol is Protocol.LAST_OUT:
         kept = np.ones(items.height + 1, dtype=bool)
         kept[1:] = items["num_events"].to_numpy() > 0
     else:
-        kept = _scores(events, events.is_fit, policy, manifest, end_ms, items.height) >= least
+        kept = scores >= least
     kept[PAD] = False
     if not kept.any():
         raise DataError(f"{features}: no item has {least} events or more to be fitted on; lower min_count")

@@ -31,7 +31,9 @@ def features_build(
     format_name: FormatOption = "generic",
     columns: MapOption = None,
     timestamp_format: TimestampFormatOption = None,
-    min_count: Annotated[int | None, typer.Option(help="Prune items with fewer events.")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="Prune items with fewer events; without it 5, or less where 1 % would be lost.")
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Read all again; items and event types keep their numbers.")
     ] = False,

@@ -10,13 +10,17 @@ from pydantic import Field, PositiveInt
 from recsys.contracts.config import Config
 
 DAY_MS: Final = 86_400_000
+MOST_PRUNED: Final = 5
+"""Highest `min_count` that is chosen by itself."""
+MOST_LOST: Final = 0.01
+"""Share of the events that may go with the items that are not kept, where `min_count` is chosen by itself."""
 
 
 class PruningPolicy(Config):
     """An item is kept if its score reaches `min_count`."""
 
-    min_count: int = Field(default=5, ge=1)
-    """Least score of a kept item: events, or their weights."""
+    min_count: int | None = Field(default=None, ge=1)
+    """Least score of a kept item: events, or their weights. None: 5, or less where that would lose more than 1 %."""
     count_by_weight: bool = False
     """Score by the weights of the event types instead of by events."""
     count_types: tuple[str, ...] = ()
@@ -37,6 +41,13 @@ class PruningPolicy(Config):
         counted = [not self.count_types or kind in self.count_types for kind in event_types]
         scores: npt.NDArray[np.float64] = np.where(counted, weights, 0.0)
         return scores
+
+    def least(self, scores: npt.NDArray[np.float64]) -> int:
+        """Least score of a kept item, of these: `min_count`, or the highest that loses little of their sum."""
+        if self.min_count is not None:
+            return self.min_count
+        losses = ((least, float(scores[scores < least].sum())) for least in range(MOST_PRUNED, 1, -1))
+        return next((least for least, lost in losses if lost <= MOST_LOST * scores.sum()), 1)
 
     def since_ms(self, end_ms: int) -> int | None:
         """First moment that counts where the last one is before `end_ms`; None: all count."""

@@ -65,6 +65,32 @@ def test_the_pruning_policy_decides_in_the_artifact_and_in_the_reader(
     assert "".join(item.item_id for item in data.vocabulary.items) == kept
 
 
+@pytest.mark.parametrize(
+    ("scores", "least"),
+    [
+        ([1000, 4, 4], 5),  # 8 of 1,008 events are lost
+        ([1000, 4, 4, 3], 4),  # 11 of 1,011 would be: those of 3 alone go
+        ([1000, 1, *[4] * 20], 4),
+        ([1] * 50, 1),
+        ([], 5),
+    ],
+)
+def test_a_threshold_that_nobody_chose_loses_little(scores: list[int], least: int) -> None:
+    policy = PruningPolicy()
+    assert policy.least(np.array(scores, dtype=np.float64)) == least
+    assert PruningPolicy(min_count=3).least(np.array(scores, dtype=np.float64)) == 3
+
+
+def test_a_sparse_log_keeps_its_items(tmp_path: Path) -> None:
+    rows = [f"u{n % 7},i{n // 2},{S + n}" for n in range(140)]  # 70 items of two events each
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    metrics = run(FeaturesConfig(), [tmp_path / "log.csv"], tmp_path / "out").metrics
+    assert (metrics["pruning"]["min_count"], metrics["num_items_kept"]) == (2, 70)
+    assert len(dataset.load(tmp_path / "out", Protocol.FINAL).vocabulary) == 70
+    metrics = run(FeaturesConfig(min_count=2), [tmp_path / "log.csv"], tmp_path / "out").metrics
+    assert (metrics["pruning"]["min_count"], metrics["num_items_kept"]) == (2, 70)
+
+
 def test_a_counting_period_reads_nights_with_and_without_event_ids(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     config = FeaturesConfig(min_count=1, count_period_days=30)

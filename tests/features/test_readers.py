@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from features.build import run
-from recsys import dataset, whole_histories
+from recsys import dataset, event_table, whole_histories
 from recsys.contracts import artifact
 from recsys.contracts.errors import DamagedError, ReplacedError
 from recsys.contracts.protocol import Protocol
@@ -47,8 +47,8 @@ def publishing_before(shop: Path, function: Callable[..., Any], at_call: int = 1
         (artifact, "damage", 1),
         (artifact, "damage", 6),
         (pl, "read_parquet", 1),
-        (dataset, "generations", 1),
-        (dataset, "read_partition", 2),
+        (event_table, "generations", 1),
+        (event_table, "read_partition", 2),
         (dataset, "_kept_vocabulary", 1),
     ],
 )
