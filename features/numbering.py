@@ -1,13 +1,11 @@
 """Strings to integers: item numbers that never change their meaning, user numbers, forgotten users left out."""
 
-from itertools import pairwise
-
 import numpy as np
 import polars as pl
 
 from features.digest import string_hashes
 from features.tombstones import Tombstones
-from recsys.histories import NUM_BUCKETS, Integers, gathered
+from recsys.histories import NUM_BUCKETS, Integers, parted
 
 BUCKET_SEED = 20_260_102
 _FEW = 4
@@ -60,9 +58,9 @@ class Numbering:
         each = (pl.when(text == name).then(pl.lit(number, pl.UInt32)) for number, name in enumerate(self.names()))
         return pl.select(pl.coalesce(*each)).to_series()
 
-    def names(self, start: int = 0) -> pl.Series:
-        """All strings, in order of their numbers, from one on."""
-        return pl.int_range(start, self._size, dtype=pl.UInt32, eager=True).cat.to(self._type).cast(pl.String)
+    def names(self) -> pl.Series:
+        """All strings, in order of their numbers."""
+        return pl.int_range(self._size, dtype=pl.UInt32, eager=True).cat.to(self._type).cast(pl.String)
 
 
 class Users:
@@ -78,9 +76,10 @@ class Users:
     def number(
         self, events: pl.DataFrame, partition: int = 0, num_partitions: int = 1
     ) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-        """The events of a partition with `user_index` in place of `user_id`, and how many of forgotten users were left.
+        """The events of a partition with `user_index` in place of `user_id`; its users; how many events were dropped.
 
-        Between them, the partition's users, with or without an event. Every call is of another one of so many.
+        The users are all that the partition has, with or without an event here; those dropped are of forgotten ones.
+        Each call is of another partition of so many.
         """
         known = self._known_in(partition, num_partitions)
         ids = events.select("user_id")
@@ -119,10 +118,8 @@ class Users:
 
     def _known_in(self, partition: int, num_partitions: int) -> pl.DataFrame:
         if len(self._known) != num_partitions:
-            part = self._tables[0]["bucket"].to_numpy() % num_partitions
-            by_part = gathered(self._tables[0], np.argsort(part, kind="stable"))
-            ends = np.bincount(part, minlength=num_partitions).cumsum().tolist()
-            self._known = [by_part.slice(start, end - start) for start, end in pairwise([0, *ends])]
+            users = self._tables[0]
+            self._known = parted(users, users["bucket"].to_numpy() % num_partitions, num_partitions)
         return self._known[partition]
 
     def table(self) -> pl.DataFrame:

@@ -6,11 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import polars as pl
 
 from features.numbering import bucket_of
-from recsys.histories import NUM_BUCKETS, gathered
+from recsys.histories import NUM_BUCKETS, parted
 
 MAX_BYTES_IN_MEMORY: Final = 640_000_000
 """Events of so many bytes are kept in memory, of a log that has no more: 16 million of 40 bytes each."""
@@ -92,14 +91,10 @@ class Spill:
     def _parted(self, events: pl.DataFrame, on_disk: bool) -> _Parts:
         """The events by partition, written to files if `on_disk`."""
         part = events.select(bucket_of(pl.col("user_id")) % self.num_partitions).to_series().to_numpy()
-        sorted_ = gathered(events, np.argsort(part, kind="stable"))
-        counts = np.bincount(part)
-        ends = counts.cumsum()
-        return {
-            int(number): self._append(int(number), rows) if on_disk else rows
-            for number in np.flatnonzero(counts)
-            for rows in [sorted_.slice(int(ends[number] - counts[number]), int(counts[number]))]
-        }
+        parts = {number: rows for number, rows in enumerate(parted(events, part, self.num_partitions)) if len(rows)}
+        if not on_disk:
+            return dict(parts)
+        return {number: self._append(number, rows) for number, rows in parts.items()}
 
     def _append(self, partition: int, rows: pl.DataFrame) -> int:
         """Write to the end of the partition's file; the number of bytes. Streams cost a half of what Arrow files do."""

@@ -327,13 +327,14 @@ def _kept_vocabulary(
     min_count: int | None,
     end_ms: int | None,
 ) -> Vocabulary:
-    policy = PruningPolicy.of(manifest.config)
-    scores = _scores(events, events.is_fit, policy, manifest, end_ms, items.height)
-    least = policy.least(scores) if min_count is None else min_count
     if protocol is Protocol.LAST_OUT:
+        least = 1
         kept = np.ones(items.height + 1, dtype=bool)
         kept[1:] = items["num_events"].to_numpy() > 0
     else:
+        policy = PruningPolicy.of(manifest.config)
+        scores = _scores(events, events.is_fit, policy, manifest, end_ms, items.height)
+        least = policy.least(scores) if min_count is None else min_count
         kept = scores >= least
     kept[PAD] = False
     if not kept.any():
