@@ -30,6 +30,7 @@ from recsys.model.summaries import SummaryModel
 from recsys.runtime import consistency
 from recsys.runtime.engine import Engine
 from recsys.runtime.engines import Parts, open_engine
+from recsys.runtime.fusion import Fusion
 from recsys.runtime.index import IndexChoice, ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.new_items import NewItems
@@ -219,7 +220,7 @@ def measure(
     return report.compare(
         checkpoint,
         engine,
-        ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)]),
+        ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)], checkpoint.trend_V),
         TransitionTable.load(parts.folder),
         data,
         config.num_check_users,
@@ -240,7 +241,8 @@ def _index(parts: Parts, searched: dict[str, Any]) -> ItemIndex:
 
 
 def _shifts(parts: Parts) -> Floats | None:
-    return shifts(Vocabulary.load(parts.folder), NewItems(**parts.config["new_items"]))
+    fusion = Fusion.from_mapping(parts.config["fusion"], f"{parts.folder}: fusion")
+    return shifts(Vocabulary.load(parts.folder), NewItems(**parts.config["new_items"]), fusion)
 
 
 def _indexed(
@@ -264,6 +266,7 @@ def _indexed(
         "items": config.items.value,
         "engine": config.engine.value,
         "new_items": parts.config["new_items"],
+        "trend": parts.config["fusion"].get("trend", 0.0),
         **config.index.model_dump(),
     }
     done = steps.run("index", settings, make, after="rounded")

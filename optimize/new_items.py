@@ -46,7 +46,7 @@ def settings(checkpoint: Checkpoint, data: Dataset, vectors_ND: Floats, share: f
     if not share or not len(vectors_ND):
         return NewItems(share=0.0, shift=LAST)
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
-    index = ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
+    index = ItemIndex.build(checkpoint.model.items_VD.detach().numpy(), checkpoint.trend_V)
     table = TransitionTable.fit(data.fit, len(checkpoint.vocabulary))
     last_ms_U = data.fit.timestamps_ms[data.fit.offsets[1:] - 1]
     active = np.flatnonzero(last_ms_U >= np.quantile(data.fit.timestamps_ms, VALIDATION_QUANTILE))

@@ -87,7 +87,7 @@ def compare(
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     without = [np.unique(c) if data.protocol.masks_seen else c[:0] for c in contexts]
     reference_BD, engine_BD = encode(checkpoint.model, windows), engine.encode(windows)
-    exact = ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
+    exact = ItemIndex.build(checkpoint.model.items_VD.detach().numpy(), checkpoint.trend_V)
     reference_BK = _lists(exact, reference_BD, known, without, fusion)
     engine_BK = _lists(index, engine_BD, known, without, fusion)
     losses = _losses(reference_BK, engine_BK, targets, seed) if targets else {}

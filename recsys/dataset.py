@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recsys import trend
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError, ReplacedError
 from recsys.contracts.events import DEFAULT_EVENT_TYPE
@@ -221,7 +222,7 @@ class Dataset:
         if until_ms is not None:
             is_new &= first_ms < until_ms
         num_events = np.bincount(self._events.item_index[before], minlength=self._items.height + 1)
-        return [replace(item, is_new=True) for item in _described(self._items, num_events, is_new)]
+        return [replace(item, is_new=True) for item in _described(self._items, is_new, num_events)]
 
     def items_after(self, user_ids: list[str], moment_ms: int) -> list[npt.NDArray[np.int64]]:
         """item_index of each user's fitted events from a moment on, kept or not, in order."""
@@ -311,22 +312,24 @@ def _load(
     num_events = np.bincount(events.item_index[is_positive], minlength=items.height + 1)
     if vocabulary is None:
         end_ms = split_ms if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
-        vocabulary = _kept_vocabulary(features, manifest, events, items, num_events, protocol, min_count, end_ms)
+        kept = _kept(features, manifest, events, items, protocol, min_count, end_ms)
+        num_recent = _num_recent(events, is_positive, protocol, split_ms, items.height)
+        vocabulary = Vocabulary(_described(items, kept[1:], num_events, num_recent))
     token_of_index = _token_of_index(features, vocabulary, items)
     fit = _histories(events, events.is_fit, token_of_index, negative)
     return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, items, token_of_index)
 
 
-def _kept_vocabulary(
+def _kept(
     features: Path,
     manifest: artifact.Manifest,
     events: EventTable,
     items: pl.DataFrame,
-    num_events: npt.NDArray[np.int64],
     protocol: Protocol,
     min_count: int | None,
     end_ms: int | None,
-) -> Vocabulary:
+) -> npt.NDArray[np.bool_]:
+    """Whether each item is kept, shape [V + 1], PAD never."""
     if protocol is Protocol.LAST_OUT:
         least = 1
         kept = np.ones(items.height + 1, dtype=bool)
@@ -339,7 +342,7 @@ def _kept_vocabulary(
     kept[PAD] = False
     if not kept.any():
         raise DataError(f"{features}: no item has {least} events or more to be fitted on; lower min_count")
-    return Vocabulary(_described(items, num_events, kept[1:]))
+    return kept
 
 
 def _scores(
@@ -379,7 +382,24 @@ def _split_ms(manifest: artifact.Manifest) -> int | None:
     return None if split is None else int(split)
 
 
-def _described(items: pl.DataFrame, num_events: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> list[Item]:
+def _num_recent(
+    events: EventTable, counted: npt.NDArray[np.bool_], protocol: Protocol, split_ms: int | None, num_items: int
+) -> npt.NDArray[np.int64]:
+    """Events of the last fitted days by item_index; none where users' histories end at different times, or at none."""
+    end_ms = split_ms
+    if protocol is Protocol.LAST_OUT or split_ms is None or not counted.any():
+        end_ms = None
+    elif protocol is Protocol.FINAL:
+        end_ms = int(events.timestamps_ms[counted].max()) + 1
+    return trend.num_recent(events.item_index[counted], events.timestamps_ms[counted], end_ms, num_items)
+
+
+def _described(
+    items: pl.DataFrame,
+    chosen: npt.NDArray[np.bool_],
+    num_events: npt.NDArray[np.int64],
+    num_recent: npt.NDArray[np.int64] | None = None,
+) -> list[Item]:
     """The chosen rows of the table of items, with these counts by item_index."""
     rows: list[dict[str, Any]] = items.filter(pl.Series(chosen)).to_dicts()
     return [
@@ -387,6 +407,7 @@ def _described(items: pl.DataFrame, num_events: npt.NDArray[np.int64], chosen: n
             item_id=row["item_id"],
             item_index=row["item_index"],
             num_events=int(num_events[row["item_index"]]),
+            num_recent=0 if num_recent is None else int(num_recent[row["item_index"]]),
             title=row["title"],
             category=row["category"],
             price=row["price"],

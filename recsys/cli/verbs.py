@@ -96,7 +96,7 @@ def evaluate_command(
     features: FeaturesOption,
     protocol: Annotated[Protocol | None, typer.Option(help="Default: the release's own.")] = None,
     against: Annotated[
-        str | None, typer.Option(help="Another release, or popularity, last_item, cooccurrence.")
+        str | None, typer.Option(help="Another release, or popularity, trending, last_item, cooccurrence.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="What the verdict is about. Default: ndcg@10.")] = None,
     margin: Annotated[
@@ -105,7 +105,7 @@ def evaluate_command(
     report: Annotated[Path | None, typer.Option(help="Write a page with figures here, an .html file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the full catalogue for held-out users, beside popularity, last item and co-occurrence."""
+    """Rank the full catalogue for held-out users, beside four baselines."""
     from recsys.pipeline import evaluation, tables
 
     choices = given({"metric": metric, "margin": margin})

@@ -32,6 +32,8 @@ class Item:
     item_index: int
     num_events: int
     """Events on the item among those the release was fitted on."""
+    num_recent: int = 0
+    """Those of the last days among them (see `recsys/trend.py`)."""
     title: str | None = None
     category: str | None = None
     price: float | None = None
@@ -63,6 +65,11 @@ class Vocabulary:
     def num_events(self) -> npt.NDArray[np.int64]:
         """Events per token, shape [V + 1]; entry PAD is 0."""
         return np.array([0, *(item.num_events for item in self.items)], dtype=np.int64)
+
+    @cached_property
+    def num_recent(self) -> npt.NDArray[np.int64]:
+        """Events of the last days per token, shape [V + 1]; entry PAD is 0."""
+        return np.array([0, *(item.num_recent for item in self.items)], dtype=np.int64)
 
     def tokens(self, item_ids: Iterable[str | None]) -> Tokens:
         """One token per item_id, PAD where there is none, or the item is unknown or pruned."""

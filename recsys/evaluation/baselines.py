@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from recsys import transitions
+from recsys import transitions, trend
 from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Histories
 
@@ -61,6 +61,21 @@ class Popularity:
         taken = np.concatenate([head, exclude])
         likely = self.order[: k + len(taken)]
         return np.concatenate([head, likely[~np.isin(likely, taken)]])[:k]
+
+
+class Trending(Popularity):
+    """The items with the most fitted events of the last days (`recsys/trend.py`), the same for everyone.
+
+    Ties, and what had none, by all fitted events. Where the log has no times, it is popularity.
+    """
+
+    name = "trending"
+
+    def __init__(self, fit: Histories, num_items: int) -> None:
+        super().__init__(fit, num_items)
+        end_ms = int(fit.timestamps_ms.max(initial=0)) + 1
+        num_recent_V = trend.num_recent(fit.targets, fit.timestamps_ms, end_ms, num_items)
+        self.order = self.order[np.argsort(-num_recent_V[self.order], kind="stable")]
 
 
 class LastItem:

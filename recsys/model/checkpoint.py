@@ -5,9 +5,10 @@ from typing import Any
 
 import safetensors.torch
 
+from recsys import trend
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError
-from recsys.contracts.ids import Vocabulary
+from recsys.contracts.ids import Floats, Vocabulary
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.summaries import build_model
@@ -46,6 +47,12 @@ class Checkpoint:
         except RuntimeError as error:
             raise ArtifactError(f"{folder / WEIGHTS_FILE}: {str(error).splitlines()[0]} train again") from None
         return cls(manifest, model.eval(), vocabulary, window)
+
+    @property
+    def trend_V(self) -> Floats | None:
+        """What the events of the last days add to each item's score, shape [V]; None where that is nothing."""
+        weight = float(self.manifest.config["fusion"].get("trend", 0.0))  # checkpoints of before have none
+        return trend.shifts(weight, self.vocabulary.num_recent)
 
 
 def save_weights(weights: dict[str, Any], folder: Path, name: str = WEIGHTS_FILE) -> None:

@@ -11,7 +11,7 @@ from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.evaluation import looks
-from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Ranker
+from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Ranker, Trending
 from recsys.evaluation.comparison import DEFAULT_MARGIN, DEFAULT_METRIC, Comparison, compare
 from recsys.evaluation.lists import ListFacts, list_means, list_values
 from recsys.evaluation.looks import Look
@@ -25,7 +25,7 @@ from recsys.runtime.recommender import Recommender
 
 KS = (10, 20, 100)
 """Lengths at which lists are judged. Segments, list metrics and comparisons use the first."""
-BASELINES = (Popularity, LastItem, Cooccurrence)
+BASELINES = (Popularity, Trending, LastItem, Cooccurrence)
 _BASELINE_NAMES = [baseline.name for baseline in BASELINES]
 _COMPARED = [f"{name}@{KS[0]}" for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 _METRICS = [f"{name}@{k}" for k in KS for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]

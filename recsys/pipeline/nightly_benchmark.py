@@ -147,7 +147,7 @@ def of_one_day(test: TestSet, end_ms: int) -> TestSet:
 
 def _values(checkpoint: Checkpoint, data: Dataset, test: TestSet) -> dict[str, list[float]]:
     """NDCG and recall at 10 of each user of the day, by the float32 model fused with counts."""
-    index = ItemIndex.build(checkpoint.model.items_VD.detach().numpy())
+    index = ItemIndex.build(checkpoint.model.items_VD.detach().numpy(), checkpoint.trend_V)
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     table = TransitionTable.fit(data.fit, len(data.vocabulary))
     vectors_UD = encode(checkpoint.model, [answer_context(context, checkpoint.window) for context in test.contexts])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from recsys import dataset, transitions
+from recsys import dataset, transitions, trend
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import Tokens
 from recsys.contracts.protocol import Protocol
@@ -194,9 +194,13 @@ def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, w
     without = [np.unique(context) for context in split.contexts] if of.masks_seen else None
     table = TransitionTable.fit(split.train, of.num_items)
     known = [evidence(reachable(context, window), table) for context in split.contexts]
-    weights, _ = fusion.fit(vectors_UD, index, known, split.targets, without, Fusion())
+    num_recent_V = trend.num_recent(split.train.targets, split.train.timestamps_ms, split.from_ms, of.num_items)
+    weights = fusion.bagged(fusion.Judges(vectors_UD, index, known, split.targets, without, num_recent_V))
     alone, _ = index.search(vectors_UD, 10, without)
-    fused = _fused(vectors_UD, index, known, without, weights)
+    shifted = ItemIndex.build(
+        index.vectors(np.arange(1, len(index) + 1, dtype=np.int32)), trend.shifts(weights.trend, num_recent_V)
+    )
+    fused = _fused(vectors_UD, shifted, known, without, weights)
     by_decoder, by_both = (per_user_metrics(ranked, later, [10]) for ranked in (alone, fused))
     following = [wanted[:1] for wanted in later]
     next_alone, next_fused = (per_user_metrics(ranked, following, [10])["ndcg@10"] for ranked in (alone, fused))

@@ -25,6 +25,9 @@ class Fusion(Config):
     score(item) = vector · item
                 + transition · ln(1 + transition_scale · P(item | last events))
                 + [item in history] · (base + frequency · ln(times seen) − recency · ln(1 + events since))
+                + trend · ln(1 + events on the item in the last days)
+
+    The last term is of every item, whoever asks: a release has it in its index, as a shift of scores.
     """
 
     transition: float = 0.0
@@ -32,10 +35,11 @@ class Fusion(Config):
     base: float = 0.0
     frequency: float = 0.0
     recency: float = 0.0
+    trend: float = 0.0
 
     @property
     def is_off(self) -> bool:
-        """Whether every term is zero."""
+        """Whether every term that differs by user is zero."""
         return not (self.transition or self.base or self.frequency or self.recency)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recsys import trend
 from recsys.contracts import artifact, packing
 from recsys.contracts.errors import ArtifactError
 from recsys.contracts.ids import Floats, Vocabulary
@@ -73,10 +74,11 @@ class Release:
             stored=StoredSummaries.open(folder),
         )
         opened = open_engine(engine or EngineName(manifest.config["engine"]), parts)
+        fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
         choice = manifest.metrics.get("index", {}).get("choice", {})  # releases of before had one kind
         new = NewItems.from_mapping(manifest.config.get("new_items", {}), f"{folder}: new_items")
         index = ItemIndex.open(
-            folder, items, IndexChoice.from_mapping(choice, f"{folder}: index"), shifts(vocabulary, new)
+            folder, items, IndexChoice.from_mapping(choice, f"{folder}: index"), shifts(vocabulary, new, fusion)
         )
         transitions = TransitionTable.load(folder)
         fits = len(vocabulary) == len(index) and vocabulary.num_kept == transitions.num_items
@@ -86,7 +88,6 @@ class Release:
                 f"({vocabulary.num_kept} kept), transitions of {transitions.num_items}, "
                 f"engine of width {opened.info.width}; run `recsys optimize` again"
             )
-        fusion = Fusion.from_mapping(manifest.config["fusion"], f"{folder}: fusion")
         temperature = float(manifest.config.get("temperature", 1.0))
         history_types = tuple(manifest.config.get("history_types", ()))
         return cls(
@@ -104,10 +105,11 @@ class Release:
         )
 
 
-def shifts(vocabulary: Vocabulary, new: NewItems) -> Floats | None:
-    """What is added to each item's score; None where there is no new item."""
-    if vocabulary.num_kept == len(vocabulary):
+def shifts(vocabulary: Vocabulary, new: NewItems, fusion: Fusion) -> Floats | None:
+    """What is added to each item's score: a kept one's trend, a new one's shift; None where there is neither."""
+    of_trend = trend.shifts(fusion.trend, vocabulary.num_recent[: vocabulary.num_kept + 1])
+    if of_trend is None and vocabulary.num_kept == len(vocabulary):
         return None
-    is_new_V = np.arange(len(vocabulary)) >= vocabulary.num_kept
-    shifts: Floats = np.where(is_new_V, new.shift, 0.0).astype(np.float32)
-    return shifts
+    of_kept = np.zeros(vocabulary.num_kept, dtype=np.float32) if of_trend is None else of_trend
+    of_new = np.full(len(vocabulary) - vocabulary.num_kept, new.shift, dtype=np.float32)
+    return np.concatenate([of_kept, of_new])

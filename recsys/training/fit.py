@@ -75,7 +75,8 @@ def fit(
         listener.add(fitted.log[0])
     trainer.use(fitted.weights)
     if judge is not None and processes.is_first:
-        fitted = replace(fitted, temperature=judge.temperature(model, fitted.fusion))
+        weights, temperature = judge.settled(model)
+        fitted = replace(fitted, fusion=weights, temperature=temperature)
     if validation is not None and processes.is_first:
         chosen = new_items.choose(model, data, validation, recipe, fitted.fusion)
         fitted = replace(fitted, new_items=chosen)

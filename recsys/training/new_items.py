@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys import transitions as transition_counts
+from recsys import trend
 from recsys.contracts.ids import PAD, Floats
 from recsys.dataset import Dataset, ValidationSet
 from recsys.model.content import place, terms
@@ -129,7 +130,11 @@ class _Lists:
         if vectors_ND is None:
             return None
         users_UD = encode(model.eval(), [answer_context(context, recipe.window) for context in validation.contexts])
-        index, table = ItemIndex.build(items_VD), transition_counts.TransitionTable.fit(validation.train, len(items_VD))
+        num_recent_V = trend.num_recent(
+            validation.train.targets, validation.train.timestamps_ms, validation.from_ms, len(items_VD)
+        )
+        index = ItemIndex.build(items_VD, trend.shifts(fusion.trend, num_recent_V))
+        table = transition_counts.TransitionTable.fit(validation.train, len(items_VD))
         found = [
             search(
                 index, users_UD[u : u + 1], evidence(reachable(context, recipe.window), table), DEPTH, hidden, fusion

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from recsys import trend
 from recsys.dataset import ValidationSet
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
@@ -23,6 +24,9 @@ class Judge:
         self._known = [evidence(context, transitions) for context in contexts]
         self._exclude = [np.unique(context) for context in validation.contexts] if mask_seen else None
         self._targets = validation.targets
+        self._num_recent_V = trend.num_recent(
+            validation.train.targets, validation.train.timestamps_ms, validation.from_ms, num_items
+        )
         self.fusion = Fusion()
         """The weights of the last look; all zero before the first."""
 
@@ -31,15 +35,20 @@ class Judge:
 
         With the best weights of fusion, which `fusion` then holds.
         """
-        vectors_UD = encode(model.eval(), self._windows)
-        with torch.no_grad():
-            index = ItemIndex.build(model.items_VD.cpu().numpy())
-        self.fusion, ndcg = fusion.fit(vectors_UD, index, self._known, self._targets, self._exclude, self.fusion)
+        self.fusion, ndcg = fusion.fit(self._judges(model), self.fusion)
         return ndcg
 
-    def temperature(self, model: SequenceModel, weights: Fusion) -> float:
-        """What fused scores are divided by to be log-odds (see `recsys/training/fusion.py`)."""
+    def settled(self, model: SequenceModel) -> tuple[Fusion, float]:
+        """What a model is served with: weights that hold for other users, too, and the temperature of its scores.
+
+        Both are explained in `recsys/training/fusion.py`.
+        """
+        judges = self._judges(model)
+        weights = fusion.bagged(judges)
+        return weights, fusion.temperature(judges, weights)
+
+    def _judges(self, model: SequenceModel) -> fusion.Judges:
         vectors_UD = encode(model.eval(), self._windows)
         with torch.no_grad():
             index = ItemIndex.build(model.items_VD.cpu().numpy())
-        return fusion.temperature(vectors_UD, index, self._known, self._targets, self._exclude, weights)
+        return fusion.Judges(vectors_UD, index, self._known, self._targets, self._exclude, self._num_recent_V)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from recsys.dataset import Histories
 from recsys.evaluation import baselines
-from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, top_k
+from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Trending, top_k
 
 
 def histories(*rows: list[int]) -> Histories:
@@ -20,11 +20,20 @@ def row(*tokens: int) -> np.ndarray:
 
 # Events per item: 1 once, 2 twice, 3 three times, 4 once, 5 never.
 FIT = histories([3, 2, 3], [2, 3, 1, 4])
-ALL = [Popularity, LastItem, Cooccurrence]
+ALL = [Popularity, Trending, LastItem, Cooccurrence]
 
 
 def test_popularity_orders_by_events_then_token() -> None:
     assert Popularity(FIT, 5).rank([row(), row(1)], 4).tolist() == [[3, 2, 1, 4], [3, 2, 1, 4]]
+
+
+def test_trending_orders_by_events_of_the_last_week_then_by_all() -> None:
+    day = 86_400_000
+    times = np.array([0, day, 20 * day, 8 * day, 13.5 * day, 14 * day, 20 * day]).astype(np.int64)  # of 3 2 3, 2 3 1 4
+    fit = Histories(["a", "b"], FIT.offsets, FIT.tokens, times)
+    assert Trending(fit, 5).rank([row()], 5).tolist() == [[3, 1, 4, 2, 5]]
+    undated = Histories(["a", "b"], FIT.offsets, FIT.tokens, np.zeros(7, dtype=np.int64))
+    assert Trending(undated, 5).rank([row()], 5).tolist() == Popularity(FIT, 5).rank([row()], 5).tolist()
 
 
 def test_last_item_is_recency_of_distinct_items_then_popularity() -> None:

@@ -49,7 +49,7 @@ def publishing_before(shop: Path, function: Callable[..., Any], at_call: int = 1
         (pl, "read_parquet", 1),
         (event_table, "generations", 1),
         (event_table, "read_partition", 2),
-        (dataset, "_kept_vocabulary", 1),
+        (dataset, "_kept", 1),
     ],
 )
 def test_features_that_are_published_while_others_are_loaded_are_loaded(

@@ -82,7 +82,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluate_prints_model_and_baselines(shop: Path) -> None:
     report = json.loads(recsys("evaluate", shop / "releases", "--features", shop / "features", "--json").stdout)
-    assert set(report["baselines"]) == {"popularity", "last_item", "cooccurrence"}
+    assert set(report["baselines"]) == {"popularity", "trending", "last_item", "cooccurrence"}
     assert {"recall@10", "ndcg@10", "mrr", "coverage@10", "next"} <= set(report["model"])
     assert report["protocol"] == "time"
     assert report["num_users"] > 0

@@ -30,7 +30,7 @@ def evaluate(releases: Path, features: Path, *options: object) -> dict:
 
 def test_the_report_has_every_metric_segment_and_where_it_comes_from(releases: Path, ring_features: Path) -> None:
     report = evaluate(releases, ring_features)
-    assert set(report["baselines"]) == {"popularity", "last_item", "cooccurrence"}
+    assert set(report["baselines"]) == {"popularity", "trending", "last_item", "cooccurrence"}
     measured = {f"{name}@10" for name in ("recall", "ndcg", "hit_rate", "map", "coverage", "novelty", "gini")}
     for ranker in (report["model"], *report["baselines"].values()):
         assert measured | {"mrr", "diversity@10", "repeat_share@10", "next"} <= set(ranker)
@@ -121,7 +121,7 @@ def test_a_release_fitted_after_the_cut_of_these_features_is_refused(
 def test_mistakes_are_one_line_and_no_look(releases: Path, ring_features: Path, tmp_path: Path) -> None:
     base = ("evaluate", releases, "--features", ring_features)
     assert "metric 'ndcg', expected one of ndcg@10, recall@10" in refused(*base, "--metric", "ndcg")
-    assert "expected a release or one of popularity, last_item, cooccurrence" in refused_here(
+    assert "expected a release or one of popularity, trending, last_item, cooccurrence" in refused_here(
         *base, "--against", "populr"
     )
     assert "no release here" in refused_here(*base, "--against", tmp_path)

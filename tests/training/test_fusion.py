@@ -8,6 +8,7 @@ from recsys.dataset import Histories
 from recsys.runtime.fusion import Evidence, Fusion, evidence
 from recsys.runtime.index import ItemIndex
 from recsys.training import fusion
+from recsys.training.fusion import Judges
 from recsys.transitions import TransitionTable
 
 NUM_ITEMS, NUM_USERS, NUM_EVENTS = 60, 80, 40
@@ -25,6 +26,9 @@ def known() -> list[Evidence]:
     return [evidence(history, table) for history in HISTORIES]
 
 
+NO_DATES = np.zeros(NUM_ITEMS + 1, dtype=np.int64)
+
+
 def most_frequent(history: Tokens) -> Tokens:
     items, counts = np.unique(history, return_counts=True)
     return items[np.argsort(-counts, kind="stable")][:5]
@@ -33,7 +37,7 @@ def most_frequent(history: Tokens) -> Tokens:
 def test_a_term_that_says_everything_gets_a_weight_that_is_still_a_logit() -> None:
     """Users take again what they took most: the more weight on frequency the better, without end."""
     targets = [most_frequent(history) for history in HISTORIES]
-    found, ndcg = fusion.fit(VECTORS, INDEX, known(), targets, None, Fusion())
+    found, ndcg = fusion.fit(Judges(VECTORS, INDEX, known(), targets, None, NO_DATES), Fusion())
     assert ndcg > 0.9
     assert 0 < found.frequency <= 30
     weights = [value for name, value in found if name != "transition_scale"]
@@ -51,7 +55,7 @@ def test_terms_that_say_nothing_are_off() -> None:
     targets = [best_unseen(user) for user in range(NUM_USERS)]
     seen = [np.unique(history) for history in HISTORIES]
     nothing = [Evidence(each.tokens[:0], *(np.empty(0, dtype=np.float32),) * 3) for each in known()]
-    found, ndcg = fusion.fit(VECTORS, INDEX, nothing, targets, seen, Fusion())
+    found, ndcg = fusion.fit(Judges(VECTORS, INDEX, nothing, targets, seen, NO_DATES), Fusion())
     assert found == Fusion()
     assert ndcg == pytest.approx(1)
 
@@ -65,7 +69,7 @@ def test_the_temperature_makes_log_odds_of_scores(odds_scale: float) -> None:
     drawn = [generator.choice(NUM_ITEMS, p=row / row.sum()) + 1 for row in odds.astype(np.float64)]
     targets = [np.array([token], dtype=np.int32) for token in drawn]
     nothing = [Evidence(np.empty(0, dtype=np.int32), *(np.empty(0, dtype=np.float32),) * 3)] * len(users)
-    found = fusion.temperature(odds_scale * users, INDEX, nothing, targets, None, Fusion())
+    found = fusion.temperature(Judges(odds_scale * users, INDEX, nothing, targets, None, NO_DATES), Fusion())
     assert found == pytest.approx(odds_scale, rel=0.05)
 
 
@@ -80,9 +84,41 @@ def test_the_temperature_counts_fusions_terms_and_leaves_out_what_may_not_be_lis
     targets = [np.array([7 if user % 2 else 3 + user % 4], dtype=np.int32) for user in range(80)]
     weights = Fusion(base=2 * np.log(57))
     zeros = np.zeros((80, 4), dtype=np.float32)
-    assert fusion.temperature(zeros, INDEX, known, targets, hidden, weights) == pytest.approx(2, rel=0.02)
+    assert fusion.temperature(Judges(zeros, INDEX, known, targets, hidden, NO_DATES), weights) == pytest.approx(
+        2, rel=0.02
+    )
 
 
 def test_too_few_users_tell_nothing_of_the_temperature() -> None:
     targets = [np.array([1], dtype=np.int32)] * 29
-    assert fusion.temperature(VECTORS[:29], INDEX, known()[:29], targets, None, Fusion()) == 1.0
+    judges = Judges(VECTORS[:29], INDEX, known()[:29], targets, None, NO_DATES)
+    assert fusion.temperature(judges, Fusion()) == 1.0
+
+
+def test_what_is_taken_these_days_is_found_by_the_trend() -> None:
+    """All take three items of this week, which neither the decoder nor histories say anything of."""
+    num_recent = NO_DATES.copy()
+    num_recent[[11, 12, 13]] = 50
+    targets = [np.array([11, 12, 13], dtype=np.int32)] * NUM_USERS
+    judges = Judges(VECTORS, INDEX, known(), targets, None, num_recent)
+    found, ndcg = fusion.fit(judges, Fusion())
+    assert found.trend > 0
+    assert ndcg > 0.6
+    undated = Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)
+    found, without = fusion.fit(undated, Fusion())
+    assert found.trend == 0
+    assert without < ndcg / 2
+
+
+def test_bagged_weights_are_the_mean_of_halves_and_the_same_every_time() -> None:
+    targets = [most_frequent(history) for history in HISTORIES]
+    judges = Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)
+    found = fusion.bagged(judges)
+    assert found == fusion.bagged(judges)
+    assert 0 < found.frequency <= 30
+    assert found.trend == 0
+
+
+def test_too_few_users_are_not_halved() -> None:
+    few = Judges(VECTORS[:40], INDEX, known()[:40], [most_frequent(h) for h in HISTORIES[:40]], None, NO_DATES)
+    assert fusion.bagged(few) == fusion.fit(few, Fusion())[0]

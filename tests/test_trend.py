@@ -1,0 +1,40 @@
+"""What is taken these days: counts, shifts, and the road into a release."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from recsys import trend
+from recsys.contracts.ids import Item, Vocabulary
+from recsys.contracts.pruning import DAY_MS
+from recsys.runtime.fusion import Fusion
+from recsys.runtime.new_items import NewItems
+from recsys.runtime.release import shifts
+
+KEPT = [Item(item_id=name, item_index=n, num_events=9, num_recent=n - 1) for n, name in enumerate("abc", start=1)]
+NEW = Item(item_id="d", item_index=4, num_events=1, num_recent=7, is_new=True)
+
+
+def test_events_of_the_last_seven_days_count_and_none_after_them() -> None:
+    end_ms = 30 * DAY_MS
+    ages = np.array([0, 1, 7 * DAY_MS, 7 * DAY_MS + 1, -1])  # ms before the end: the first and the last are not
+    tokens = np.array([1, 2, 2, 3, 3], dtype=np.int32)
+    assert trend.num_recent(tokens, end_ms - ages, end_ms, 3).tolist() == [0, 0, 2, 0]
+    assert trend.num_recent(tokens, end_ms - ages, None, 3).tolist() == [0, 0, 0, 0]
+
+
+def test_what_may_not_be_predicted_does_not_count() -> None:
+    assert trend.num_recent(np.array([0, 2], dtype=np.int32), np.array([5, 5]), 9, 2).tolist() == [0, 0, 1]
+
+
+def test_a_release_shifts_kept_items_by_their_trend_and_new_ones_by_theirs() -> None:
+    both, fusion, new = Vocabulary([*KEPT, NEW]), Fusion(trend=2.0), NewItems(shift=-3.0)
+    assert np.allclose(shifts(both, new, fusion), [0, 2 * np.log(2), 2 * np.log(3), -3])
+    assert np.allclose(shifts(Vocabulary(KEPT), new, fusion), [0, 2 * np.log(2), 2 * np.log(3)])
+    assert np.allclose(shifts(both, new, Fusion()), [0, 0, 0, -3])
+
+
+def test_nothing_is_shifted_without_a_weight_or_without_dates() -> None:
+    assert shifts(Vocabulary(KEPT), NewItems(), Fusion()) is None
+    undated = Vocabulary([replace(item, num_recent=0) for item in KEPT])
+    assert shifts(undated, NewItems(), Fusion(trend=2.0)) is None
