@@ -1,8 +1,8 @@
-"""The items of a log: stable numbers, counts, first and last day, and their last known description."""
+"""The items of a log: stable numbers, counts, first and last day, and their first and last known description."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,18 @@ SCHEMA: Final[Mapping[str, Any]] = {
     "last_ms": pl.Int64,
     **DESCRIPTIONS,
     **{f"{name}_ms": pl.Int64 for name in DESCRIPTIONS},
+    **{f"first_{name}": kind for name, kind in DESCRIPTIONS.items()},
+    **{f"first_{name}_ms": pl.Int64 for name in DESCRIPTIONS},
 }
 """`title_ms` and so on: moment of the event that the description is from. Item i is in row i - 1."""
+
+
+def with_first(items: pl.DataFrame) -> pl.DataFrame:
+    """The table with first descriptions; tables of before knew the last ones alone, which then stand for both."""
+    if f"first_{next(iter(DESCRIPTIONS))}" in items.columns:
+        return items
+    names = [column for name in DESCRIPTIONS for column in (name, f"{name}_ms")]
+    return items.with_columns(pl.col(name).alias(f"first_{name}") for name in names)
 
 
 class Catalogue:
@@ -39,7 +49,9 @@ class Catalogue:
         for name in DESCRIPTIONS:
             if events[name].null_count() < len(events):
                 rows = pl.DataFrame([item_index, events[name], events["timestamp_ms"]]).drop_nulls(name)
-                self._said[name].append(rows.group_by("item_index", name).agg(pl.col("timestamp_ms").max()))
+                moment = pl.col("timestamp_ms")
+                said = rows.group_by("item_index", name).agg(moment.min().alias("first"), moment.max().alias("last"))
+                self._said[name].append(said)
         return item_index
 
     def item_ids(self) -> pl.Series:
@@ -50,7 +62,8 @@ class Catalogue:
         """Columns of SCHEMA; counts are those of the state and of `totals` together.
 
         The description of an item is that of its last event that has one; of several at that moment, the
-        greatest. `titles` (item_id, title, category) fill in where no event says anything.
+        greatest. The first description is that of its first such event, of several the least. `titles` (item_id,
+        title, category) fill in where no event says anything.
         """
         ids = self.item_ids()
         before = Counts.of(self._known, len(ids), totals.by_type.shape[1])
@@ -69,19 +82,30 @@ class Catalogue:
             }
         )
         for name in DESCRIPTIONS:
-            table = table.join(self._latest(name), on="item_index", how="left", maintain_order="left")
-        filled = table.join(titles, on="item_id", how="left", maintain_order="left", suffix="_file").with_columns(
-            pl.when(pl.col(f"{name}_ms").is_null()).then(pl.coalesce(f"{name}_file", name)).otherwise(name).alias(name)
+            for found in (self._said_of(name, name, "last"), self._said_of(name, f"first_{name}", "first")):
+                table = table.join(found, on="item_index", how="left", maintain_order="left")
+        titles = titles.rename({"title": "title_file", "category": "category_file"})
+        filled = table.join(titles, on="item_id", how="left", maintain_order="left").with_columns(
+            pl.when(pl.col(f"{column}_ms").is_null())
+            .then(pl.coalesce(f"{name}_file", column))
+            .otherwise(column)
+            .alias(column)
             for name in ("title", "category")
+            for column in (name, f"first_{name}")
         )
         return filled.select(SCHEMA.keys()).cast(SCHEMA)  # type: ignore[arg-type]
 
-    def _latest(self, name: str) -> pl.DataFrame:
-        moment = f"{name}_ms"
-        known = self._known.select("item_index", name, moment).drop_nulls(name)
-        said = [part.rename({"timestamp_ms": moment}).cast({"item_index": pl.UInt32}) for part in self._said[name]]
-        both = pl.concat([known, *said]).sort(moment, name)
-        return both.group_by("item_index", maintain_order=True).last().with_columns(pl.col("item_index").cast(pl.Int64))
+    def _said_of(self, name: str, column: str, end: Literal["first", "last"]) -> pl.DataFrame:
+        """Per item what its first or last event with such a description says, as `column`, and the moment of that."""
+        moment = f"{column}_ms"
+        known = self._known.select("item_index", column, moment).drop_nulls(column)
+        said = [
+            part.select(pl.col("item_index").cast(pl.UInt32), pl.col(name).alias(column), pl.col(end).alias(moment))
+            for part in self._said[name]
+        ]
+        by_item = pl.concat([known, *said]).sort(moment, column).group_by("item_index", maintain_order=True)
+        found = by_item.first() if end == "first" else by_item.last()
+        return found.with_columns(pl.col("item_index").cast(pl.Int64))
 
 
 def counts_by_type(items: pl.DataFrame) -> npt.NDArray[np.int64]:

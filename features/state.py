@@ -61,7 +61,7 @@ class State:
         tables = (ITEMS_FILE,) if rebuild else (ITEMS_FILE, USERS_FILE, DAYS_FILE, QUARANTINE_FILE)
         for name in tables if rebuild else sorted(manifest.files.keys() - {REPORT_FILE, TOMBSTONES_FILE}):
             check(out, name, manifest.files[name], is_hashed=name in tables)
-        items = pl.read_parquet(out / ITEMS_FILE, glob=False).select(catalogue.SCHEMA.keys())
+        items = catalogue.with_first(pl.read_parquet(out / ITEMS_FILE, glob=False)).select(catalogue.SCHEMA.keys())
         state = replace(state, items=items, event_types=manifest.metrics["event_types"])
         if rebuild:
             return state

@@ -34,6 +34,7 @@ MIN_VALIDATION_EVENTS = 3
 """A user gives their last event to validation only if two are left to predict it from."""
 NEW_DAYS = 30
 """An item that is older than this and not kept is rare, not new."""
+_DESCRIPTIONS = ("title", "category", "price")
 VALIDATION_QUANTILE = 0.9
 """Under a time cut, validation is the same cut once more, within the fitted events."""
 
@@ -306,6 +307,8 @@ def _load(
             f"{features}: the log has no timestamps, so it cannot be cut at a time; use --protocol last-out"
         )
     items = pl.read_parquet(features / ITEMS_FILE, glob=False).sort("item_index")
+    if protocol is not Protocol.FINAL:
+        items = _as_first_described(items, split_ms if protocol is Protocol.TIME else None)
     events = read_events(features, manifest, protocol, split_ms, items.height)
     negative = negative_types(manifest)
     is_positive = events.is_fit & ~np.isin(events.event_types, negative)
@@ -318,6 +321,23 @@ def _load(
     token_of_index = _token_of_index(features, vocabulary, items)
     fit = _histories(events, events.is_fit, token_of_index, negative)
     return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, items, token_of_index)
+
+
+def _as_first_described(items: pl.DataFrame, split_ms: int | None) -> pl.DataFrame:
+    """The items as the shop first described them: nothing in this is from after the cut, but items first seen then.
+
+    What a known item is first called after the cut is left out. Tables of before know the last description alone.
+    """
+    names = [name for name in _DESCRIPTIONS if f"first_{name}" in items.columns]
+    if split_ms is None:
+        return items.with_columns(pl.col(f"first_{name}").alias(name) for name in names)
+    of_new = pl.col("first_ms").is_null() | (pl.col("first_ms") >= split_ms)
+    return items.with_columns(
+        pl.when(of_new | pl.col(f"first_{name}_ms").is_null() | (pl.col(f"first_{name}_ms") < split_ms))
+        .then(pl.col(f"first_{name}"))
+        .alias(name)
+        for name in names
+    )
 
 
 def _kept(

@@ -56,14 +56,13 @@ def events() -> pl.DataFrame:
 
 
 def build_features(log: pl.DataFrame, folder: Path) -> Path:
-    """Title, category and price are an item's last known ones, also from after the cut: docs/evaluate.md, Limits.
-
-    So an item has the same ones in every event here.
-    """
-    item = pl.col("item_id")
+    """Every event gives its item another title and price: what is known of an item before the cut is what counts."""
+    item, moment = pl.col("item_id"), pl.col("timestamp")
     number = item.str.slice(1).cast(pl.UInt32, strict=False).fill_null(99)
     described = log.with_columns(
-        title=pl.format("Thing {}", item), category=pl.format("c{}", number % 4), price=number.cast(pl.Float64) / 4
+        title=pl.format("Thing {} of {}", item, moment),
+        category=pl.format("c{}", number % 4),
+        price=number.cast(pl.Float64) / 4 + moment % 7,
     )
     folder.mkdir()
     with gzip.open(folder / "log.csv.gz", "wb") as file:
@@ -122,6 +121,7 @@ def test_what_is_held_out_differs_and_what_may_be_fitted_does_not(both: Pair) ->
     assert types[0] != types[1]
     assert real.vocabulary.items == changed.vocabulary.items
     assert {item.category for item in real.vocabulary.items} == {"c0", "c1", "c2", "c3"}
+    assert all(item.title and item.price is not None for item in real.vocabulary.items)
     assert same(real.fit, changed.fit)
     assert len(set(real.fit.event_types.tolist())) == 3
     assert same(real.validation(20, seed=1).train, changed.validation(20, seed=1).train)
@@ -156,6 +156,8 @@ def test_trained_weights_and_what_training_found_do_not_see_what_is_held_out(che
 @pytest.mark.parametrize("both", [Protocol.TIME], indirect=True)
 def test_fusion_and_the_table_of_a_release_do_not_see_what_is_held_out(both: Pair, checkpoints: list[Path]) -> None:
     found = []
+    live = [dataset.load(features, Protocol.FINAL).vocabulary.items for features in both.places]
+    assert live[0] != live[1]  # what goes live knows what things were called last
     for features, checkpoint in zip(both.places, checkpoints, strict=True):
         releases = checkpoint.with_name(f"{checkpoint.name}-releases")
         name, manifest = optimize_build.run(OptimizeConfig(bits=32), checkpoint, features, releases, force=True)

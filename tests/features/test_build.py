@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 import pytest
 
 from features.build import FeaturesConfig, run
@@ -46,9 +47,13 @@ def histories_of(artifact_folder: Path) -> dict[str, list[tuple[str, int, str]]]
     return found
 
 
-def test_items_are_numbered_as_the_log_brings_them_and_described_by_their_last_known_values(tmp_path: Path) -> None:
+def test_items_are_numbered_as_the_log_brings_them_and_described_by_their_first_and_last_known_values(
+    tmp_path: Path,
+) -> None:
     build(tmp_path)
-    items = pl.read_parquet(tmp_path / "out" / "items.parquet").drop("title_ms", "category_ms", "price_ms")
+    items = pl.read_parquet(tmp_path / "out" / "items.parquet").drop(
+        pl.selectors.matches("^(first_)?(title|category|price)_ms$")
+    )
     assert items.schema == {
         "item_index": pl.UInt32,
         "item_id": pl.String,
@@ -59,12 +64,15 @@ def test_items_are_numbered_as_the_log_brings_them_and_described_by_their_last_k
         "title": pl.String,
         "category": pl.String,
         "price": pl.Float64,
+        "first_title": pl.String,
+        "first_category": pl.String,
+        "first_price": pl.Float64,
         "kept": pl.Boolean,
     }
     assert items.rows() == [  # view, buy
-        (1, "b", 2, [1, 1], MS + 10_000, MS + 30_000, "Bee", None, 2.5, True),
-        (2, "a", 1, [1, 0], MS + 10_000, MS + 10_000, None, None, None, True),
-        (3, "c", 2, [1, 1], MS, MS + 20_000, "Sea", None, None, True),
+        (1, "b", 2, [1, 1], MS + 10_000, MS + 30_000, "Bee", None, 2.5, "Bee", None, 1.5, True),
+        (2, "a", 1, [1, 0], MS + 10_000, MS + 10_000, None, None, None, None, None, None, True),
+        (3, "c", 2, [1, 1], MS, MS + 20_000, "Sea", None, None, "Sea", None, None, True),
     ]
 
 
@@ -168,3 +176,54 @@ def test_the_dataset_reads_what_was_built(tmp_path: Path) -> None:
     fitted = {user: data.fit[n].tolist() for n, user in enumerate(data.fit.user_ids)}
     assert fitted == {"u1": [1, 2], "u2": [3]}  # before T = S + 20
     assert WholeHistories(tmp_path / "out").of("u1") == ["b", "a", "c", "b"]
+
+
+def test_a_night_keeps_first_descriptions_whatever_the_order_of_files(tmp_path: Path) -> None:
+    header = "user_id,item_id,timestamp,event_type,title,price\n"
+    log = tmp_path / "log"
+    log.mkdir()
+    for name, moment, title, price in (
+        ("b", S + 100, "Bee", 2),
+        ("c", S + 200, "Big bee", 3),
+        ("a", S, "Small bee", 1),
+    ):
+        (log / f"{name}.csv").write_text(f"{header}u1,x,{moment},view,{title},{price}\n")
+        run(FeaturesConfig(min_count=1), [log], tmp_path / "out")
+    row = pl.read_parquet(tmp_path / "out" / "items.parquet").row(0, named=True)
+    assert (row["first_title"], row["first_price"], row["first_title_ms"]) == ("Small bee", 1, MS)
+    assert (row["title"], row["price"], row["title_ms"]) == ("Big bee", 3, MS + 200_000)
+
+
+def test_features_of_before_go_on_with_the_descriptions_that_they_have(tmp_path: Path) -> None:
+    first = build(tmp_path)
+    table = tmp_path / "out" / "items.parquet"
+    pl.read_parquet(table).select(~cs.starts_with("first_title", "first_category", "first_price")).write_parquet(table)
+    with artifact.writing(tmp_path / "older", "features") as writer:
+        for name in first.files:
+            (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (writer.folder / name).write_bytes((tmp_path / "out" / name).read_bytes())
+        writer.commit(parents={}, config=first.config, metrics=first.metrics)
+    assert dataset.load(tmp_path / "older", Protocol.TIME).vocabulary.items[0].price == 2.5
+    (tmp_path / "more.csv").write_text(LOG.splitlines()[0] + f"\nu1,b,{S + 99},buy,Bumblebee,9\n")
+    run(
+        FeaturesConfig.from_mapping(dict(first.config), "test"),
+        [tmp_path / "log.csv", tmp_path / "more.csv"],
+        tmp_path / "older",
+    )
+    row = pl.read_parquet(tmp_path / "older" / "items.parquet").row(0, named=True)
+    assert (row["title"], row["price"], row["first_title"], row["first_price"]) == ("Bumblebee", 9, "Bee", 2.5)
+
+
+def test_before_the_cut_nothing_is_known_of_what_an_item_is_called_after_it(tmp_path: Path) -> None:
+    """The cut is among the last events: a is first called something there, d is first seen there."""
+    rows = [f"u{n % 3},{'ab'[n % 2]},{S + n},view,{'' if n % 2 == 0 else 'Bee'},{n}" for n in range(20)]
+    rows += [f"u1,a,{S + 20},view,Late,50", f"u1,d,{S + 21},view,Dee,60"]
+    build(tmp_path, "user_id,item_id,timestamp,event_type,title,price\n" + "\n".join(rows) + "\n")
+    past, live = (dataset.load(tmp_path / "out", protocol) for protocol in (Protocol.TIME, Protocol.FINAL))
+    assert [(item.item_id, item.title, item.price) for item in past.vocabulary.items] == [
+        ("a", None, 0),
+        ("b", "Bee", 1),
+    ]
+    assert past.split_ms is not None
+    assert [(item.item_id, item.title, item.price) for item in past.new_items(past.split_ms)] == [("d", "Dee", 60)]
+    assert [item.title for item in live.vocabulary.items] == ["Late", "Bee", "Dee"]
