@@ -164,5 +164,5 @@ def _rungs(
 
 
 def _counts(live: LiveRelease, tokens: Tokens) -> Floats:
-    counts: Floats = live.recommender.release.vocabulary.num_events.take(tokens).astype(np.float32)
+    counts: Floats = live.recommender.release.vocabulary.popularity.take(tokens).astype(np.float32)
     return counts

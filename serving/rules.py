@@ -191,7 +191,7 @@ class Catalogue:
         return CompiledRules(available, allowed, shown, known_pins, boosted, weights[boosted], popular)
 
     def _boosted_popular(self, weights: Floats) -> Tokens:
-        log_odds = np.log(np.maximum(self._vocabulary.num_events, 0.5)) + weights
+        log_odds = np.log(np.maximum(self._vocabulary.popularity, 0.5)) + weights
         order = np.argsort(-log_odds[self._popular], kind="stable")  # quick: all but the boosted are sorted already
         popular: Tokens = self._popular[order]
         return popular

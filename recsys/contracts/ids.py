@@ -86,9 +86,14 @@ class Vocabulary:
         assert 1 <= token <= len(self.items), token
         return self.items[token - 1]
 
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.int64]:
+        """What is counted of each token, shape [V + 1]: events of the last days, or all where none has a date."""
+        return self.num_recent if self.num_recent.any() else self.num_events
+
     def popular(self) -> Tokens:
-        """All tokens, most events first, ties by token."""
-        order = np.argsort(-self.num_events[1:], kind="stable") + 1
+        """All tokens, most popular first, ties by all their events, then by token."""
+        order = np.lexsort((-self.num_events[1:], -self.popularity[1:])) + 1
         return order.astype(np.int32)
 
     def save(self, folder: Path, *, packed: bool = False) -> None:

@@ -194,7 +194,7 @@ class Recommender:
                 head = popular[: k + len(seen)]
                 found = head[~np.isin(head, seen)][:k]
                 tokens_BK[row, : len(found)] = found
-                scores_BK[row, : len(found)] = self.release.vocabulary.num_events[found]
+                scores_BK[row, : len(found)] = self.release.vocabulary.popularity[found]
             chosen = np.arange(len(users)) if popular_for_unknown else rows
             user_ids_B = [users[row][0] for row in chosen]
             yield UserBatch(
@@ -204,9 +204,9 @@ class Recommender:
     def popular(
         self, k: int, *, exclude: Collection[str] = (), keep: Callable[[Item], bool] | None = None
     ) -> list[ScoredItem]:
-        """The k items with most events: the answer when nothing is known of a user. Scores are counts."""
+        """The k items with most events of late: the answer when nothing is known of a user. Scores are counts."""
         chosen = self._popular_without(self.hidden(exclude, keep))[:k]
-        return [self._scored(token, self.release.vocabulary.num_events[token]) for token in chosen]
+        return [self._scored(token, self.release.vocabulary.popularity[token]) for token in chosen]
 
     def _popular_without(self, hidden: Tokens) -> Tokens:
         chosen: Tokens = self._popular[~np.isin(self._popular, hidden)]

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,28 @@ def test_a_bad_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message:
 def test_an_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"expected one of .*default, demo"):
         Recipe.load("defualt")
+
+
+def test_popular_is_what_was_taken_of_late_then_what_ever_was() -> None:
+    counts = {"a": (9, 0), "b": (5, 2), "c": (7, 2), "d": (12, 0)}
+    items = [
+        Item(item_id=name, item_index=n, num_events=ever, num_recent=of_late)
+        for n, (name, (ever, of_late)) in enumerate(counts.items(), start=1)
+    ]
+    assert Vocabulary(items).popular().tolist() == [3, 2, 4, 1]
+    assert Vocabulary(items).popularity.tolist() == [0, 0, 2, 2, 0]
+
+
+def test_items_of_before_have_no_late_events(tmp_path: Path) -> None:
+    line = {
+        "item_id": "a",
+        "item_index": 1,
+        "num_events": 3,
+        "title": None,
+        "category": None,
+        "price": None,
+        "is_new": False,
+    }
+    (tmp_path / "items.jsonl").write_text(json.dumps(line) + "\n")
+    known = Vocabulary.load(tmp_path)
+    assert (known.num_recent.tolist(), known.popularity.tolist()) == ([0, 0], [0, 3])
