@@ -28,11 +28,17 @@ SCHEMA: Final[Mapping[str, Any]] = {
 
 
 def with_first(items: pl.DataFrame) -> pl.DataFrame:
-    """The table with first descriptions; tables of before knew the last ones alone, which then stand for both."""
+    """The table with first descriptions.
+
+    In tables of before the last ones stand for them, as if the item's first event had said so: no others are known.
+    """
     if f"first_{next(iter(DESCRIPTIONS))}" in items.columns:
         return items
-    names = [column for name in DESCRIPTIONS for column in (name, f"{name}_ms")]
-    return items.with_columns(pl.col(name).alias(f"first_{name}") for name in names)
+    said = {name: pl.col(f"{name}_ms").is_not_null() for name in DESCRIPTIONS}
+    return items.with_columns(
+        *(pl.col(name).alias(f"first_{name}") for name in DESCRIPTIONS),
+        *(pl.when(said[name]).then("first_ms").alias(f"first_{name}_ms") for name in DESCRIPTIONS),
+    )
 
 
 class Catalogue:
@@ -103,8 +109,10 @@ class Catalogue:
             part.select(pl.col("item_index").cast(pl.UInt32), pl.col(name).alias(column), pl.col(end).alias(moment))
             for part in self._said[name]
         ]
-        by_item = pl.concat([known, *said]).sort(moment, column).group_by("item_index", maintain_order=True)
-        found = by_item.first() if end == "first" else by_item.last()
+        is_first = end == "first"  # without a moment: a file of titles said so, which any event corrects
+        in_order = pl.concat([known, *said]).sort(moment, column, nulls_last=is_first)
+        by_item = in_order.group_by("item_index", maintain_order=True)
+        found = by_item.first() if is_first else by_item.last()
         return found.with_columns(pl.col("item_index").cast(pl.Int64))
 
 

@@ -111,6 +111,10 @@ class ValidationSet:
     from_ms: int | None = None
     """`train` holds all fitted events before this moment and none after it; None where users lose their last event."""
 
+    def num_recent(self, num_items: int) -> npt.NDArray[np.int64]:
+        """Events that are to be predicted on each item in the last days of `train` (see `recsys/trend.py`)."""
+        return trend.num_recent(self.train.targets, self.train.timestamps_ms, self.from_ms, num_items)
+
 
 @dataclass(frozen=True, slots=True)
 class TestSet:
@@ -222,8 +226,10 @@ class Dataset:
         is_new = ~kept[1:] & (first_ms >= moment_ms - NEW_DAYS * DAY_MS)
         if until_ms is not None:
             is_new &= first_ms < until_ms
-        num_events = np.bincount(self._events.item_index[before], minlength=self._items.height + 1)
-        return [replace(item, is_new=True) for item in _described(self._items, is_new, num_events)]
+        item_index, times_ms = self._events.item_index[before], self._events.timestamps_ms[before]
+        num_events = np.bincount(item_index, minlength=self._items.height + 1)
+        num_recent = trend.num_recent(item_index, times_ms, moment_ms, self._items.height)
+        return [replace(item, is_new=True) for item in _described(self._items, is_new, num_events, num_recent)]
 
     def items_after(self, user_ids: list[str], moment_ms: int) -> list[npt.NDArray[np.int64]]:
         """item_index of each user's fitted events from a moment on, kept or not, in order."""
@@ -406,11 +412,9 @@ def _num_recent(
     events: EventTable, counted: npt.NDArray[np.bool_], protocol: Protocol, split_ms: int | None, num_items: int
 ) -> npt.NDArray[np.int64]:
     """Events of the last fitted days by item_index; none where users' histories end at different times, or at none."""
-    end_ms = split_ms
-    if protocol is Protocol.LAST_OUT or split_ms is None or not counted.any():
-        end_ms = None
-    elif protocol is Protocol.FINAL:
-        end_ms = int(events.timestamps_ms[counted].max()) + 1
+    end_ms = None if protocol is Protocol.LAST_OUT else split_ms
+    if protocol is Protocol.FINAL and split_ms is not None:
+        end_ms = trend.end_of(events.timestamps_ms[counted])
     return trend.num_recent(events.item_index[counted], events.timestamps_ms[counted], end_ms, num_items)
 
 
@@ -418,7 +422,7 @@ def _described(
     items: pl.DataFrame,
     chosen: npt.NDArray[np.bool_],
     num_events: npt.NDArray[np.int64],
-    num_recent: npt.NDArray[np.int64] | None = None,
+    num_recent: npt.NDArray[np.int64],
 ) -> list[Item]:
     """The chosen rows of the table of items, with these counts by item_index."""
     rows: list[dict[str, Any]] = items.filter(pl.Series(chosen)).to_dicts()
@@ -427,7 +431,7 @@ def _described(
             item_id=row["item_id"],
             item_index=row["item_index"],
             num_events=int(num_events[row["item_index"]]),
-            num_recent=0 if num_recent is None else int(num_recent[row["item_index"]]),
+            num_recent=int(num_recent[row["item_index"]]),
             title=row["title"],
             category=row["category"],
             price=row["price"],

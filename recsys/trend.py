@@ -15,16 +15,24 @@ from recsys.contracts.pruning import DAY_MS
 
 DAYS = 7
 """A week: whatever the weekday, no day of it counts twice."""
+_SURE = 0.999
 
 
 def num_recent(
     tokens: Tokens | npt.NDArray[np.int64], timestamps_ms: npt.NDArray[np.int64], end_ms: int | None, num_items: int
 ) -> npt.NDArray[np.int64]:
-    """Events on each item in the `DAYS` before `end_ms`, shape [V + 1]; none where nobody knows when that is."""
+    """Of these events those on each item from `DAYS` before `end_ms` on, shape [V + 1]; none where that is unknown."""
     if end_ms is None:
         return np.zeros(num_items + 1, dtype=np.int64)
-    is_recent = (timestamps_ms >= end_ms - DAYS * DAY_MS) & (timestamps_ms < end_ms) & (tokens != PAD)
+    is_recent = (timestamps_ms >= end_ms - DAYS * DAY_MS) & (tokens != PAD)
     return np.bincount(tokens[is_recent], minlength=num_items + 1)
+
+
+def end_of(timestamps_ms: npt.NDArray[np.int64]) -> int | None:
+    """The moment before which all events but one in a thousand are: a few with a wrong clock do not move the week."""
+    if not len(timestamps_ms):
+        return None
+    return int(np.quantile(timestamps_ms, _SURE, method="lower"))
 
 
 def shifts(weight: float, num_recent_V: npt.NDArray[np.int64]) -> Floats | None:

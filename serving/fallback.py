@@ -99,7 +99,7 @@ class Allowed:
 
 
 def popular(live: LiveRelease, k: int, rules: CompiledRules) -> Listed:
-    """The k items with most events that the rules show, with boosts and pins; scores are counts."""
+    """The k items with most events of late that the rules show, with boosts and pins; scores are counts."""
     allowed = Allowed(rules.shown)
     tokens = rules.popular.take(allowed.first(rules.popular, k))
     return pinned(live, k, allowed, rules, Listed("popular", tokens, _counts(live, tokens)))

@@ -64,7 +64,8 @@ class Neighbours:
             cosines_V[token - 1] = -np.inf
             tokens, cosines = best_of_all(cosines_V, num)
         else:
-            found = self._index.search(item_1D, 2 * num, [np.array([token], dtype=np.int32)])[0][0]
+            itself = [np.array([token], dtype=np.int32)]
+            found = self._index.search(item_1D, 2 * num, itself, is_shifted=False)[0][0]
             found = found[found != PAD]
             vectors_ND = self._index.vectors(found)
             norms = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(item_1D)

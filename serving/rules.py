@@ -38,7 +38,7 @@ class Boost(Config):
     """Added to the log-odds of an item, or of every item of a category: 0.7 doubles the odds, whatever the release.
 
     It holds where there are odds: in the model's lists and among popular items, whose odds are their numbers of
-    events. Items near the last event, and those popular in a context, are in their own order.
+    events of late. Items near the last event, and those popular in a context, are in their own order.
     """
 
     item_id: ItemId | None = None
@@ -104,7 +104,7 @@ class CompiledRules:
     weights: Floats
     """Of the boosted tokens, never 0."""
     popular: Tokens
-    """All tokens, most events first, boosts counted."""
+    """All tokens, most events of late first, boosts counted."""
     popular_in: dict[int, Tokens] = field(default_factory=dict, compare=False)
     """The same by category, as far as somebody has asked; see `Catalogue.popular_like`."""
 

@@ -218,7 +218,7 @@ class SimilarItems(Schema):
     source: Source
     """`nearest`, or what was at hand when the index was not."""
     degraded: Degraded | None = None
-    """The trouble, if there was one; scores are numbers of events then."""
+    """The trouble, if there was one; scores are numbers of events of late then."""
 
 
 class IncomingEvent(Schema):

@@ -15,12 +15,20 @@ KEPT = [Item(item_id=name, item_index=n, num_events=9, num_recent=n - 1) for n, 
 NEW = Item(item_id="d", item_index=4, num_events=1, num_recent=7, is_new=True)
 
 
-def test_events_of_the_last_seven_days_count_and_none_after_them() -> None:
+def test_events_of_the_last_seven_days_count() -> None:
     end_ms = 30 * DAY_MS
-    ages = np.array([0, 1, 7 * DAY_MS, 7 * DAY_MS + 1, -1])  # ms before the end: the first and the last are not
-    tokens = np.array([1, 2, 2, 3, 3], dtype=np.int32)
+    ages = np.array([1, 7 * DAY_MS, 7 * DAY_MS + 1])  # ms before the end
+    tokens = np.array([2, 2, 3], dtype=np.int32)
     assert trend.num_recent(tokens, end_ms - ages, end_ms, 3).tolist() == [0, 0, 2, 0]
     assert trend.num_recent(tokens, end_ms - ages, None, 3).tolist() == [0, 0, 0, 0]
+
+
+def test_a_wrong_clock_does_not_move_the_week() -> None:
+    moments = np.append(np.arange(1_000), 30 * DAY_MS)
+    assert trend.end_of(moments) == 999
+    assert trend.end_of(moments[:0]) is None
+    counted = trend.num_recent(np.append(np.full(1_000, 2), 1), moments, trend.end_of(moments), 2)
+    assert counted.tolist() == [0, 1, 1_000]
 
 
 def test_what_may_not_be_predicted_does_not_count() -> None:

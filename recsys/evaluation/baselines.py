@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from recsys import transitions, trend
+from recsys import transitions
 from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Histories
 
@@ -66,15 +66,14 @@ class Popularity:
 class Trending(Popularity):
     """The items with the most fitted events of the last days (`recsys/trend.py`), the same for everyone.
 
-    Ties, and what had none, by all fitted events. Where the log has no times, it is popularity.
+    Ties, and what had none, by all fitted events. Where nobody has any, as in a log without times, it is popularity.
     """
 
     name = "trending"
 
-    def __init__(self, fit: Histories, num_items: int) -> None:
+    def __init__(self, fit: Histories, num_items: int, num_recent_V: npt.NDArray[np.int64]) -> None:
+        """`num_recent_V` are the events of the last days on each token, shape [V + 1]."""
         super().__init__(fit, num_items)
-        end_ms = int(fit.timestamps_ms.max(initial=0)) + 1
-        num_recent_V = trend.num_recent(fit.targets, fit.timestamps_ms, end_ms, num_items)
         self.order = self.order[np.argsort(-num_recent_V[self.order], kind="stable")]
 
 

@@ -25,8 +25,7 @@ from recsys.runtime.recommender import Recommender
 
 KS = (10, 20, 100)
 """Lengths at which lists are judged. Segments, list metrics and comparisons use the first."""
-BASELINES = (Popularity, Trending, LastItem, Cooccurrence)
-_BASELINE_NAMES = [baseline.name for baseline in BASELINES]
+_BASELINE_NAMES = [baseline.name for baseline in (Popularity, Trending, LastItem, Cooccurrence)]
 _COMPARED = [f"{name}@{KS[0]}" for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 _METRICS = [f"{name}@{k}" for k in KS for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 
@@ -174,7 +173,14 @@ def _rankers(recommender: Recommender, opponent: Opponent | None, data: Dataset)
     rankers: dict[str, Ranker] = {MODEL: recommender}
     if opponent is not None and opponent.ranker is not None:
         rankers[AGAINST] = opponent.ranker
-    return rankers | {baseline.name: baseline(data.fit, len(data.vocabulary)) for baseline in BASELINES}
+    fit, num_items = data.fit, len(data.vocabulary)
+    baselines = (
+        Popularity(fit, num_items),
+        Trending(fit, num_items, data.vocabulary.num_recent),
+        LastItem(fit, num_items),
+        Cooccurrence(fit, num_items),
+    )
+    return rankers | {baseline.name: baseline for baseline in baselines}
 
 
 def _result_of(opponent: Opponent) -> str:

@@ -13,6 +13,9 @@ import numpy as np
 from recsys.contracts.errors import DataError
 from recsys.evaluation import looks
 
+METHOD = 2
+"""Raised when a training of the same settings comes to mean something else; 2: trend, weights from halves."""
+
 Run = dict[str, Any]
 """One training: each metric's value of every user as an array, and single numbers."""
 
@@ -34,6 +37,7 @@ def same_settings(note: Path, settings: Run) -> None:
     Raises:
         DataError: the folder is of other settings.
     """
+    settings = {**settings, "method": METHOD}
     if not note.exists():
         unfinished = note.with_suffix(".new")
         unfinished.write_text(json.dumps(settings))
@@ -72,11 +76,9 @@ class KeptRuns:
         path = self._path(name, seed)
         if path is None or not path.exists():
             return None
-        stored = json.loads(path.read_text())
-        if stored["settings"] != self.settings:
-            raise DataError(
-                f"{path}: a training with {_changed(stored['settings'], self.settings)}; give another --out"
-            )
+        stored, settings = json.loads(path.read_text()), self._settings
+        if stored["settings"] != settings:
+            raise DataError(f"{path}: a training with {_changed(stored['settings'], settings)}; give another --out")
         return {key: np.array(value) if isinstance(value, list) else value for key, value in stored["run"].items()}
 
     def write(self, name: str, seed: int, run: Run) -> None:
@@ -87,8 +89,12 @@ class KeptRuns:
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in run.items()}
         unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps({"settings": self.settings, "run": plain}))
+        unfinished.write_text(json.dumps({"settings": self._settings, "run": plain}))
         unfinished.replace(path)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {**self.settings, "method": METHOD}
 
     def _path(self, name: str, seed: int) -> Path | None:
         return None if self.folder is None else self.folder / f"{name.replace(' ', '-')}-{seed}.json"

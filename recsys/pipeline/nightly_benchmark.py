@@ -28,7 +28,7 @@ from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
-from recsys.pipeline.kept_runs import kept_looks
+from recsys.pipeline.kept_runs import METHOD, kept_looks
 from recsys.pipeline.progress import bar
 from recsys.runtime.fusion import Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
@@ -64,7 +64,7 @@ def run(
         for number in range(len(done), min(len(days), stop)):
             row = _night(folder, recipe, days, number)
             with (folder / NIGHTS_FILE).open("a") as file:
-                file.write(json.dumps({"recipe": recipe.model_dump(mode="json"), **row}) + "\n")
+                file.write(json.dumps({"recipe": _settings(recipe), **row}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             done.append(row)
@@ -83,6 +83,11 @@ def _last_days(features: Path, count: int) -> list[int]:
     return days[-count:]
 
 
+def _settings(recipe: Recipe) -> Row:
+    """What all nights of a folder have in common."""
+    return {**recipe.model_dump(mode="json"), "method": METHOD}
+
+
 def _read(folder: Path, days: list[int], recipe: Recipe) -> list[Row]:
     """Nights that an earlier call finished."""
     place = folder / NIGHTS_FILE
@@ -90,7 +95,7 @@ def _read(folder: Path, days: list[int], recipe: Recipe) -> list[Row]:
         return []
     rows: list[Row] = [json.loads(line) for line in place.read_text().splitlines()]
     recipes = [row.pop("recipe") for row in rows]
-    if [row["day"] for row in rows] != days[: len(rows)] or any(r != recipe.model_dump(mode="json") for r in recipes):
+    if [row["day"] for row in rows] != days[: len(rows)] or any(r != _settings(recipe) for r in recipes):
         raise DataError(
             f"{place}: nights of another log, recipe or number of days; give the same ones or another --out"
         )

@@ -53,8 +53,8 @@ def run(
 
     Rows of a user stand together, rank 1 first, equal scores in the order of tokens. The file is written beside
     its place and renamed; the same input gives the same bytes. Users without an item that the release knows get the
-    popular items, whose scores are numbers of events, or no rows. `with_source` adds the column `source`, which is
-    `model` or `popular`. `exclude` are item_ids to leave out; `keep` says of an item whether it may be shown.
+    popular items, whose scores are numbers of events of late, or no rows. `with_source` adds the column `source`,
+    which is `model` or `popular`. `exclude` are item_ids to leave out; `keep` says of an item whether it may be shown.
 
     Raises:
         UnknownUserError: the features lack a user of the file.

@@ -194,7 +194,7 @@ def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, w
     without = [np.unique(context) for context in split.contexts] if of.masks_seen else None
     table = TransitionTable.fit(split.train, of.num_items)
     known = [evidence(reachable(context, window), table) for context in split.contexts]
-    num_recent_V = trend.num_recent(split.train.targets, split.train.timestamps_ms, split.from_ms, of.num_items)
+    num_recent_V = split.num_recent(of.num_items)
     weights = fusion.bagged(fusion.Judges(vectors_UD, index, known, split.targets, without, num_recent_V))
     alone, _ = index.search(vectors_UD, 10, without)
     shifted = ItemIndex.build(

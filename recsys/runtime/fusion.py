@@ -94,7 +94,7 @@ def search(
     tokens_1K, scores_1K = index.search(vector_1D, k, [np.union1d(known.tokens, without)])
     others = tokens_1K[0] != PAD
     allowed = ~np.isin(known.tokens, without)
-    fused = index.vectors(known.tokens) @ vector_1D[0] + known.terms(fusion)
+    fused = index.scores(vector_1D[0], known.tokens) + known.terms(fusion)
     return best(
         np.concatenate([tokens_1K[0][others], known.tokens[allowed]]),
         np.concatenate([scores_1K[0][others], fused[allowed]]),

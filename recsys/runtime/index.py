@@ -207,25 +207,30 @@ class ItemIndex:
         assert self._items is not None, "an index without vectors is of items"
         return shifted(self._items.embed(tokens), None if self._shift_V is None else self._shift_V[tokens - 1])
 
-    def _queries(self, queries_BD: Floats) -> Floats:
-        return shifted(queries_BD, None if self._shift_V is None else np.ones(len(queries_BD), dtype=np.float32))
+    def _queries(self, queries_BD: Floats, is_shifted: bool = True) -> Floats:
+        ends_B = np.full(len(queries_BD), is_shifted, dtype=np.float32)
+        return shifted(queries_BD, None if self._shift_V is None else ends_B)
 
-    def search(self, queries_BD: Floats, k: int, exclude: Sequence[Tokens] | None = None) -> tuple[Tokens, Floats]:
+    def search(
+        self, queries_BD: Floats, k: int, exclude: Sequence[Tokens] | None = None, *, is_shifted: bool = True
+    ) -> tuple[Tokens, Floats]:
         """The k best items of each query, best first: (tokens_BK, scores_BK); PAD where fewer exist.
 
-        `exclude` holds tokens that must not be returned, one array per query.
+        `exclude` holds tokens that must not be returned, one array per query. Not `is_shifted`: by inner products
+        alone, which `cosines` has where all items are looked at.
         """
         if exclude is None:
-            return self._search(queries_BD, k, None)
-        rows = [self._search(queries_BD[i : i + 1], k, without) for i, without in enumerate(exclude)]
+            return self._search(queries_BD, k, None, is_shifted)
+        rows = [self._search(queries_BD[i : i + 1], k, without, is_shifted) for i, without in enumerate(exclude)]
         return np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
 
-    def _search(self, queries_BD: Floats, k: int, without: Tokens | None) -> tuple[Tokens, Floats]:
+    def _search(self, queries_BD: Floats, k: int, without: Tokens | None, is_shifted: bool) -> tuple[Tokens, Floats]:
         if self._is_multiplied:
+            assert is_shifted, "all items are looked at: `cosines` has what is wanted"
             return self._best_of_products(queries_BD, k, without)
         limit = min(k, len(self))
         wanted = limit if self.is_exact else min(_RESCORED * limit, len(self))
-        inside_BD = self._queries(queries_BD)
+        inside_BD = self._queries(queries_BD, is_shifted)
         tokens_BC, scores_BC = self._candidates(inside_BD, wanted, without)
         if not self.is_exact:
             tokens_BC, scores_BC = self._rescored(inside_BD, tokens_BC)

@@ -42,7 +42,7 @@ _NUM_HALVES = 16
 _MOST_IN_A_HALF = 1_000
 """Users; more cost more, and halves of fewer already differ enough."""
 _TREND_SHARES = (0.0, 0.5, 2.0)
-"""Weights of the trend under which the best items become candidates; 1 is as much as the decoder's score."""
+"""Weights of the trend, in its units, under which the best items become candidates."""
 _NOTHING = np.empty(0, dtype=np.int32)
 _DISCOUNT = 1 / np.log2(np.arange(2, 2 + DEPTH))
 
@@ -99,18 +99,19 @@ def fit(judges: Judges, start: Fusion) -> tuple[Fusion, float]:
 def bagged(judges: Judges) -> Fusion:
     """Weights for users that nobody has seen yet: the mean of what random halves of these lead to.
 
-    A search that climbs as long as it gains anything learns the users it is judged by: on two logs its weights lost
-    1 to 2 % of NDCG@10 on users that were kept from it, and the mean got about half of that back (`docs/model.md`).
+    A search that climbs as long as it gains anything learns the users it is judged by (`docs/model.md`, Weights for
+    other users). All halves begin where all users lead, so that no mean is taken of two hills.
     Source: Bühlmann and Yu, Annals of Statistics 30(4), 2002 (subagging).
     """
     candidates, num_users = _candidates(judges), len(judges.targets)
     size = min(num_users // 2, _MOST_IN_A_HALF)
-    if size < MIN_USERS:
-        return _fitted(candidates, Fusion())[0]
+    start, _ = _fitted(candidates, Fusion())
+    if size < MIN_USERS or start == Fusion():
+        return start
     generator = np.random.default_rng(0)
     halves = [np.sort(generator.permutation(num_users)[:size]) for _ in range(_NUM_HALVES)]
-    mean = _mean([_fitted(candidates.of(half), Fusion())[0] for half in halves])
-    return mean if candidates.ndcg(mean) > candidates.ndcg(Fusion()) else Fusion()
+    mean = _mean([_climbed(candidates.of(half), start)[0] for half in halves], start)
+    return mean if candidates.ndcg(mean) > candidates.ndcg(Fusion()) else start
 
 
 def temperature(judges: Judges, fusion: Fusion) -> float:
@@ -158,11 +159,11 @@ def _fitted(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:
     return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
 
 
-def _mean(found: Sequence[Fusion]) -> Fusion:
-    """Of each weight; of the scale, which stands inside a logarithm, the geometric mean."""
+def _mean(found: Sequence[Fusion], start: Fusion) -> Fusion:
+    """Of each weight; of the scale, which stands inside a logarithm, the geometric mean where it has a say."""
     means = {name: float(np.mean([getattr(each, name) for each in found])) for name in Fusion.model_fields}
-    scale = float(np.exp(np.mean([np.log(each.transition_scale) for each in found])))
-    return Fusion(**{**means, "transition_scale": scale})
+    scales = [each.transition_scale for each in found if each.transition] or [start.transition_scale]
+    return Fusion(**{**means, "transition_scale": float(np.exp(np.mean(np.log(scales))))})
 
 
 def _climbed(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:
@@ -194,10 +195,14 @@ def _neighbours(fusion: Fusion, names: Sequence[str]) -> Iterator[Fusion]:
 def _candidates(judges: Judges) -> _Candidates:
     """Per user the items that counts speak for, and the best of all others."""
     level_V = np.log1p(judges.num_recent_V[PAD + 1 :]).astype(np.float32)
-    rows = [
-        _row(vector_D, judges.index, evidence, _NOTHING if judges.exclude is None else judges.exclude[u], level_V)
-        for u, (vector_D, evidence) in enumerate(zip(judges.vectors_UD, judges.known, strict=True))
-    ]
+    deviation = float(level_V.std())
+    rows = []
+    for u, (vector_D, evidence) in enumerate(zip(judges.vectors_UD, judges.known, strict=True)):
+        scores_V = judges.index.all_scores(vector_D)
+        assert scores_V is not None
+        unit = float(scores_V.std()) / deviation if deviation else 0.0
+        out = _NOTHING if judges.exclude is None else judges.exclude[u]
+        rows.append(_row(scores_V, evidence, out, level_V, unit))
     width = max(DEPTH, *(row.shape[1] for row in rows))
     padded = np.zeros((len(rows), 6, width))
     padded[:, 1] = -np.inf
@@ -216,10 +221,11 @@ def _gain(tokens_C: Floats, wanted: Tokens) -> Floats:
     return gain
 
 
-def _row(vector_D: Floats, index: ItemIndex, known: Evidence, out: Tokens, level_V: Floats) -> npt.NDArray[np.float64]:
-    """One user's candidates: rows token, score, likelihood, times seen, events since, level; shape [6, at most C]."""
-    scores_V = index.all_scores(vector_D)
-    assert scores_V is not None
+def _row(scores_V: Floats, known: Evidence, out: Tokens, level_V: Floats, unit: float) -> npt.NDArray[np.float64]:
+    """One user's candidates: rows token, score, likelihood, times seen, events since, level; shape [6, at most C].
+
+    `unit` is the weight of the trend that gives it as much to say as the decoder's scores have.
+    """
     columns_6S = np.stack(
         [
             known.tokens,
@@ -230,23 +236,22 @@ def _row(vector_D: Floats, index: ItemIndex, known: Evidence, out: Tokens, level
             level_V[known.tokens - 1],
         ]
     )[:, ~np.isin(known.tokens, out)]
-    order = np.argsort(-columns_6S[1:4], axis=1, kind="stable")[:, :_PROMISING]
+    by = np.concatenate([columns_6S[1:4], columns_6S[1:2] + unit * columns_6S[5:6]])
+    order = np.argsort(-by, axis=1, kind="stable")[:, :_PROMISING]
     latest = np.argsort(np.where(columns_6S[3] > 0, columns_6S[4], np.inf), kind="stable")[:_PROMISING]
     promising = np.unique(np.concatenate([order.ravel(), latest]))
-    others = _others(scores_V, level_V, np.union1d(known.tokens, out))
+    others = _others(scores_V, level_V, unit, np.union1d(known.tokens, out))
     fresh = np.zeros((6, len(others)))
     fresh[0], fresh[1], fresh[5] = others, scores_V[others - 1], level_V[others - 1]
     return np.concatenate([columns_6S[:, promising], fresh], axis=1)
 
 
-def _others(scores_V: Floats, level_V: Floats, out: Tokens) -> Tokens:
+def _others(scores_V: Floats, level_V: Floats, unit: float, out: Tokens) -> Tokens:
     """The best items but these, by the decoder's score alone and with some weights of the trend."""
-    allowed_V = np.ones(len(scores_V), dtype=bool)
-    allowed_V[out - 1] = False
-    deviation = float(level_V.std())
-    unit = float(scores_V.std()) / deviation if deviation else 0.0
-    weights = [unit * share for share in (_TREND_SHARES if deviation else _TREND_SHARES[:1])]
-    found = [best_of_all(np.where(allowed_V, scores_V + weight * level_V, -np.inf), DEPTH)[0] for weight in weights]
+    allowed_V = scores_V.copy()
+    allowed_V[out - 1] = -np.inf
+    shares = _TREND_SHARES if unit else _TREND_SHARES[:1]
+    found = [best_of_all(allowed_V + share * unit * level_V if share else allowed_V, DEPTH)[0] for share in shares]
     others = np.unique(np.concatenate(found))
     chosen: Tokens = others[others != PAD]
     return chosen

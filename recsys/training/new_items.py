@@ -130,10 +130,7 @@ class _Lists:
         if vectors_ND is None:
             return None
         users_UD = encode(model.eval(), [answer_context(context, recipe.window) for context in validation.contexts])
-        num_recent_V = trend.num_recent(
-            validation.train.targets, validation.train.timestamps_ms, validation.from_ms, len(items_VD)
-        )
-        index = ItemIndex.build(items_VD, trend.shifts(fusion.trend, num_recent_V))
+        index = ItemIndex.build(items_VD, trend.shifts(fusion.trend, validation.num_recent(len(items_VD))))
         table = transition_counts.TransitionTable.fit(validation.train, len(items_VD))
         found = [
             search(

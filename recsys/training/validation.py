@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from recsys import trend
 from recsys.dataset import ValidationSet
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
@@ -24,9 +23,7 @@ class Judge:
         self._known = [evidence(context, transitions) for context in contexts]
         self._exclude = [np.unique(context) for context in validation.contexts] if mask_seen else None
         self._targets = validation.targets
-        self._num_recent_V = trend.num_recent(
-            validation.train.targets, validation.train.timestamps_ms, validation.from_ms, num_items
-        )
+        self._num_recent_V = validation.num_recent(num_items)
         self.fusion = Fusion()
         """The weights of the last look; all zero before the first."""
 

@@ -7,6 +7,7 @@ import polars.selectors as cs
 import pytest
 
 from features.build import FeaturesConfig, run
+from features.catalogue import SCHEMA, Catalogue
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.artifact import Manifest
@@ -210,6 +211,7 @@ def test_features_of_before_go_on_with_the_descriptions_that_they_have(tmp_path:
         [tmp_path / "log.csv", tmp_path / "more.csv"],
         tmp_path / "older",
     )
+    assert dataset.load(tmp_path / "older", Protocol.TIME).vocabulary.items[0].price == 2.5  # 9 is from after the cut
     row = pl.read_parquet(tmp_path / "older" / "items.parquet").row(0, named=True)
     assert (row["title"], row["price"], row["first_title"], row["first_price"]) == ("Bumblebee", 9, "Bee", 2.5)
 
@@ -227,3 +229,15 @@ def test_before_the_cut_nothing_is_known_of_what_an_item_is_called_after_it(tmp_
     assert past.split_ms is not None
     assert [(item.item_id, item.title, item.price) for item in past.new_items(past.split_ms)] == [("d", "Dee", 60)]
     assert [item.title for item in live.vocabulary.items] == ["Late", "Bee", "Dee"]
+
+
+def test_what_a_file_of_titles_says_is_corrected_by_any_event_in_whatever_night() -> None:
+    known = pl.DataFrame({"item_index": [1], "item_id": ["x"], "title": ["File"], "first_title": ["File"]})
+    items = pl.concat([pl.DataFrame(schema=SCHEMA), known.cast({"item_index": pl.UInt32})], how="diagonal")
+    catalogue = Catalogue(items)
+    columns = {"title": pl.String, "category": pl.String, "price": pl.Float64}
+    catalogue.number(
+        pl.DataFrame([("x", "Said", None, None, 9)], ["item_id", *columns, "timestamp_ms"], orient="row").cast(columns)
+    )
+    assert catalogue._said_of("title", "first_title", "first").row(0) == (1, "Said", 9)
+    assert catalogue._said_of("title", "title", "last").row(0) == (1, "Said", 9)

@@ -6,8 +6,10 @@ from optimize.index import IndexConfig
 from recsys.contracts.errors import ConfigError
 from recsys.contracts.ids import PAD
 from recsys.contracts.precision import ItemFormat
+from recsys.runtime.fusion import Fusion, evidence, search
 from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.transitions import TransitionTable
 
 NUM_ITEMS, WIDTH = 3000, 16
 
@@ -124,3 +126,34 @@ def test_shifted_items_stand_where_exact_search_puts_them(tmp_path, storage: str
     some = np.array([1, NUM_ITEMS], dtype=np.int32)
     np.testing.assert_allclose(opened.scores(USERS[0], some), ITEMS.embed(some) @ USERS[0] + [0, -3], rtol=1e-4)
     np.testing.assert_array_equal(opened.vectors(some), ITEMS.embed(some))
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_fused_lists_are_those_of_exact_search_where_items_are_shifted(tmp_path, storage: str) -> None:
+    """Items of the history, of which counts know, and all others have their shifts, once each."""
+    shift_V = np.random.default_rng(5).normal(scale=3, size=NUM_ITEMS).astype(np.float32)
+    said = index.build(
+        ITEMS, USERS, IndexConfig(kind="ivf", storage=storage, min_recall=1.0), tmp_path, shift_V=shift_V
+    )
+    opened = ItemIndex.open(tmp_path, ITEMS, IndexChoice(**said["choice"]), shift_V)
+    exact = ItemIndex.build(ITEMS.vectors_VD(), shift_V)
+    nothing = np.empty(0, dtype=np.int32)
+    table = TransitionTable(np.zeros(NUM_ITEMS + 2, dtype=np.int64), nothing, np.empty(0, dtype=np.float16))
+    histories = exact.search(USERS, 30)[0][:, ::3]
+    for user, history in enumerate(histories[:50]):
+        known = evidence(history, table)
+        lists = [search(each, USERS[user : user + 1], known, 10, nothing, Fusion(base=0.1)) for each in (opened, exact)]
+        np.testing.assert_array_equal(lists[0][0], lists[1][0])
+        np.testing.assert_allclose(lists[0][1], lists[1][1], rtol=1e-4)
+
+
+def test_the_nearest_by_inner_products_alone_are_found_by_an_index_with_shifts(tmp_path) -> None:
+    shift_V = np.random.default_rng(5).normal(scale=3, size=NUM_ITEMS).astype(np.float32)
+    said = index.build(ITEMS, USERS, IndexConfig(kind="ivf", min_recall=1.0), tmp_path, shift_V=shift_V)
+    opened = ItemIndex.open(
+        tmp_path, ITEMS, IndexChoice(**said["choice"]).model_copy(update={"num_probed": 64}), shift_V
+    )
+    found = opened.search(USERS, 10, is_shifted=False)
+    expected = ItemIndex.build(ITEMS.vectors_VD()).search(USERS, 10)
+    assert np.mean(found[0] == expected[0]) > 0.99
+    np.testing.assert_allclose(found[1][:, 0], expected[1][:, 0], rtol=1e-4)

@@ -17,7 +17,8 @@ class Stages:
     """Tonight's stages: figures of the model and of popularity, and what the engine's gate says before the cut."""
 
     def __init__(self, ours: float, theirs: float, reasons: list[str]) -> None:
-        self.report = {"model": {"ndcg@10": ours}, "baselines": {"popularity": {"ndcg@10": theirs}}}
+        baselines = {"popularity": {"ndcg@10": theirs}, "trending": {"ndcg@10": theirs / 2}}
+        self.report = {"model": {"ndcg@10": ours}, "baselines": baselines}
         self.reasons = reasons
         self.published: dict[str, Any] = {}
 
@@ -69,3 +70,8 @@ def test_without_force_nothing_is_published(night, stages: Stages) -> None:
     with pytest.raises(GateError, match="nothing published"):
         night(stages, force=False)
     assert not stages.published
+
+
+def test_a_model_has_to_rank_better_than_the_best_of_what_users_get_without_it() -> None:
+    figures = {"model": {"ndcg@10": 0.2}, "baselines": {"popularity": {"ndcg@10": 0.1}, "trending": {"ndcg@10": 0.3}}}
+    assert nightly._no_better(figures) == ["ndcg@10 0.2000, trending reaches 0.3000"]

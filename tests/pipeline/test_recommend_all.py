@@ -107,7 +107,9 @@ def test_users_without_a_known_item_have_no_rows_if_so_asked(
 
 def test_popular_items_leave_out_what_a_user_has_seen(with_unknown: Path, recommender: Recommender) -> None:
     """An item too new for histories, yet the most popular one: who had it alone is unknown, but has seen it."""
-    new = Item(item_id=f"sku-{NUM_ITEMS + 1}", item_index=NUM_ITEMS + 1, num_events=10**6, is_new=True)
+    new = Item(
+        item_id=f"sku-{NUM_ITEMS + 1}", item_index=NUM_ITEMS + 1, num_events=10**6, num_recent=10**6, is_new=True
+    )
     vocabulary = Vocabulary([*recommender.release.vocabulary.items, new])
     other = Recommender(replace(recommender.release, vocabulary=vocabulary))
     stored, found = WholeHistories(with_unknown), {}
