@@ -100,18 +100,19 @@ def bagged(judges: Judges) -> Fusion:
     """Weights for users that nobody has seen yet: the mean of what random halves of these lead to.
 
     A search that climbs as long as it gains anything learns the users it is judged by (`docs/model.md`, Weights for
-    other users). All halves begin where all users lead, so that no mean is taken of two hills.
+    other users). All halves begin at the start that led all users higher, so that no mean is taken of two hills.
     Source: Bühlmann and Yu, Annals of Statistics 30(4), 2002 (subagging).
     """
     candidates, num_users = _candidates(judges), len(judges.targets)
     size = min(num_users // 2, _MOST_IN_A_HALF)
-    start, _ = _fitted(candidates, Fusion())
-    if size < MIN_USERS or start == Fusion():
-        return start
+    plain, _ = _fitted(candidates, Fusion())
+    if size < MIN_USERS or plain == Fusion():
+        return plain
+    start = max(_STARTS, key=lambda each: _climbed(candidates, each)[1])
     generator = np.random.default_rng(0)
     halves = [np.sort(generator.permutation(num_users)[:size]) for _ in range(_NUM_HALVES)]
-    mean = _mean([_climbed(candidates.of(half), start)[0] for half in halves], start)
-    return mean if candidates.ndcg(mean) > candidates.ndcg(Fusion()) else start
+    mean = _mean([_climbed(candidates.of(half), start)[0] for half in halves], plain)
+    return mean if candidates.ndcg(mean) > candidates.ndcg(Fusion()) else plain
 
 
 def temperature(judges: Judges, fusion: Fusion) -> float:
@@ -159,10 +160,10 @@ def _fitted(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:
     return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
 
 
-def _mean(found: Sequence[Fusion], start: Fusion) -> Fusion:
+def _mean(found: Sequence[Fusion], plain: Fusion) -> Fusion:
     """Of each weight; of the scale, which stands inside a logarithm, the geometric mean where it has a say."""
     means = {name: float(np.mean([getattr(each, name) for each in found])) for name in Fusion.model_fields}
-    scales = [each.transition_scale for each in found if each.transition] or [start.transition_scale]
+    scales = [each.transition_scale for each in found if each.transition] or [plain.transition_scale]
     return Fusion(**{**means, "transition_scale": float(np.exp(np.mean(np.log(scales))))})
 
 
