@@ -203,6 +203,7 @@ def test_a_broken_engine_and_a_broken_store_are_labelled(shop, monkeypatch, capl
 
 def test_health_readiness_metrics_and_the_openapi_description(shop) -> None:
     assert shop.client.get("/healthz").json()["status"] == "ok"
+    assert any(shop.client.get("/readyz").status_code == 200 for _ in range(10_000))  # it warms up first
     assert shop.client.get("/readyz").json() == {"status": "ready", "release": "r1"}
     shop.ask(user_id="ann")
     metrics = shop.client.get("/metrics").text
