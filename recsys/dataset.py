@@ -226,7 +226,8 @@ class Dataset:
         is_new = ~kept[1:] & (first_ms >= moment_ms - NEW_DAYS * DAY_MS)
         if until_ms is not None:
             is_new &= first_ms < until_ms
-        item_index, times_ms = self._events.item_index[before], self._events.timestamps_ms[before]
+        wanted = before & ~np.isin(self._events.event_types, self.fit.negative_types)
+        item_index, times_ms = self._events.item_index[wanted], self._events.timestamps_ms[wanted]
         num_events = np.bincount(item_index, minlength=self._items.height + 1)
         num_recent = trend.num_recent(item_index, times_ms, moment_ms, self._items.height)
         return [replace(item, is_new=True) for item in _described(self._items, is_new, num_events, num_recent)]

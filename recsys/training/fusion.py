@@ -105,14 +105,17 @@ def bagged(judges: Judges) -> Fusion:
     """
     candidates, num_users = _candidates(judges), len(judges.targets)
     size = min(num_users // 2, _MOST_IN_A_HALF)
-    plain, _ = _fitted(candidates, Fusion())
-    if size < MIN_USERS or plain == Fusion():
-        return plain
-    start = max(_STARTS, key=lambda each: _climbed(candidates, each)[1])
+    if size < MIN_USERS:
+        return _fitted(candidates, Fusion())[0]
+    climbs = [(start, *_climbed(candidates, start)) for start in _STARTS]
+    start, plain, plain_ndcg = max(climbs, key=lambda each: each[2])
+    off_ndcg = candidates.ndcg(Fusion())
+    if plain_ndcg <= off_ndcg:
+        return Fusion()
     generator = np.random.default_rng(0)
     halves = [np.sort(generator.permutation(num_users)[:size]) for _ in range(_NUM_HALVES)]
     mean = _mean([_climbed(candidates.of(half), start)[0] for half in halves], plain)
-    return mean if candidates.ndcg(mean) > candidates.ndcg(Fusion()) else plain
+    return mean if candidates.ndcg(mean) > off_ndcg else plain
 
 
 def temperature(judges: Judges, fusion: Fusion) -> float:

@@ -241,3 +241,15 @@ def test_what_a_file_of_titles_says_is_corrected_by_any_event_in_whatever_night(
     )
     assert catalogue._said_of("title", "first_title", "first").row(0) == (1, "Said", 9)
     assert catalogue._said_of("title", "title", "last").row(0) == (1, "Said", 9)
+
+
+def test_what_was_sent_back_counts_for_no_new_item(tmp_path: Path) -> None:
+    rows = [f"u{n % 3},a,{S + n},buy,,1" for n in range(20)] + [
+        f"u1,d,{S + 12},return,Dee,60",
+        f"u2,d,{S + 12},buy,Dee,60",
+    ]
+    text = "user_id,item_id,timestamp,event_type,title,price\n" + "\n".join(rows) + "\n"
+    build(tmp_path, text, min_count=5, split_quantile=0.95)
+    data = dataset.load(tmp_path / "out", Protocol.TIME)
+    assert data.split_ms is not None
+    assert [(item.item_id, item.num_events, item.num_recent) for item in data.new_items(data.split_ms)] == [("d", 1, 1)]
