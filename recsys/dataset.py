@@ -164,6 +164,11 @@ class Dataset:
         return int(self.fit.timestamps_ms.max()) + 1
 
     @property
+    def events_per_item(self) -> float:
+        """Fitted events on a kept item, on average."""
+        return len(self.fit.tokens) / max(1, self.vocabulary.num_kept)
+
+    @property
     def first_ms(self) -> npt.NDArray[np.int64]:
         """Time of each item's first event by item_index, shape [V + 1]; 0 at PAD and where there is no event."""
         return np.concatenate([[0], self._items["first_ms"].fill_null(0).to_numpy()]).astype(np.int64)

@@ -1,6 +1,6 @@
 """The decoder's settings."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -59,6 +59,11 @@ class ModelConfig(Config):
     def is_latent(self) -> bool:
         """Whether attention is DeepSeek-V3's."""
         return self.architecture == LATENT_ATTENTION
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What must be the same for the weights of one model to be another's."""
+        return self.model_dump(mode="json", exclude={"pretrained", "dropout", "init_std"})
 
     @model_validator(mode="after")
     def _fits_the_architecture(self) -> Self:

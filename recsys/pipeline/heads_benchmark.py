@@ -11,6 +11,7 @@ import numpy as np
 
 from optimize.config import OptimizeConfig
 from optimize.export import build_engine
+from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import ItemFormat
 from recsys.contracts.protocol import Protocol
@@ -44,6 +45,8 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
         ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
         DataError: the validation has no users to compare the shapes on.
     """
+    data = dataset.load(features, Protocol.TIME)
+    recipe = recipe.for_log(data.events_per_item)
     inner = recipe.model.num_heads * recipe.model.head_dim
     for num_heads in heads:
         if num_heads < 1 or inner % num_heads or inner // num_heads < 4 or inner // num_heads % 2:

@@ -58,6 +58,9 @@ class TrainingConfig(Config):
     """Rounds without a better validation NDCG@10 before training stops."""
     start_patience: int = Field(default=2, ge=1)
     """The same for a run that starts from an older checkpoint."""
+    trend: bool = True
+    """Whether what is taken these days may shift scores, by a weight that validation finds. Lists get more alike by it
+    (coverage, Gini), and false keeps them apart."""
     new_items_ridge: float = Field(default=DEFAULT_RIDGE, gt=0)
     """Penalty of the regression that places new items by what the catalogue says of them."""
     new_items_max_loss: float = Field(default=0.0, ge=0, lt=1)
@@ -83,12 +86,38 @@ class TrainingConfig(Config):
     """The same seed and number of threads give the same weights."""
 
 
+class SparseConfig(Config):
+    """The model of logs that say little of each item."""
+
+    below: float = Field(gt=0)
+    """Events on a kept item, on average, under which a log is one of these."""
+    model: ModelConfig
+    """What is trained there; the same keys as `[model]`, whose values are not taken over."""
+
+
 class Recipe(Config):
     """Everything that decides what is trained."""
 
     model: ModelConfig = ModelConfig()
     window: WindowConfig = WindowConfig()
     training: TrainingConfig = TrainingConfig()
+    sparse: SparseConfig | None = None
+    """Without it, `model` is for every log."""
+
+    @property
+    def forms(self) -> list["Recipe"]:
+        """One recipe for each model that this may mean; `sparse` is settled in them."""
+        models = [self.model] if self.sparse is None else [self.model, self.sparse.model]
+        return [self.model_copy(update={"model": model, "sparse": None}) for model in models]
+
+    def for_log(self, events_per_item: float) -> "Recipe":
+        """The form for a log with so many events on a kept item, on average."""
+        is_sparse = self.sparse is not None and events_per_item < self.sparse.below
+        return self.forms[-1 if is_sparse else 0]
+
+    def like(self, model: ModelConfig) -> "Recipe":
+        """The form with this model, or with one that its weights fit; the first where there is none."""
+        return max(self.forms, key=lambda form: (form.model == model, form.model.shape == model.shape))
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":

@@ -63,7 +63,7 @@ def fit(
         Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
     judge, first = None, Fitted(ndcg=-math.inf)
     if validation is not None and validation.targets:
-        judge = Judge(validation, num_items, recipe.window, mask_seen=data.protocol.masks_seen)
+        judge = Judge(validation, num_items, recipe, mask_seen=data.protocol.masks_seen)
         if start is not None:
             first = _first_look(trainer, judge, start)
     if config.num_threads is None and not resume:

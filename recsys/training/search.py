@@ -61,6 +61,7 @@ def run(recipe: Recipe, features: Path, out: Path, *, protocol: Protocol, num_tr
     data = dataset.load(features, protocol)
     if not data.validation(recipe.training.num_validation_users, recipe.training.seed).targets:
         raise DataError(f"{features}: no user has events to validate on, so there is nothing to search by")
+    recipe = recipe.for_log(data.events_per_item)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
@@ -192,7 +193,7 @@ def _toml(recipe: Recipe, number: int, ndcg: float) -> str:
     """A recipe file; settings that are not set are left out."""
     lines = [f"# Found by `recsys search` on {time.strftime('%Y-%m-%d', time.gmtime())}: trial {number},"]
     lines.append(f"# validation NDCG@10 {ndcg:.4f}.")
-    for section, values in recipe.model_dump(mode="json").items():
+    for section, values in recipe.model_dump(mode="json", exclude_none=True).items():
         lines += _table(section, {name: value for name, value in values.items() if not isinstance(value, dict)})
         for name, value in values.items():
             if isinstance(value, dict) and value:

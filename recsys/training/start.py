@@ -86,14 +86,17 @@ class Start:
             rows_VD[1:][~is_known_V[1:]] = _of_neighbours(rows_VD.detach(), is_known_V, histories)
 
 
+def model_of(manifest: artifact.Manifest) -> ModelConfig:
+    """What model a checkpoint is of."""
+    return ModelConfig.from_mapping(manifest.config["model"], "checkpoint: model")
+
+
 def mismatch(manifest: artifact.Manifest, recipe: Recipe) -> str | None:
     """Why a checkpoint cannot be started from with this recipe; None where it can."""
     if START_FILE not in manifest.files or manifest.metrics.get("trained_before_ms") is None:
         return "does not hold the weights and the moment that a later training starts from"
-    made, model = (
-        config.model_dump(mode="json", exclude={"pretrained"})
-        for config in (ModelConfig.from_mapping(manifest.config["model"], "checkpoint: model"), recipe.model)
-    )
+    found = model_of(manifest)
+    made, model = found.shape, recipe.like(found).model.shape
     changed = sorted(name for name in model if made[name] != model[name])
     if changed:
         name = changed[0]

@@ -34,7 +34,7 @@ from recsys.training.loop import DivergedError
 from recsys.training.new_items import Choice
 from recsys.training.processes import Processes, device_of
 from recsys.training.resume import SavedRun
-from recsys.training.start import Start
+from recsys.training.start import Start, model_of
 
 
 def run(
@@ -51,6 +51,7 @@ def run(
 ) -> artifact.Manifest:
     """Train on what the protocol allows and write a checkpoint.
 
+    A recipe with a model for sparse logs means the one that this log asks for, or that `refit` or `start` is of.
     `refit` names a checkpoint whose number of epochs, fusion weights and temperature are taken over; everything is
     then trained on from the start, and nothing is held out. `resume` goes on with a run that was interrupted.
     `start` is an older checkpoint to go on from, such as last night's, of any features of the same shop.
@@ -72,6 +73,7 @@ def run(
         raise DataError(f"{features}: no user has two events on kept items, so there is nothing to predict")
     known = None if refit is None else _found_before(refit, data)
     older = None if start is None else Start.open(start, recipe)
+    recipe = _settled(recipe, data, refit or start)
     parents = {"features": data.manifest.digest} | ({} if older is None else {"start": older.digest})
     saved = SavedRun(out, recipe, protocol.value, dict(parents))
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
@@ -110,6 +112,13 @@ def run(
         saved.clear()
     processes.wait()
     return artifact.read_manifest(out)
+
+
+def _settled(recipe: Recipe, data: Dataset, before: Path | None) -> Recipe:
+    """With the one model that is trained."""
+    if before is not None:
+        return recipe.like(model_of(artifact.read_manifest(before)))
+    return recipe.for_log(data.events_per_item)
 
 
 def _metrics(model: SequenceModel, fitted: Fitted, num_items: int) -> dict[str, Any]:

@@ -9,21 +9,23 @@ from recsys.model.reference import encode
 from recsys.runtime.fusion import Fusion, evidence
 from recsys.runtime.index import ItemIndex
 from recsys.training import fusion
+from recsys.training.config import Recipe
 from recsys.transitions import TransitionTable
-from recsys.windows import WindowConfig, answer_context, reachable
+from recsys.windows import answer_context, reachable
 
 
 class Judge:
     """Validates a model again and again; what counts say of the contexts is looked up once."""
 
-    def __init__(self, validation: ValidationSet, num_items: int, window: WindowConfig, *, mask_seen: bool) -> None:
-        transitions = TransitionTable.fit(validation.train, num_items)
+    def __init__(self, validation: ValidationSet, num_items: int, recipe: Recipe, *, mask_seen: bool) -> None:
+        window, transitions = recipe.window, TransitionTable.fit(validation.train, num_items)
         contexts = [reachable(context, window) for context in validation.contexts]
         self._windows = [answer_context(context, window) for context in validation.contexts]
         self._known = [evidence(context, transitions) for context in contexts]
         self._exclude = [np.unique(context) for context in validation.contexts] if mask_seen else None
         self._targets = validation.targets
-        self._num_recent_V = validation.num_recent(num_items)
+        num_recent_V = validation.num_recent(num_items)
+        self._num_recent_V = num_recent_V if recipe.training.trend else np.zeros_like(num_recent_V)
         self.fusion = Fusion()
         """The weights of the last look; all zero before the first."""
 

@@ -115,9 +115,32 @@ def test_a_batch_stays_within_its_size(ring_features: Path) -> None:
 def test_a_model_learns_the_ring(ring_features: Path, ring_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(ring_checkpoint)
     validation = dataset.load(ring_features, Protocol.TIME).validation(100, seed=1)
-    assert Judge(validation, 30, checkpoint.window, mask_seen=False).ndcg_at_10(checkpoint.model) > 0.95
+    assert Judge(validation, 30, recipe_of(checkpoint), mask_seen=False).ndcg_at_10(checkpoint.model) > 0.95
     losses = [row["loss"] for row in checkpoint.manifest.metrics["log"]]
     assert losses[-1] < losses[0] / 2
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    settings = checkpoint.manifest.config
+    return Recipe.from_mapping({name: settings[name] for name in Recipe.model_fields}, "checkpoint")
+
+
+@pytest.mark.parametrize("trend", [True, False])
+def test_what_is_taken_these_days_counts_unless_the_recipe_says_no(
+    tiny_recipe: Recipe, tmp_path: Path, *, trend: bool
+) -> None:
+    """Everybody takes items at random for months, and those of one handful in the last days."""
+    generator, day_ms = np.random.default_rng(0), 24 * 3600 * 1000
+    rows = [
+        (f"u{user:02d}", 1 + int(generator.integers(5 if day >= 95 else 30)), day * day_ms + user, 0)
+        for user in range(80)
+        for day in [*range(0, 90, 9), 95, 96, 97, 98, 99]
+    ]
+    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
+    write_events(tmp_path / "features", events, 30, {"split_ms": 99 * day_ms})
+    recipe = Recipe.from_mapping(tiny_recipe.model_dump() | {"training": {"trend": trend, "max_epochs": 1}}, "test")
+    checkpoint = train.run(recipe, tmp_path / "features", tmp_path / "out", protocol=Protocol.TIME)
+    assert (checkpoint.config["fusion"]["trend"] != 0) is trend
 
 
 def test_a_checkpoint_holds_its_curve_and_log(ring_checkpoint: Path) -> None:
