@@ -50,6 +50,16 @@ def test_every_setting_of_a_recipe_stands_in_the_table_as_it_is(config: type[Con
     assert lines[start + 2 : start + 2 + len(expected)] == expected
 
 
+def test_what_the_default_has_for_sparse_logs_stands_in_its_table() -> None:
+    recipe = Recipe.load("default")
+    assert recipe.sparse is not None
+    pairs = [(name, value, getattr(recipe.sparse.model, name)) for name, value in recipe.model]
+    expected = [f"| `{name}` | {told(dense)} | {told(sparse)} |" for name, dense, sparse in pairs if dense != sparse]
+    lines = PAGE.read_text().splitlines()
+    start = lines.index(f"| default recipe | `[model]` | `[sparse.model]`, below {told(recipe.sparse.below)} |")
+    assert lines[start + 2 : start + 3 + len(expected)] == [*expected, ""]
+
+
 def test_the_decoders_that_were_tried_stand_on_the_page() -> None:
     lines = PAGE.read_text().splitlines()
     start = lines.index("| `architecture` | |")

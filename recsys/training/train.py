@@ -73,61 +73,76 @@ def run(
         raise DataError(f"{features}: no user has two events on kept items, so there is nothing to predict")
     known = None if refit is None else _found_before(refit, data)
     older = None if start is None else Start.open(start, recipe)
-    recipe = _settled(recipe, data, refit or start)
+    recipe = _settled(recipe, data, refit or start, processes)
     parents = {"features": data.manifest.digest} | ({} if older is None else {"start": older.digest})
     saved = SavedRun(out, recipe, protocol.value, dict(parents))
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
     torch.manual_seed(recipe.training.seed)
     model = build_model(recipe.model, len(data.vocabulary), recipe.window)
     reason = incremental.why_not(recipe.model, recipe.window.most_rows)
-    if reason is not None and processes.is_first:
-        Console(stderr=True, soft_wrap=True).print(
-            f"architecture = {recipe.model.architecture!r} trains, but `recsys optimize` will refuse it: {reason}",
-            highlight=False,
-        )
+    if reason is not None:
+        architecture = recipe.model.architecture
+        _tell(f"architecture = {architecture!r} trains, but `recsys optimize` will refuse it: {reason}", processes)
     if recipe.model.pretrained is not None:
         parents["pretrained"] = pretrained.load_into(model, Path(recipe.model.pretrained))
     try:
         fitted = fit(model, data, recipe, known, saved, journal, processes, older, resume=resume)
     except DivergedError as error:
         raise error.named(data.vocabulary) from None
-    names = [name for name, _ in model.named_parameters()]
     if processes.is_first:
-        metrics = _metrics(model, fitted, len(data.vocabulary)) | {"seconds": round(time.monotonic() - started, 2)}
-        config = {
-            **recipe.model_dump(mode="json"),
-            "protocol": protocol.value,
-            "fusion": fitted.fusion.model_dump(),
-            "temperature": fitted.temperature,
-            "new_items": fitted.new_items.plain(),
-            "refit": known is not None,
-        }
+        config = {**recipe.model_dump(mode="json"), "protocol": protocol.value, "refit": known is not None}
         with artifact.writing(out, "checkpoint") as writer:
-            save_weights(model.state_dict(), writer.folder)
-            save_weights(dict(zip(names, fitted.weights, strict=True)), writer.folder, START_FILE)
-            data.vocabulary.save(writer.folder)
-            curve.save(fitted.log, writer.folder)
+            _write(model, fitted, data, writer.folder)
             journal.move_into(writer.folder)
-            writer.commit(parents=parents, config=config, metrics=metrics)
+            metrics = _metrics(model, fitted, data) | {"seconds": round(time.monotonic() - started, 2)}
+            writer.commit(parents=parents, config=config | _found(fitted), metrics=metrics)
         saved.clear()
     processes.wait()
     return artifact.read_manifest(out)
 
 
-def _settled(recipe: Recipe, data: Dataset, before: Path | None) -> Recipe:
-    """With the one model that is trained."""
+def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Processes) -> Recipe:
+    """With the one model that is trained; that of a checkpoint from `before`, where there is one."""
     if before is not None:
         return recipe.like(model_of(artifact.read_manifest(before)))
-    return recipe.for_log(data.events_per_item)
+    settled = recipe.for_log(data.events_per_item)
+    if recipe.sparse is not None:
+        part = "model" if settled.model == recipe.model else "sparse.model"
+        of_limit = f"{data.events_per_item:,.1f} events on an item, sparse below {recipe.sparse.below:g}"
+        _tell(f"{of_limit}: the recipe's [{part}] is trained", processes)
+    return settled
 
 
-def _metrics(model: SequenceModel, fitted: Fitted, num_items: int) -> dict[str, Any]:
+def _tell(line: str, processes: Processes) -> None:
+    if processes.is_first:
+        Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+def _write(model: SequenceModel, fitted: Fitted, data: Dataset, folder: Path) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    save_weights(model.state_dict(), folder)
+    save_weights(dict(zip(names, fitted.weights, strict=True)), folder, START_FILE)
+    data.vocabulary.save(folder)
+    curve.save(fitted.log, folder)
+
+
+def _found(fitted: Fitted) -> dict[str, Any]:
+    """Settings that validation found."""
+    return {
+        "fusion": fitted.fusion.model_dump(),
+        "temperature": fitted.temperature,
+        "new_items": fitted.new_items.plain(),
+    }
+
+
+def _metrics(model: SequenceModel, fitted: Fitted, data: Dataset) -> dict[str, Any]:
     return {
         "epochs": round(fitted.epochs, 4),
         "trained_before_ms": fitted.trained_before_ms,
         "num_rounds": len(fitted.log),
         "validation_ndcg@10": fitted.ndcg,
-        "num_items": num_items,
+        "num_items": len(data.vocabulary),
+        "events_per_item": round(data.events_per_item, 2),
         "num_threads": torch.get_num_threads(),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "expected_memory_bytes": fitted.memory_bytes,

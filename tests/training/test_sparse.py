@@ -32,11 +32,13 @@ def trained(recipe: Recipe, features: Path, out: Path, start: Path | None = None
 
 
 def test_a_log_with_fewer_events_on_an_item_than_the_recipe_says_gets_the_sparse_model(
-    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     density = dataset.load(ring_features, Protocol.TIME).events_per_item
     assert trained(with_sparse(tiny_recipe, density + 0.01), ring_features, tmp_path / "sparse") == NARROW
+    assert "the recipe's [sparse.model] is trained" in capsys.readouterr().err
     assert trained(with_sparse(tiny_recipe, density), ring_features, tmp_path / "dense") == WIDE
+    assert "the recipe's [model] is trained" in capsys.readouterr().err
     config = Checkpoint.open(tmp_path / "sparse").manifest.config
     assert config["sparse"] is None  # what was trained is one model
     assert config["model"]["dropout"] == 0.25
