@@ -16,7 +16,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.evaluation.protocols import MODEL
 from recsys.pipeline import road
 from recsys.training import train
-from recsys.training.config import Recipe
+from recsys.training.config import DENSE, Recipe
 from recsys.training.start import mismatch
 
 REPORT_FILE = "report.json"
@@ -38,9 +38,11 @@ def _last_night(state: Path, recipe: Recipe) -> tuple[_Checkpoints | None, str |
     for place in found:
         if not (place / artifact.MANIFEST_NAME).exists():
             return None, "no earlier night"
-        problem = mismatch(artifact.verify(place, "checkpoint"), recipe)
+        manifest = artifact.verify(place, "checkpoint")
+        problem = mismatch(manifest, recipe)
         if problem is not None:
             return None, f"the last night's checkpoint: {problem}"
+        recipe = recipe.settled(manifest.config.get("form", DENSE))  # both are of one model
     return found, None
 
 
@@ -87,7 +89,8 @@ def run(
         force=force,
         start=last and last.gate,
     )
-    started = {"started": last is not None, "why_from_scratch": why_scratch}
+    form = tonight.checkpoint.config["form"]
+    started = {"started": last is not None, "why_from_scratch": why_scratch, "form": form}
     evaluation = {**tonight.report.to_json(), **started}
     state.joinpath(REPORT_FILE).write_text(json.dumps({**evaluation, "seconds": tonight.seconds}, indent=2) + "\n")
     no_better = _no_better(evaluation)

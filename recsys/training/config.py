@@ -13,6 +13,9 @@ from recsys.model.config import ModelConfig
 from recsys.model.content import DEFAULT_RIDGE
 from recsys.windows import WindowConfig
 
+DENSE, SPARSE = "model", "sparse.model"
+"""The forms of a recipe: names of the tables that its models stand in."""
+
 
 class Precision(StrEnum):
     """What matrix products are computed in. Weights, optimizer, average and loss are float32 in all of them."""
@@ -104,20 +107,18 @@ class Recipe(Config):
     sparse: SparseConfig | None = None
     """Without it, `model` is for every log."""
 
-    @property
-    def forms(self) -> list["Recipe"]:
-        """One recipe for each model that this may mean; `sparse` is settled in them."""
-        models = [self.model] if self.sparse is None else [self.model, self.sparse.model]
-        return [self.model_copy(update={"model": model, "sparse": None}) for model in models]
+    def form_for(self, events_per_item: float) -> str:
+        """Name of the model for a log with so many events on a kept item, on average."""
+        return SPARSE if self.sparse is not None and events_per_item < self.sparse.below else DENSE
+
+    def settled(self, form: str) -> "Recipe":
+        """With that model as its only one."""
+        model = self.sparse.model if self.sparse is not None and form == SPARSE else self.model
+        return self.model_copy(update={"model": model, "sparse": None})
 
     def for_log(self, events_per_item: float) -> "Recipe":
-        """The form for a log with so many events on a kept item, on average."""
-        is_sparse = self.sparse is not None and events_per_item < self.sparse.below
-        return self.forms[-1 if is_sparse else 0]
-
-    def like(self, model: ModelConfig) -> "Recipe":
-        """The form with this model, or with one that its weights fit; the first where there is none."""
-        return max(self.forms, key=lambda form: (form.model == model, form.model.shape == model.shape))
+        """Settled for such a log."""
+        return self.settled(self.form_for(events_per_item))
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":

@@ -62,7 +62,7 @@ class SavedRun:
         manifest = artifact.verify(self.place, KIND)
         if manifest.parents != self._parents or manifest.config != self._config:
             raise ArtifactError(
-                f"{self.place}: an interrupted training of other features or another recipe; "
+                f"{self.place}: an interrupted training of other features, another recipe or an older version; "
                 "give the same ones, or train without --resume"
             )
         plain: dict[str, Any] = json.loads((self.place / _PLAIN_FILE).read_text())

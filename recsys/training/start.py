@@ -17,7 +17,7 @@ from recsys.model.checkpoint import START_FILE
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
-from recsys.training.config import Recipe
+from recsys.training.config import DENSE, Recipe
 
 # V items of tonight, D width; a V axis here has V + 1 entries, entry 0 = PAD
 
@@ -86,17 +86,15 @@ class Start:
             rows_VD[1:][~is_known_V[1:]] = _of_neighbours(rows_VD.detach(), is_known_V, histories)
 
 
-def model_of(manifest: artifact.Manifest) -> ModelConfig:
-    """What model a checkpoint is of."""
-    return ModelConfig.from_mapping(manifest.config["model"], "checkpoint: model")
-
-
 def mismatch(manifest: artifact.Manifest, recipe: Recipe) -> str | None:
     """Why a checkpoint cannot be started from with this recipe; None where it can."""
+    form = manifest.config.get("form")
+    if form is None and recipe.sparse is not None:
+        return "made before recipes had a model for sparse logs"
     if START_FILE not in manifest.files or manifest.metrics.get("trained_before_ms") is None:
         return "does not hold the weights and the moment that a later training starts from"
-    found = model_of(manifest)
-    made, model = found.shape, recipe.like(found).model.shape
+    made = ModelConfig.from_mapping(manifest.config["model"], "checkpoint: model").shape
+    model = recipe.settled(form or DENSE).model.shape
     changed = sorted(name for name in model if made[name] != model[name])
     if changed:
         name = changed[0]

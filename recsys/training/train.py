@@ -26,7 +26,7 @@ from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
 from recsys.training import curve
-from recsys.training.config import Recipe
+from recsys.training.config import DENSE, Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
@@ -34,7 +34,7 @@ from recsys.training.loop import DivergedError
 from recsys.training.new_items import Choice
 from recsys.training.processes import Processes, device_of
 from recsys.training.resume import SavedRun
-from recsys.training.start import Start, model_of
+from recsys.training.start import Start
 
 
 def run(
@@ -71,9 +71,9 @@ def run(
     following = np.delete(data.fit.targets, data.fit.offsets[:-1])
     if not (following != PAD).any():
         raise DataError(f"{features}: no user has two events on kept items, so there is nothing to predict")
-    known = None if refit is None else _found_before(refit, data)
+    known = None if refit is None else _found_before(refit, data, recipe)
+    form, recipe = _settled(recipe, data, refit or start, processes)
     older = None if start is None else Start.open(start, recipe)
-    recipe = _settled(recipe, data, refit or start, processes)
     parents = {"features": data.manifest.digest} | ({} if older is None else {"start": older.digest})
     saved = SavedRun(out, recipe, protocol.value, dict(parents))
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
@@ -90,7 +90,8 @@ def run(
     except DivergedError as error:
         raise error.named(data.vocabulary) from None
     if processes.is_first:
-        config = {**recipe.model_dump(mode="json"), "protocol": protocol.value, "refit": known is not None}
+        settings = {**recipe.model_dump(mode="json", exclude={"sparse"}), "form": form, "protocol": protocol.value}
+        config = settings | {"refit": known is not None}
         with artifact.writing(out, "checkpoint") as writer:
             _write(model, fitted, data, writer.folder)
             journal.move_into(writer.folder)
@@ -101,16 +102,17 @@ def run(
     return artifact.read_manifest(out)
 
 
-def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Processes) -> Recipe:
-    """With the one model that is trained; that of a checkpoint from `before`, where there is one."""
+def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Processes) -> tuple[str, Recipe]:
+    """The recipe with the one model that is trained, and its name: the one of the checkpoint `before`, if given."""
+    if recipe.sparse is None:
+        return DENSE, recipe
+    form = asked_for = recipe.form_for(data.events_per_item)
     if before is not None:
-        return recipe.like(model_of(artifact.read_manifest(before)))
-    settled = recipe.for_log(data.events_per_item)
-    if recipe.sparse is not None:
-        part = "model" if settled.model == recipe.model else "sparse.model"
-        of_limit = f"{data.events_per_item:,.1f} events on an item, sparse below {recipe.sparse.below:g}"
-        _tell(f"{of_limit}: the recipe's [{part}] is trained", processes)
-    return settled
+        form = artifact.verify(before, "checkpoint").config.get("form", asked_for)
+    kept = "" if form == asked_for else f"; {before} is of [{form}], which is kept"
+    density = f"{data.events_per_item:,.2f} events on an item, sparse below {recipe.sparse.below:g}"
+    _tell(f"{density}: the recipe's [{asked_for}]{kept}", processes)
+    return form, recipe.settled(form)
 
 
 def _tell(line: str, processes: Processes) -> None:
@@ -151,10 +153,12 @@ def _metrics(model: SequenceModel, fitted: Fitted, data: Dataset) -> dict[str, A
     }
 
 
-def _found_before(refit: Path, data: Dataset) -> Fitted:
+def _found_before(refit: Path, data: Dataset, recipe: Recipe) -> Fitted:
     manifest = artifact.verify(refit, "checkpoint")
     artifact.check_parent(manifest, "features", data.manifest, refit)
     fusion = Fusion.from_mapping(manifest.config["fusion"], f"{refit}: fusion")
+    if not recipe.training.trend:
+        fusion = fusion.model_copy(update={"trend": 0.0})
     new_items = Choice(**manifest.config.get("new_items", {}))
     temperature = float(manifest.config.get("temperature", 1.0))  # checkpoints of before have none
     epochs = float(manifest.metrics["epochs"])

@@ -258,7 +258,7 @@ def test_nightly_publishes_a_refitted_release(shop: Path) -> None:
     assert "would leak" in refused("evaluate", folder, "--features", state / "gate" / "features")
     again = (*night, "--force", "--json")
     first, second = (json.loads(recsys(*again, way).stdout) for way in ("--start", "--from-scratch"))
-    assert (first["started"], first["why_from_scratch"]) == (True, None)
+    assert (first["started"], first["why_from_scratch"], first["form"]) == (True, None, "model")
     assert (second["started"], second["why_from_scratch"]) == (False, "asked to")
 
 

@@ -28,7 +28,8 @@ class Stages:
         arguments[4].mkdir(parents=True)
         release = SimpleNamespace(metrics={"forced_past_gate": self.reasons})
         report = SimpleNamespace(to_json=lambda: self.report)
-        return SimpleNamespace(report=report, release=release, seconds={})
+        checkpoint = SimpleNamespace(config={"form": "model"})
+        return SimpleNamespace(checkpoint=checkpoint, report=report, release=release, seconds={})
 
     def publish(self, *_: Any, **options: Any) -> tuple[str, str]:
         self.published = options
