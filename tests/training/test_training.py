@@ -166,7 +166,7 @@ def test_users_with_one_event_leave_nothing_to_train_on(tmp_path: Path, tiny_rec
 def test_a_refit_takes_over_epochs_and_fusion(ring_features: Path, ring_checkpoint: Path, tmp_path: Path) -> None:
     recipe = Checkpoint.open(ring_checkpoint).manifest
     manifest = train.run(
-        Recipe.from_mapping({key: recipe.config[key] for key in Recipe.model_fields}, "same"),
+        recipe_of(Checkpoint.open(ring_checkpoint)),
         ring_features,
         tmp_path / "final",
         protocol=Protocol.FINAL,
