@@ -178,8 +178,9 @@ class Dataset:
 
         Under last-out the last fitted event of every user is held out (the protocol's validation target). Otherwise
         everything after the 0.9 quantile of the fitted timestamps is; where that leaves no user with events on
-        both sides, or the log has no times, the last event of the users looked at. As in the test, targets are
-        events of the types to be predicted, and the last event is the last of those, with what comes after it.
+        both sides, or the log has no times, the last event of the users looked at, a fifth of them at most. As in the
+        test, targets are events of the types to be predicted, and the last event is the last of those, with what
+        comes after it.
         """
         generator = np.random.default_rng(seed)
         wanted = self._is_wanted()
@@ -194,8 +195,10 @@ class Dataset:
         last = self.fit.offsets[:-1].copy()
         last[user[wanted]] = np.flatnonzero(wanted)  # the last write of a user stands
         long_enough = np.flatnonzero(last - self.fit.offsets[:-1] >= MIN_VALIDATION_EVENTS - 1)
-        chosen = self._chosen(long_enough, min(num_users, max(1, len(long_enough) // 5)), generator)
-        shortened = long_enough if self.protocol is Protocol.LAST_OUT else chosen
+        all_are = self.protocol is Protocol.LAST_OUT
+        most = len(long_enough) if all_are else max(1, len(long_enough) // 5)
+        chosen = self._chosen(long_enough, min(num_users, most), generator)
+        shortened = long_enough if all_are else chosen
         held_out = np.isin(user, shortened) & (np.arange(len(user)) >= last[user])
         return self._split(held_out, wanted, chosen)
 

@@ -62,10 +62,12 @@ def test_final_fits_everything_and_holds_out_nothing(features: Path) -> None:
 
 
 def test_last_out_validation_takes_the_event_before_the_target_from_every_user(features: Path) -> None:
-    validation = dataset.load(features, Protocol.LAST_OUT).validation(10, seed=0)
-    # ann 1 2 1 (3) | 4, bob too short to give one, cat 3 3 3 2 (2) | 1; at most a fifth of users is looked at
-    assert [row.tolist() for row in validation.train] == [[1, 2, 1], [2, 2], [3, 3, 3, 2]]
-    assert len(validation.targets) == 1
+    data = dataset.load(features, Protocol.LAST_OUT)
+    # ann 1 2 1 (3) | 4, bob too short to give one, cat 3 3 3 2 (2) | 1
+    for num_users, looked_at in ((10, 2), (1, 1)):
+        validation = data.validation(num_users, seed=0)
+        assert [row.tolist() for row in validation.train] == [[1, 2, 1], [2, 2], [3, 3, 3, 2]]
+        assert len(validation.targets) == looked_at
 
 
 def test_time_validation_repeats_the_cut_within_the_fitted_events(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_validation_wants_events_of_the_types_to_be_predicted(
     write_events(tmp_path / "f", events, 2, metrics, {"target_types": ["purchase"], "min_count": 1})
     validation = dataset.load(tmp_path / "f", protocol).validation(10, seed=0)
     assert validation.train.lengths.tolist() == train
-    assert len(validation.user_ids) == 1  # the one with a target; under last-out at most a fifth of users is looked at
+    assert validation.user_ids == list(targets)
     assert [row.tolist() for row in validation.targets] == [targets[user] for user in validation.user_ids]
 
 
