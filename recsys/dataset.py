@@ -35,6 +35,8 @@ MIN_VALIDATION_EVENTS = 3
 NEW_DAYS = 30
 """An item that is older than this and not kept is rare, not new."""
 _DESCRIPTIONS = ("title", "category", "price")
+LEAST_LAST_OUT_USERS = 2_000
+"""Looked at in validation, where there are as many: fewer differ too much from others, and more take long to encode."""
 VALIDATION_QUANTILE = 0.9
 """Under a time cut, validation is the same cut once more, within the fitted events."""
 
@@ -176,11 +178,11 @@ class Dataset:
     def validation(self, num_users: int, seed: int) -> ValidationSet:
         """The protocol's split once more, within the fitted events; at most `num_users` are looked at.
 
-        Under last-out the last fitted event of every user is held out (the protocol's validation target). Otherwise
-        everything after the 0.9 quantile of the fitted timestamps is; where that leaves no user with events on
-        both sides, or the log has no times, the last event of the users looked at, a fifth of them at most. As in the
-        test, targets are events of the types to be predicted, and the last event is the last of those, with what
-        comes after it.
+        Under last-out the last fitted event of every user is held out (the protocol's validation target). A fifth of
+        them are looked at, or 2,000. Otherwise everything after the 0.9 quantile of the fitted timestamps is held out;
+        where that leaves no user with events on both sides, or the log has no times, the last event of the users
+        looked at, a fifth at most. As in the test, targets are events of the types to be predicted, and the last event
+        is the last of those, with what comes after it.
         """
         generator = np.random.default_rng(seed)
         wanted = self._is_wanted()
@@ -196,7 +198,7 @@ class Dataset:
         last[user[wanted]] = np.flatnonzero(wanted)  # the last write of a user stands
         long_enough = np.flatnonzero(last - self.fit.offsets[:-1] >= MIN_VALIDATION_EVENTS - 1)
         all_are = self.protocol is Protocol.LAST_OUT
-        most = len(long_enough) if all_are else max(1, len(long_enough) // 5)
+        most = max(LEAST_LAST_OUT_USERS if all_are else 1, len(long_enough) // 5)
         chosen = self._chosen(long_enough, min(num_users, most), generator)
         shortened = long_enough if all_are else chosen
         held_out = np.isin(user, shortened) & (np.arange(len(user)) >= last[user])
