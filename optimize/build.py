@@ -39,6 +39,8 @@ from recsys.runtime.summaries import SummaryEngine, SummaryWeights
 from recsys.transitions import TransitionTable
 
 REPORT_FILE = "report.json"
+_TIMES_AS_MANY = 4
+"""Users of the gate's next look, where the last one did not decide."""
 _RULES = {
     "calibration": Rules(1, ("torch", "transformers")),
     "rounded": Rules(1, ("torch",)),
@@ -215,18 +217,17 @@ def measure(
 ) -> report.FidelityReport:
     """The engine that will serve and its rounded items, without new ones, against the checkpoint.
 
-    The index is judged by its recall (see `optimize/index.py`).
+    By more users where the first do not decide. The index is judged by its recall (see `optimize/index.py`).
     """
-    return report.compare(
-        checkpoint,
-        engine,
-        ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)], checkpoint.trend_V),
-        TransitionTable.load(parts.folder),
-        data,
-        config.num_check_users,
-        config.seed,
-        quantize.calibrated(data, config),
-    )
+    items = ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)], checkpoint.trend_V)
+    transitions, calibrated = TransitionTable.load(parts.folder), quantize.calibrated(data, config)
+    num_users, most = config.num_check_users, max(config.num_check_users, config.gate.most_users)
+    while True:
+        found = report.compare(checkpoint, engine, items, transitions, data, num_users, config.seed, calibrated)
+        there_are_more = found.num_users == num_users < most
+        if not (there_are_more and gate.needs_more_users(found, config.gate)):
+            return found
+        num_users = min(_TIMES_AS_MANY * num_users, most)
 
 
 def _write_reference(checkpoint: Checkpoint, engine: Engine, parts: Parts, searched: dict[str, Any]) -> None:

@@ -26,6 +26,9 @@ class GateConfig(Config):
     """Held-out users from which on an interval may let a release pass, and an estimate beyond the limit refuses it.
     Where none of n users differ, the interval has no width, though 3/n of all users may (95 %): of 1,000, `max_loss`.
     Source: Hanley, Lippman-Hand, If nothing goes wrong, is everything all right?, JAMA 1983."""
+    most_users: int = Field(default=20_000, ge=1)
+    """Held-out users that are looked at where `num_check_users` leave the interval of a loss on both sides of
+    `max_loss`: four times as many, until they decide, or these, or all are looked at."""
 
 
 class CudaConfig(Config):
@@ -71,7 +74,7 @@ class OptimizeConfig(Config):
     """Other windows, on which plain rounding, dynamic int8 and bf16 are measured beside AWQ; 0: not."""
     num_threads: int = Field(default=2, ge=1)
     num_check_users: int = Field(default=2000, ge=1)
-    """Most users whose answers are compared with the reference."""
+    """Most users whose answers are compared with the reference at first (see `gate.most_users`)."""
     packed: bool = True
     """Graphs, item list and transition counts packed by gzip, without loss; off to look into them."""
     cuda: CudaConfig | None = None

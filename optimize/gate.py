@@ -46,6 +46,12 @@ def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
     return Verdict(reasons + _overlap(report, config), basis)
 
 
+def needs_more_users(report: FidelityReport, config: GateConfig) -> bool:
+    """Whether held-out users were looked at who do not say on which side of the limit a loss is."""
+    losses = [measured for measured in (report.recall10, report.ndcg10) if measured is not None]
+    return any(measured.low <= config.max_loss < measured.high for measured in losses)
+
+
 def check(decided: Verdict) -> None:
     """Refuse.
 

@@ -19,6 +19,8 @@ from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
 from recsys.pipeline.tables import release_summary
+from recsys.runtime.engines import Parts
+from recsys.runtime.items import ItemTable
 from recsys.runtime.release import Release
 from recsys.windows import WindowConfig
 from tests.conftest import cyclic_histories, write_features
@@ -80,6 +82,49 @@ def test_the_gate_refuses_what_answers_worse(changes: dict[str, Any], reason: st
     else:
         with pytest.raises(GateError, match=re.escape(reason)):
             gate.check(decided)
+
+
+@pytest.mark.parametrize(
+    ("there_are", "most", "decided_by", "looks_at"),
+    [
+        (100, 90, 1, [10]),  # the first ten decide
+        (100, 90, 30, [10, 40]),
+        (100, 90, 1_000, [10, 40, 90]),  # never decided: as many as may be
+        (25, 90, 1_000, [10, 40]),  # or as there are
+        (100, 5, 1_000, [10]),
+    ],
+)
+def test_the_gate_looks_at_more_users_until_they_decide(
+    there_are: int,
+    most: int,
+    decided_by: int,
+    looks_at: list[int],
+    ring_releases: Path,
+    ring_checkpoint: Path,
+    ring_features: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def compare(*arguments: Any) -> report.FidelityReport:
+        seen.append(arguments[5])
+        num_users = min(there_are, arguments[5])
+        width = 0.01 if num_users < decided_by else 0.001
+        return fidelity(num_users=num_users, num_held_out_users=num_users, ndcg10=loss(0.001, width))
+
+    monkeypatch.setattr(report, "compare", compare)
+    config = OptimizeConfig(num_check_users=10, gate=GateConfig(most_users=most))
+    checkpoint, data = Checkpoint.open(ring_checkpoint), dataset.load(ring_features, Protocol.TIME)
+    release = Release.open(artifact.resolve_release(ring_releases), num_threads=1)
+    parts = Parts(folder=release.folder, items=ItemTable.load(release.folder), config={}, num_threads=1)
+    build.measure(checkpoint, data, config, release.engine, parts)
+    assert seen == looks_at
+
+
+def test_a_gate_without_held_out_users_needs_no_more() -> None:
+    assert not gate.needs_more_users(fidelity(recall10=None, ndcg10=None, num_held_out_users=0), GateConfig())
+    assert gate.needs_more_users(fidelity(recall10=None, ndcg10=loss(0.0035, 0.001)), GateConfig())
+    assert not gate.needs_more_users(fidelity(recall10=loss(0.0045, 0.001)), GateConfig())  # it is beyond
 
 
 @pytest.mark.parametrize(
