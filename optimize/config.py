@@ -23,7 +23,8 @@ class GateConfig(Config):
     min_top10_overlap: float = Field(default=0.99, ge=0, le=1)
     """Decides where the intervals of the loss do not. What the default engine reached: `docs/operate.md`."""
     min_users: int = Field(default=1000, ge=1)
-    """Held-out users from which on an interval may let a release pass, and an estimate beyond the limit refuses it.
+    """Held-out users from which on an interval may let a release pass, and an estimate beyond the limit refuses it
+    where the interval says that anything is lost at all.
     Where none of n users differ, the interval has no width, though 3/n of all users may (95 %): of 1,000, `max_loss`.
     Source: Hanley, Lippman-Hand, If nothing goes wrong, is everything all right?, JAMA 1983."""
     most_users: int = Field(default=20_000, ge=1)

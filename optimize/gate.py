@@ -18,8 +18,8 @@ class Verdict:
 def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
     """Decide by output error, and by the intervals of recall@10 and NDCG@10 or, where they are undecided, list overlap.
 
-    A loss is within the limit where its interval, of at least `min_users` held-out users, ends below it. It is
-    beyond the limit where its interval begins above it, or where its estimate does and there are as many users.
+    A loss is within the limit where its interval, of at least `min_users` held-out users, ends below it. It is beyond
+    the limit where its interval begins above it; or, of as many users, above 0 while its estimate is beyond the limit.
     """
     reasons, undecided = _error(report, config), []
     num_users = report.num_held_out_users
@@ -63,7 +63,8 @@ def check(decided: Verdict) -> None:
 
 
 def _is_beyond(measured: MetricLoss, num_users: int, config: GateConfig) -> bool:
-    return measured.low > config.max_loss or (num_users >= config.min_users and measured.loss > config.max_loss)
+    is_lost = num_users >= config.min_users and measured.low > 0
+    return measured.low > config.max_loss or (is_lost and measured.loss > config.max_loss)
 
 
 def _error(report: FidelityReport, config: GateConfig) -> list[str]:

@@ -61,6 +61,8 @@ NO_DIFFERENCE = {"recall10": loss(0.0, 0.0), "ndcg10": loss(0.0, 0.0)}
         ({"recall10": loss(0.005, 0.001)}, "recall@10 lost 0.50% (0.40% … 0.60%) by the engine, at most 0.30% allowed"),
         ({"ndcg10": loss(0.0035, 0.001)}, "NDCG@10 lost 0.35%"),  # may be 0.25 %, but 5,000 users say 0.35 %
         ({"ndcg10": loss(0.0035, 0.001), **FEW}, None),  # too few: error and overlap decide
+        ({"recall10": loss(0.0062, 0.008)}, None),  # or nothing is lost: they decide again
+        ({"recall10": loss(0.0062, 0.008), "top10_overlap": 0.989}, "top-10 overlap 0.989"),
         ({**NO_DIFFERENCE, "num_held_out_users": 5, "top10_overlap": 0.3}, "top-10 overlap 0.300, at least 0.99"),
         ({**NO_DIFFERENCE, "num_held_out_users": 999, "top10_overlap": 0.98}, "top-10 overlap 0.980"),
         ({**NO_DIFFERENCE, "num_held_out_users": 1000, "top10_overlap": 0.98}, None),  # the interval decides
