@@ -35,7 +35,7 @@ NUM_STEPS = 12
 
 
 def small_recipe(name: str, **model: object) -> Recipe:
-    values = Recipe.load(name).model_dump()
+    values = Recipe.load(name).settled("model").model_dump()
     values["training"] |= {"max_epochs": 1, "max_round_steps": NUM_STEPS, "batch_tokens": 256, "num_threads": 1}
     values["model"] |= {"width": 32, "head_dim": 16, "feedforward_width": 32, "latent_width": 16, "expert_width": 16}
     values["model"] |= model
