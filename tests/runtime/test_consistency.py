@@ -35,7 +35,7 @@ def test_windows_of_every_length_are_compared_and_hold_known_items_only(referenc
 def test_a_release_agrees_with_the_reference_it_holds(release: Release, reference: Reference) -> None:
     found = consistency.compare(reference, release.engine, release.index, Tolerance())
     assert found.agrees
-    assert found.max_relative_error < 2e-3  # what a float16 cache costs an append
+    assert found.max_relative_error < 5e-3  # what an int8 cache costs an append
     assert found.top10_overlap == 1
     assert [row.appended_error is None for row in found.by_length] == [True, False, False, False]
 
