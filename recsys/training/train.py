@@ -108,7 +108,7 @@ def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Proc
         return DENSE, recipe
     form = asked_for = recipe.form_for(data.events_per_item)
     if before is not None:
-        form = artifact.verify(before, "checkpoint").config.get("form", asked_for)
+        form = artifact.read_manifest(before).config.get("form", asked_for)  # files are verified where they are read
     kept = "" if form == asked_for else f"; {before} is of [{form}], which is kept"
     density = f"{data.events_per_item:,.2f} events on an item, sparse below {recipe.sparse.below:g}"
     _tell(f"{density}: the recipe's [{asked_for}]{kept}", processes)
