@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from optimize.config import GateConfig
 from optimize.report import FidelityReport, MetricLoss
 from recsys.contracts.errors import GateError
+from recsys.evaluation.statistics import LEAST_DIFFERENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,9 @@ class Verdict:
 def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
     """Decide by output error, and by the intervals of recall@10 and NDCG@10 or, where they are undecided, list overlap.
 
-    A loss is within the limit where its interval, of at least `min_users` held-out users, ends below it. It is beyond
-    the limit where its interval begins above it; or, of as many users, above 0 while its estimate is beyond the limit.
+    A loss is within the limit where its interval, of at least `min_users` held-out users and `LEAST_DIFFERENT` whose
+    lists score differently, ends below it. It is beyond the limit where its interval begins above it; or, of as many
+    users, above 0 while its estimate is beyond the limit.
     """
     reasons, undecided = _error(report, config), []
     num_users = report.num_held_out_users
@@ -37,6 +39,8 @@ def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
             undecided.append(
                 f"{name} lost {measured.low:.2%} … {measured.high:.2%}, at most {config.max_loss:.2%} allowed"
             )
+        elif measured.num_different < LEAST_DIFFERENT:
+            undecided.append(f"{name} differs for {measured.num_different} of them, at least {LEAST_DIFFERENT} needed")
     if not undecided:
         return Verdict(reasons, f"loss of recall@10 and NDCG@10 on {num_users:,} held-out users")
     basis = (
@@ -49,7 +53,11 @@ def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
 def needs_more_users(report: FidelityReport, config: GateConfig) -> bool:
     """Whether held-out users were looked at who do not say on which side of the limit a loss is."""
     losses = [measured for measured in (report.recall10, report.ndcg10) if measured is not None]
-    return any(measured.low <= config.max_loss < measured.high for measured in losses)
+    return any(
+        measured.low <= config.max_loss
+        and (measured.high > config.max_loss or measured.num_different < LEAST_DIFFERENT)
+        for measured in losses
+    )
 
 
 def check(decided: Verdict) -> None:
@@ -63,7 +71,7 @@ def check(decided: Verdict) -> None:
 
 
 def _is_beyond(measured: MetricLoss, num_users: int, config: GateConfig) -> bool:
-    is_lost = num_users >= config.min_users and measured.low > 0
+    is_lost = num_users >= config.min_users and measured.num_different >= LEAST_DIFFERENT and measured.low > 0
     return measured.low > config.max_loss or (is_lost and measured.loss > config.max_loss)
 
 

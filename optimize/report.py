@@ -40,6 +40,8 @@ class MetricLoss(BaseModel):
     low: float
     high: float
     """95 % interval of `loss`, users resampled in pairs."""
+    num_different: int
+    """Users whose value differs."""
 
 
 class FidelityReport(BaseModel):
@@ -152,6 +154,7 @@ def metric_loss(reference: npt.NDArray[np.float64], engine: npt.NDArray[np.float
         loss=-difference.relative,
         low=-difference.relative_high,
         high=-difference.relative_low,
+        num_different=difference.num_different,
     )
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from recsys.evaluation.metrics import PerUser
-from recsys.evaluation.statistics import PairedDifference, paired_difference
+from recsys.evaluation.statistics import LEAST_DIFFERENT, PairedDifference, paired_difference
 
 DEFAULT_METRIC = "ndcg@10"
 _ROUNDING = 1e-9
@@ -121,16 +121,30 @@ def judge(difference: PairedDifference, margin: float) -> Verdict:
     better         the whole interval is above 0
     non-inferior   the whole relative interval is above −margin
     worse          the whole interval is below 0, and it reaches below −margin
-    inconclusive   anything else; also where B scores 0, so that nothing is relative to it
+    inconclusive   anything else; also where B scores 0, so that nothing is relative to it, and where fewer than
+                   `LEAST_DIFFERENT` users tell A from B
 
-    With a 95 % interval, "non-inferior" is wrong for at most 2.5 % of models that are worse by the margin.
+    With a 95 % interval, "non-inferior" is wrong for about 2.5 % of models that are worse by the margin, for up to
+    twice as many where few users differ (tests count both).
     Source: Piaggio et al. (CONSORT for non-inferiority trials), JAMA 308(24), 2012.
     """
+    if difference.num_different < LEAST_DIFFERENT:
+        return Verdict.INCONCLUSIVE
     if difference.low > 0:
         return Verdict.BETTER
     if difference.relative_low > -margin:
         return Verdict.NON_INFERIOR
     return Verdict.WORSE if difference.high < 0 else Verdict.INCONCLUSIVE
+
+
+def too_few(row: Mapping[str, Any]) -> str:
+    """A sentence where too few users tell A from B for a verdict, else nothing; `row` is a metric's plain values."""
+    if row["num_different"] >= LEAST_DIFFERENT:
+        return ""
+    return (
+        f" Only {row['num_different']} of {row['num_users']:,} users tell them apart; {LEAST_DIFFERENT} are needed "
+        "for a verdict."
+    )
 
 
 def t_test(a: PerUser, b: PerUser) -> float:

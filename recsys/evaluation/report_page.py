@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from recsys.evaluation import figures
-from recsys.evaluation.comparison import Verdict
+from recsys.evaluation.comparison import Verdict, too_few
 from recsys.evaluation.figures import rankers_of
 from recsys.evaluation.protocols import AGAINST, MODEL
 
@@ -72,7 +72,7 @@ def _verdict(values: dict[str, Any]) -> str:
         f'<div class="verdict {verdict}"><b>{verdict}</b> — A: this release, B: {escape(comparison["against"])}. '
         f"{_VERDICTS[Verdict(verdict)]}<br>{escape(row['metric'])} {row['difference']:+.4f}, relative "
         f"{_percent(row['relative'])} [{_percent(row['relative_low'])}, {_percent(row['relative_high'])}], "
-        f"margin {comparison['margin']:.2%}.{power}</div>"
+        f"margin {comparison['margin']:.2%}.{power}{too_few(row)}</div>"
     )
 
 

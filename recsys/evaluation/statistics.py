@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+LEAST_DIFFERENT = 20
+"""Users whose values differ, without whom an interval says nothing: users who are not in the sample are not in any
+resample either, so where nobody differs the interval is [0, 0], whatever is true of others."""
 _CELLS_AT_ONCE = 4_000_000
 """Resampled users held in memory at a time."""
 
@@ -29,6 +32,8 @@ class PairedDifference:
     """The ratio is resampled too: mean_b is not taken as known. nan where a resample has mean_b = 0."""
     num_users: int
     """How many were resampled."""
+    num_different: int
+    """How many of them a and b differ for."""
     confidence: float
 
 
@@ -46,8 +51,8 @@ def paired_difference(
     Users are resampled with replacement, all values of a user together: `user_ids` says whose each entry is; without
     it each is another user's. A mean is over values, so that a resampled one is a ratio of sums. The interval is
     between the percentiles of the resampled differences. The same seed gives the same interval. It treats the
-    users as independent and knows nothing of the randomness of training. With few users (under about 50) a
-    percentile interval is too narrow.
+    users as independent and knows nothing of the randomness of training. Where few users differ (see
+    `LEAST_DIFFERENT`) a percentile interval is too narrow.
     Source: Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval); Davison,
     Hinkley, Bootstrap Methods and their Application, 1997, section 3.8 (clusters resampled whole).
 
@@ -78,6 +83,7 @@ def paired_difference(
         relative_low=float(relative_low),
         relative_high=float(relative_high),
         num_users=len(sums_a),
+        num_different=int(np.count_nonzero(sums_a != sums_b)),
         confidence=confidence,
     )
 

@@ -174,11 +174,13 @@ def evaluation_summary(report: dict[str, Any]) -> str:
     lines = [accuracy_table(report, _EVALUATED), "", _text(lists), "", _segments_table(report), ""]
     comparison = report["comparison"]
     if comparison is not None:
+        from recsys.evaluation.comparison import too_few
+
         primary = comparison["primary"]
         lines.append(
             f"against {comparison['against']}: {comparison['verdict']} by {primary['metric']}, margin "
             f"{comparison['margin']:.2%}: {primary['difference']:+.4f} "
-            f"[{primary['low']:+.4f}, {primary['high']:+.4f}]{_relative(primary)}"
+            f"[{primary['low']:+.4f}, {primary['high']:+.4f}]{_relative(primary)}{too_few(primary)}"
         )
     lines.append(f"evaluations of this test set in the log: {report['num_looks']}")
     return "\n".join(lines)

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recsys.evaluation.comparison import Verdict, compare, holm, judge, t_test
+from recsys.evaluation.comparison import Verdict, compare, holm, judge, t_test, too_few
 from recsys.evaluation.statistics import PairedDifference, paired_difference
 
 NAN = float("nan")
 
 
-def difference(low: float, high: float, relative_low: float) -> PairedDifference:
+def difference(low: float, high: float, relative_low: float, num_different: int = 20) -> PairedDifference:
     return PairedDifference(
         mean_a=0.2, mean_b=0.2, difference=(low + high) / 2, low=low, high=high, relative=0.0,
-        relative_low=relative_low, relative_high=0.1, num_users=9, confidence=0.95,
+        relative_low=relative_low, relative_high=0.1, num_users=90, num_different=num_different, confidence=0.95,
     )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def difference(low: float, high: float, relative_low: float) -> PairedDifference
         (0.001, 0.002, 0.005, Verdict.BETTER),
         (-0.0004, 0.002, -0.002, Verdict.NON_INFERIOR),
         (-0.0004, -0.0002, -0.002, Verdict.NON_INFERIOR),  # certainly lower, certainly by less than the margin
-        (0.0, 0.0, 0.0, Verdict.NON_INFERIOR),  # the same lists
+        (0.0, 0.0, 0.0, Verdict.NON_INFERIOR),
         (-0.0006, 0.002, -0.003, Verdict.INCONCLUSIVE),  # the margin itself is too much
         (-0.01, 0.001, -0.05, Verdict.INCONCLUSIVE),
         (-0.01, -0.001, -0.05, Verdict.WORSE),
@@ -33,6 +33,28 @@ def difference(low: float, high: float, relative_low: float) -> PairedDifference
 )
 def test_the_interval_decides(low: float, high: float, relative_low: float, verdict: Verdict) -> None:
     assert judge(difference(low, high, relative_low), 0.003) is verdict
+
+
+@pytest.mark.parametrize(("low", "high", "relative_low"), [(0.001, 0.002, 0.005), (0, 0, 0), (-0.01, -0.001, -0.05)])
+def test_too_few_users_that_differ_decide_nothing(low: float, high: float, relative_low: float) -> None:
+    assert judge(difference(low, high, relative_low, num_different=19), 0.003) is Verdict.INCONCLUSIVE
+    same = np.random.default_rng(0).random(1000)
+    row = compare({"m": same}, {"m": same}, "itself", metrics=["m"])
+    assert row.verdict is Verdict.INCONCLUSIVE
+    assert too_few(row.to_json()["primary"]).startswith(" Only 0 of 1,000 users tell them apart; 20 are needed")
+    assert too_few(compare({"m": same}, {"m": 2 * same}, "b", metrics=["m"]).to_json()["primary"]) == ""
+
+
+@pytest.mark.parametrize(("hits", "loss"), [(0.1, 0.03), (0.3, 0.1), (0.3, 0.3)])
+def test_hits_lost_by_exactly_the_margin_are_seldom_called_non_inferior(hits: float, loss: float) -> None:
+    called = 0
+    for seed in range(400):
+        generator = np.random.default_rng(seed)
+        b = generator.random(1000) < hits
+        a = b & (generator.random(1000) >= loss)  # 3, 30 and 90 of 1,000 users lose what they had
+        result = paired_difference(a.astype(float), b.astype(float), seed, num_resamples=400)
+        called += judge(result, loss) in (Verdict.NON_INFERIOR, Verdict.BETTER)
+    assert called <= 30  # at most 20 expected, standard error 4.4
 
 
 def test_a_loss_of_exactly_the_margin_is_called_non_inferior_at_most_about_once_in_forty() -> None:

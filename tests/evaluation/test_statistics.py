@@ -9,6 +9,7 @@ def test_means_and_difference_by_hand() -> None:
     # a: mean 2; b: mean 1.5; difference .5; relative 1/3
     result = paired_difference(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 2.5]), seed=0)
     assert (result.mean_a, result.mean_b, result.difference, result.num_users) == (2.0, 1.5, 0.5, 3)
+    assert result.num_different == 2
     assert result.relative == pytest.approx(1 / 3)
 
 

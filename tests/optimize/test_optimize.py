@@ -26,13 +26,14 @@ from recsys.windows import WindowConfig
 from tests.conftest import cyclic_histories, write_features
 
 
-def loss(estimate: float, half_width: float) -> report.MetricLoss:
+def loss(estimate: float, half_width: float, num_different: int = 500) -> report.MetricLoss:
     return report.MetricLoss(
         reference=0.2,
         engine=0.2 * (1 - estimate),
         loss=estimate,
         low=estimate - half_width,
         high=estimate + half_width,
+        num_different=num_different,
     )
 
 
@@ -66,6 +67,9 @@ NO_DIFFERENCE = {"recall10": loss(0.0, 0.0), "ndcg10": loss(0.0, 0.0)}
         ({**NO_DIFFERENCE, "num_held_out_users": 5, "top10_overlap": 0.3}, "top-10 overlap 0.300, at least 0.99"),
         ({**NO_DIFFERENCE, "num_held_out_users": 999, "top10_overlap": 0.98}, "top-10 overlap 0.980"),
         ({**NO_DIFFERENCE, "num_held_out_users": 1000, "top10_overlap": 0.98}, None),  # the interval decides
+        ({"ndcg10": loss(0.0, 0.0, 19), "top10_overlap": 0.98}, "top-10 overlap 0.980"),  # 19 tell too little
+        ({"ndcg10": loss(0.0, 0.0, 20), "top10_overlap": 0.98}, None),
+        ({"ndcg10": loss(0.0035, 0.001, 19)}, None),  # nor is an estimate of them a reason
         ({"ndcg10": loss(0.05, 0.01), **FEW}, "NDCG@10 lost 5.00%"),  # beyond, however few
         ({"ndcg10": loss(float("nan"), 0.0), "top10_overlap": 0.96}, "top-10 overlap 0.960"),
         ({"ndcg10": loss(0.0005, 0.01), "top10_overlap": 0.96}, "top-10 overlap 0.960"),
@@ -127,6 +131,7 @@ def test_a_gate_without_held_out_users_needs_no_more() -> None:
     assert not gate.needs_more_users(fidelity(recall10=None, ndcg10=None, num_held_out_users=0), GateConfig())
     assert gate.needs_more_users(fidelity(recall10=None, ndcg10=loss(0.0035, 0.001)), GateConfig())
     assert not gate.needs_more_users(fidelity(recall10=loss(0.0045, 0.001)), GateConfig())  # it is beyond
+    assert gate.needs_more_users(fidelity(recall10=loss(0.0, 0.0, 19)), GateConfig())
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,10 @@ def test_a_gate_without_held_out_users_needs_no_more() -> None:
     [
         ({**FEW, **NO_DIFFERENCE}, "10 held-out users (at least 1,000 needed)"),
         ({"ndcg10": loss(0.0, 0.01)}, "5,000 held-out users (NDCG@10 lost -1.00% … 1.00%, at most 0.30% allowed)"),
+        (
+            {"ndcg10": loss(0.0, 0.0, 3)},
+            "5,000 held-out users (NDCG@10 differs for 3 of them, at least 20 needed)",
+        ),
         (
             {"num_held_out_users": 0, "recall10": None, "ndcg10": None},
             "0 held-out users (at least 1,000 needed; recall@10 not measured; NDCG@10 not measured)",
@@ -151,6 +160,7 @@ def test_the_loss_of_a_metric_by_hand() -> None:
     assert measured is not None
     assert measured.loss == pytest.approx(0.1 / 2.2)
     assert measured.low == 0 < measured.loss < measured.high
+    assert measured.num_different == 1
     assert report.metric_loss(np.zeros(4), engine, seed=0) is None
 
 
