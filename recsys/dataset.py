@@ -243,9 +243,10 @@ class Dataset:
         return [replace(item, is_new=True) for item in _described(self._items, is_new, num_events, num_recent)]
 
     def items_after(self, user_ids: list[str], moment_ms: int) -> list[npt.NDArray[np.int64]]:
-        """item_index of each user's fitted events from a moment on, kept or not, in order."""
+        """item_index of each user's fitted events from a moment on that are to be predicted, kept or not, in order."""
         events, number_of = self._events, {user_id: n for n, user_id in enumerate(self._events.user_ids)}
-        after = events.is_fit & (events.timestamps_ms >= moment_ms)
+        wanted_types = is_wanted(self.manifest, events.event_types)
+        after = events.is_fit & wanted_types & (events.timestamps_ms >= moment_ms)
         user, item_index = events.user[after], events.item_index[after]
         wanted = np.array([number_of[user_id] for user_id in user_ids], dtype=np.int64)
         starts, stops = np.searchsorted(user, wanted), np.searchsorted(user, wanted, side="right")

@@ -159,3 +159,13 @@ def test_new_items_are_the_young_ones_that_are_not_kept(tmp_path: Path) -> None:
     assert [row.tolist() for row in data.test_set().cold_targets] == [[-5]]
     assert data.items_after(["b", "a"], 95 * day)[0].tolist() == [4]
     assert dataset.load(tmp_path / "f", Protocol.TIME, vocabulary=shown).fit.tokens.tolist() == [1, 1]
+
+
+def test_later_items_are_those_of_events_that_are_to_be_predicted(tmp_path: Path) -> None:
+    rows = [("a", 1, 10, 0), ("a", 2, 20, 1), ("a", 3, 30, 2), ("a", 4, 40, 0)]
+    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
+    types = {"split_ms": 100, "event_types": ["purchase", "view", "return"]}
+    write_events(tmp_path / "all", events, 4, types)
+    assert dataset.load(tmp_path / "all", Protocol.TIME, 1).items_after(["a"], 20)[0].tolist() == [2, 4]
+    write_events(tmp_path / "bought", events, 4, types, {"target_types": ["purchase"]})
+    assert dataset.load(tmp_path / "bought", Protocol.TIME, 1).items_after(["a"], 20)[0].tolist() == [4]
