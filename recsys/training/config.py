@@ -86,7 +86,7 @@ class TrainingConfig(Config):
     """Without it, all cores or one, whichever the first steps show to be faster: where other work keeps a core
     busy, a second thread slows training down several times."""
     seed: int = 0
-    """The same seed and number of threads give the same weights."""
+    """The same seed and number of threads give the same weights, unless minutes end the run."""
 
 
 class SparseConfig(Config):

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from recsys.model import spectral
 from recsys.model.decoder import SequenceModel
 from recsys.runtime.fusion import Fusion
 from recsys.training import memory, new_items
-from recsys.training.config import Recipe
+from recsys.training.config import Recipe, TrainingConfig
 from recsys.training.fitted import Fitted, RoundListener, RoundResult
 from recsys.training.loop import Stretch, Trainer, WindowStream
 from recsys.training.processes import Processes
@@ -61,18 +61,25 @@ def fit(
     need = memory.estimate(trainer, stream, histories)
     if processes.is_first:
         Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
-    judge, first = None, Fitted(ndcg=-math.inf)
+    judge, begun = None, known or Fitted(epochs=UNVALIDATED_EPOCHS)
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe, mask_seen=data.protocol.masks_seen)
-        if start is not None:
-            first = _first_look(trainer, judge, start)
-    if config.num_threads is None and not resume:
+        begun = Fitted(ndcg=-math.inf) if start is None else _first_look(trainer, judge, start)
+    spent = 0.0
+    if resume:
+        begun, spent = saved.load(trainer, stream, begun)
+    elif processes.is_first:
+        saved.save(trainer, stream, begun, spent)
+    if config.num_threads is None and not trainer.num_steps:
         trainer.choose_threads(stream)  # takes steps
+    run = _Run(trainer, stream, config, saved, listener, time.monotonic() - spent)
+    for row in begun.log:
+        listener.add(row)
     if judge is not None:
-        fitted = _until_no_better(trainer, stream, judge, recipe, saved, listener, first, resume=resume)
+        patience = config.patience if start is None else config.start_patience
+        fitted = _until_no_better(run, judge, begun, patience)
     else:
-        fitted = _for_so_long(trainer, stream, known or Fitted(epochs=UNVALIDATED_EPOCHS))
-        listener.add(fitted.log[0])
+        fitted = _for_so_long(run, begun)
     trainer.use(fitted.weights)
     if judge is not None and processes.is_first:
         weights, temperature = judge.settled(model)
@@ -96,46 +103,49 @@ def _first_look(trainer: Trainer, judge: Judge, start: Start) -> Fitted:
     return Fitted(ndcg=ndcg, fusion=judge.fusion, weights=weights, last_fusion=judge.fusion)
 
 
-def _until_no_better(
-    trainer: Trainer,
-    stream: WindowStream,
-    judge: Judge,
-    recipe: Recipe,
-    saved: SavedRun,
-    listener: RoundListener,
-    first: Fitted,
-    *,
-    resume: bool,
-) -> Fitted:
-    """Rounds of training and validation; the averaged weights of the best round, or `first` where none is better."""
-    config = recipe.training
-    best, spent = first, 0.0
-    if resume:
-        best, spent = saved.load(trainer, stream)
-    elif trainer.processes.is_first:
-        saved.save(trainer, stream, best, spent)
-    patience = config.start_patience if first.weights else config.patience
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A training under way."""
+
+    trainer: Trainer
+    stream: WindowStream
+    config: TrainingConfig
+    saved: SavedRun
+    listener: RoundListener
+    started: float
+    """By `time.monotonic()`, less what was spent before an interruption."""
+
+    @property
+    def round_steps(self) -> int:
+        """Steps of a round."""
+        return min(self.stream.epoch_steps, self.config.max_round_steps)
+
+    def ended(self, so_far: Fitted) -> None:
+        """A round ended; from here the run goes on after an interruption."""
+        self.listener.add(so_far.log[-1])
+        if self.trainer.processes.is_first:
+            self.saved.save(self.trainer, self.stream, so_far, time.monotonic() - self.started)
+
+
+def _until_no_better(run: _Run, judge: Judge, best: Fitted, patience: int) -> Fitted:
+    """Rounds of training and validation; the averaged weights of the best round, or `best` where none is better."""
+    trainer, config, round_steps = run.trainer, run.config, run.round_steps
     judge.fusion = best.last_fusion
-    for row in best.log:
-        listener.add(row)
-    started = time.monotonic() - spent
-    deadline = started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
-    round_steps = min(stream.epoch_steps, config.max_round_steps)
+    deadline = run.started + 60 * (1 - _ABSORB_TIME_SHARE) * (config.max_minutes or math.inf)
     while not _is_over(best, config.max_epochs, patience) and trainer.is_before(deadline):
         number, round_started = len(best.log) + 1, time.monotonic()
-        title = _round_title(number, math.ceil(config.max_epochs * stream.epoch_steps / round_steps), deadline)
+        title = _round_title(number, math.ceil(config.max_epochs * run.stream.epoch_steps / round_steps), deadline)
         with _bar(trainer, title, round_steps, best.ndcg) as advance:
-            stretch = trainer.train(stream, round_steps, deadline=deadline, advance=advance)
+            stretch = trainer.train(run.stream, round_steps, deadline=deadline, advance=advance)
         ndcg = _validated(trainer, judge)
         seen = best.log[-1].epochs if best.log else 0.0
-        row = _row(number, seen + stretch.steps / stream.epoch_steps, stretch, ndcg, time.monotonic() - round_started)
+        epochs = seen + stretch.steps / run.stream.epoch_steps
+        row = _row(number, epochs, stretch, ndcg, time.monotonic() - round_started)
         if best.ndcg is None or ndcg > best.ndcg:
             weights = [weight.clone() for weight in trainer.averaged]
             best = replace(best, epochs=row.epochs, ndcg=ndcg, fusion=judge.fusion, weights=weights, round=number)
         best = replace(best, log=[*best.log, row], last_fusion=judge.fusion)
-        listener.add(row)
-        if trainer.processes.is_first:
-            saved.save(trainer, stream, best, time.monotonic() - started)
+        run.ended(best)
     return best
 
 
@@ -161,14 +171,19 @@ def _is_over(best: Fitted, max_epochs: int, patience: int) -> bool:
     return bool(best.log) and (best.log[-1].epochs >= max_epochs or len(best.log) - best.round >= patience)
 
 
-def _for_so_long(trainer: Trainer, stream: WindowStream, known: Fitted) -> Fitted:
-    """A number of epochs that is known beforehand."""
-    num_steps = max(1, math.ceil(known.epochs * stream.epoch_steps))
-    with _bar(trainer, "train", num_steps) as advance:
-        stretch = trainer.train(stream, num_steps, advance=advance)
-    row = _row(1, stretch.steps / stream.epoch_steps, stretch, None, stretch.seconds)
-    weights = [weight.clone() for weight in trainer.averaged]
-    return replace(known, weights=weights, log=[row])
+def _for_so_long(run: _Run, known: Fitted) -> Fitted:
+    """A number of epochs that is known beforehand, in rounds that nothing is judged by."""
+    trainer, epoch_steps = run.trainer, run.stream.epoch_steps
+    num_steps = max(1, math.ceil(known.epochs * epoch_steps))
+    done = len(known.log) * run.round_steps  # only the last round may be shorter
+    with _bar(trainer, "train", num_steps - done) as advance:
+        while done < num_steps:
+            stretch = trainer.train(run.stream, min(run.round_steps, num_steps - done), advance=advance)
+            done += stretch.steps
+            row = _row(len(known.log) + 1, done / epoch_steps, stretch, None, stretch.seconds)
+            known = replace(known, log=[*known.log, row])
+            run.ended(known)
+    return replace(known, weights=[weight.clone() for weight in trainer.averaged])
 
 
 def _absorb(trainer: Trainer, stream: WindowStream, epochs: float) -> None:

@@ -165,6 +165,11 @@ class Trainer:
         """Items that a target is held against; 0: all."""
         return 0 if self._sampler is None else self._config.num_negatives
 
+    @property
+    def num_steps(self) -> int:
+        """Steps taken so far."""
+        return self._num_steps
+
     def train(
         self,
         stream: WindowStream,

@@ -1,13 +1,13 @@
 """What a training run needs to go on after it was killed: an artifact beside the checkpoint's place.
 
-It is written before the first step and after each round; what was under way is trained again. Weights, optimizer,
-average, generators and the place in the shuffled epoch are as they were, so the steps are those of a run that was
-never interrupted, bit for bit with the same number of threads.
+It is written before the first step and after each round; what was under way (absorbing is no round) is trained again.
+Weights, optimizer, average, generators and the place in the shuffled epoch are as they were, so the steps are those of
+a run that was never interrupted, bit for bit with the same number of threads, unless minutes end it.
 """
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ _BEST = "best."
 class SavedRun:
     """The state of one run, kept at `.NAME.training` beside the checkpoint it will become."""
 
-    def __init__(self, out: Path, recipe: Recipe, protocol: str, parents: dict[str, str]) -> None:
+    def __init__(
+        self, out: Path, recipe: Recipe, protocol: str, parents: dict[str, str], *, is_refit: bool = False
+    ) -> None:
         self.place = out.parent / f".{out.name}.training"
-        self._config = {**recipe.model_dump(mode="json"), "protocol": protocol}
+        self._config = {**recipe.model_dump(mode="json"), "protocol": protocol, "refit": is_refit}
         self._parents = parents
 
     def save(self, trainer: Trainer, stream: WindowStream, best: Fitted, seconds: float) -> None:
@@ -53,8 +55,8 @@ class SavedRun:
             (writer.folder / _PLAIN_FILE).write_text(json.dumps(plain))
             writer.commit(parents=self._parents, config=self._config, metrics={})
 
-    def load(self, trainer: Trainer, stream: WindowStream) -> tuple[Fitted, float]:
-        """Restore trainer, stream and threads; returns the best so far and the seconds spent.
+    def load(self, trainer: Trainer, stream: WindowStream, begun: Fitted) -> tuple[Fitted, float]:
+        """Restore trainer, stream and threads; returns the best so far of what `begun` began, and the seconds spent.
 
         Raises:
             ArtifactError: nothing was kept, or it is of another recipe, protocol or features.
@@ -70,7 +72,8 @@ class SavedRun:
         torch.set_num_threads(plain["num_threads"])
         trainer.restore(tensors)
         stream.restore(plain["stream"])
-        best = Fitted(
+        best = replace(
+            begun,
             **plain["best"],
             fusion=Fusion.from_mapping(plain["fusion"], str(self.place)),
             last_fusion=Fusion.from_mapping(plain["last_fusion"], str(self.place)),

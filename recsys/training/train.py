@@ -75,7 +75,7 @@ def run(
     form, recipe = _settled(recipe, data, refit or start, processes)
     older = None if start is None else Start.open(start, recipe)
     parents = {"features": data.manifest.digest} | ({} if older is None else {"start": older.digest})
-    saved = SavedRun(out, recipe, protocol.value, dict(parents))
+    saved = SavedRun(out, recipe, protocol.value, dict(parents), is_refit=known is not None)
     journal = Journal(out, recipe.training.tensorboard if processes.is_first else False)
     torch.manual_seed(recipe.training.seed)
     model = build_model(recipe.model, len(data.vocabulary), recipe.window)

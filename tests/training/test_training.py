@@ -215,6 +215,48 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert not (tmp_path / ".cut.training").exists()
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_resumed_refit_equals_an_uninterrupted_one(
+    ring_features: Path, ring_checkpoint: Path, tiny_recipe: Recipe, tmp_path: Path, steps: Steps, share: float
+) -> None:
+    """Broken off at the first step, half-way, and at the last of those that absorb."""
+
+    def refit(name: str, *, resume: bool = False) -> artifact.Manifest:
+        return train.run(
+            tiny_recipe, ring_features, tmp_path / name, protocol=Protocol.FINAL, refit=ring_checkpoint, resume=resume
+        )
+
+    whole = refit("whole")
+    steps.dies_at, num_steps, steps.taken = max(1, int(share * steps.taken)), steps.taken, 0
+    with pytest.raises(KilledError):
+        refit("cut")
+    with pytest.raises(ArtifactError, match="an interrupted training of other features"):  # it was a refit
+        train.run(tiny_recipe, ring_features, tmp_path / "cut", protocol=Protocol.FINAL, resume=True)
+    before = steps.taken
+    again = refit("cut", resume=True)
+    assert again.files["model.safetensors"] == whole.files["model.safetensors"]
+    assert [row["loss"] for row in again.metrics["log"]] == [row["loss"] for row in whole.metrics["log"]]
+    assert share < 1 or steps.taken - before < num_steps  # it went on where the last round had ended
+    assert again.config["temperature"] == whole.config["temperature"] != 1
+
+
+def test_a_run_that_was_killed_while_threads_were_tried_can_be_resumed(
+    ring_features: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = tiny_recipe.model_dump()
+    values["training"] |= {"num_threads": None, "max_epochs": 1}
+    recipe = Recipe.from_mapping(values, "r")
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr("recsys.training.loop.Trainer.choose_threads", lambda *_: (_ for _ in ()).throw(KilledError))
+        train.run(recipe, ring_features, tmp_path / "c", protocol=Protocol.TIME)
+    tried: list[int] = []
+    choose = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (tried.append(count), choose(count)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    train.run(recipe, ring_features, tmp_path / "c", protocol=Protocol.TIME, resume=True)
+    assert 2 in tried  # they are tried again
+
+
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_checkpoint(
     ring_features: Path, tiny_recipe: Recipe, tmp_path: Path
