@@ -39,7 +39,7 @@ def verdict(report: FidelityReport, config: GateConfig) -> Verdict:
             undecided.append(
                 f"{name} lost {measured.low:.2%} … {measured.high:.2%}, at most {config.max_loss:.2%} allowed"
             )
-        elif measured.num_different < LEAST_DIFFERENT:
+        elif num_users >= config.min_users and measured.num_different < LEAST_DIFFERENT:
             undecided.append(f"{name} differs for {measured.num_different} of them, at least {LEAST_DIFFERENT} needed")
     if not undecided:
         return Verdict(reasons, f"loss of recall@10 and NDCG@10 on {num_users:,} held-out users")
