@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +13,8 @@ import polars as pl
 from features.lock import locked
 from features.tombstones import moving_away
 from features.trouble import said
-from recsys.contracts.artifact import fsync
 from recsys.contracts.errors import DataError
+from recsys.contracts.files import write_text, write_whole
 
 _ENDING: Final = "-events"
 STORE_NAME: Final = "events-store-id"
@@ -59,7 +59,7 @@ def claim(place: Path, store_id: str) -> None:
     """
     path = place / STORE_NAME
     if not path.exists():
-        _write(lambda unfinished: unfinished.write_text(f"{store_id}\n"), path)
+        write_text(path, f"{store_id}\n")
     elif (found := path.read_text().strip()) != store_id:
         aside = f"`mv {shlex.quote(str(place))} {shlex.quote(f'{place}.old')}`"
         raise DataError(
@@ -95,7 +95,7 @@ def last_number(place: Path) -> int:
 def write(frame: pl.DataFrame, place: Path, first: int, last: int) -> Path:
     """Write the events with these numbers, user first; the new file."""
     path = place / f"events-{first:015d}-{last:015d}.parquet"
-    _write(frame.write_parquet, path)
+    write_whole(path, frame.write_parquet)
     return path
 
 
@@ -108,14 +108,5 @@ def without(place: Path, user_ids: list[str]) -> bool:
         if user_ids and pl.scan_parquet(path, glob=False).select(user.any()).collect().item()
     ]
     for path in holding:
-        _write(pl.read_parquet(path, glob=False).filter(~user).write_parquet, path)
+        write_whole(path, pl.read_parquet(path, glob=False).filter(~user).write_parquet)
     return bool(holding)
-
-
-def _write(content: Callable[[Path], object], path: Path) -> None:
-    """The file is on the disk whole or not at all; its name begins with a dot until then, so no log reader sees it."""
-    unfinished = path.with_name(f".{path.name}")
-    content(unfinished)
-    fsync(unfinished)
-    unfinished.replace(path)
-    fsync(path.parent)

@@ -11,7 +11,6 @@ Planted, so that what a model finds can be checked:
 """
 
 import gzip
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from pydantic import Field, model_validator
 
 from recsys.contracts.config import Config
 from recsys.contracts.errors import ConfigError
+from recsys.contracts.files import write_whole
 
 # U users (or those active in a step), V items, C categories, B brands, S successors, D days
 Ints = npt.NDArray[np.int64]
@@ -131,12 +131,12 @@ def run(config: SimulateConfig, out: Path) -> Path:
 
 
 def _write(parts: Iterable[pl.DataFrame], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.parent / f".{path.name}.writing"
-    with fresh.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
-        for number, part in enumerate(parts):
-            file.write(part.write_csv(include_header=number == 0).encode())
-    os.replace(fresh, path)
+    def fill(unfinished: Path) -> None:
+        with unfinished.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
+            for number, part in enumerate(parts):
+                file.write(part.write_csv(include_header=number == 0).encode())
+
+    write_whole(path, fill)
 
 
 def simulate(config: SimulateConfig) -> pl.DataFrame:

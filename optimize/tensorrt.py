@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from optimize.rounding import RoundedLinear
 from recsys.contracts.config import Config
 from recsys.contracts.errors import ConfigError
+from recsys.contracts.files import write_whole
 from recsys.contracts.precision import CacheFormat
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
@@ -300,7 +301,8 @@ def _plan(trt: Any, proto: bytes, profile: dict[str, list[tuple[int, ...]]], con
             "its own message stands above"
         )
     if config.flavour == "full" and config.timing_cache is not None:
-        config.timing_cache.write_bytes(bytes(settings.get_timing_cache().serialize()))
+        measured = bytes(settings.get_timing_cache().serialize())
+        write_whole(config.timing_cache, lambda unfinished: unfinished.write_bytes(measured))
     return bytes(plan)
 
 

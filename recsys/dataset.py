@@ -368,6 +368,8 @@ def _kept(
     end_ms: int | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether each item is kept, shape [V + 1], PAD never."""
+    if protocol is Protocol.TIME and not events.is_fit.any():
+        raise DataError(f"{features}: no event is before the cut, so nothing can be fitted; use --protocol last-out")
     if protocol is Protocol.LAST_OUT:
         least = 1
         kept = np.ones(items.height + 1, dtype=bool)

@@ -127,6 +127,12 @@ def test_a_log_without_times_cannot_be_cut_at_a_time(tmp_path: Path) -> None:
         dataset.load(tmp_path / "f", Protocol.TIME)
 
 
+def test_events_of_one_moment_cannot_be_cut_at_a_time(tmp_path: Path) -> None:
+    write_features(tmp_path / "f", {"a": [1], "b": [2]}, 2, split_ms=0)
+    with pytest.raises(DataError, match="no event is before the cut, so nothing can be fitted; use --protocol last"):
+        dataset.load(tmp_path / "f", Protocol.TIME)
+
+
 def test_pruning_that_leaves_nothing_is_an_error(features: Path) -> None:
     with pytest.raises(DataError, match="no item has 99 events or more"):
         dataset.load(features, Protocol.TIME, min_count=99)

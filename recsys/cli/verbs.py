@@ -109,10 +109,12 @@ def evaluate_command(
     from recsys.pipeline import evaluation, tables
 
     choices = given({"metric": metric, "margin": margin})
+    if report is not None:
+        evaluation.check_page(report)  # before the test set is looked at
     found = evaluation.run(release, features, protocol, against=against, **choices)
+    emit(as_json, found.to_json(), tables.evaluation_summary(found.to_json()))
     if report is not None:
         evaluation.write_page(found, report)
-    emit(as_json, found.to_json(), tables.evaluation_summary(found.to_json()))
 
 
 @verbs_app.command("recommend")

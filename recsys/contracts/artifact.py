@@ -25,6 +25,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recsys.contracts.errors import ArtifactError, DamagedError, ReplacedError
+from recsys.contracts.files import fsync
 
 MANIFEST_NAME: Final = "manifest.json"
 FORMAT_VERSIONS: Final[Mapping[str, int]] = {"features": 2, "training": 1, "checkpoint": 1, "release": 1, "step": 1}
@@ -74,15 +75,6 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """What was written to a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class ArtifactWriter:

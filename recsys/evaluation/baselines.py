@@ -32,7 +32,7 @@ class Ranker(Protocol):
         """The k best items per history, best first, distinct, shape [B, k]; PAD at the end where fewer.
 
         Args:
-            histories: Past items of each user, oldest first.
+            histories: Past items of each user, oldest first; none of a user of whom nothing is known.
             k: Length of the lists.
             exclude: Items per history that must not be listed.
         """

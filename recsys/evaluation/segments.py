@@ -100,10 +100,12 @@ def by_segment(
     question: Question,
     list_facts: ListFacts,
     lists: Mapping[str, Mapping[str, PerUser]],
+    for_unknown: Mapping[str, Tokens],
 ) -> list[Segment]:
     """Every ranker in every segment, empty segments among them; see the head of this file for which metrics.
 
-    `lists` are the `list_values` of each ranker. Where there is a B, the primary metric is compared, paired by user.
+    `lists` are the `list_values` of each ranker, `for_unknown` what each ranks for an empty history, shape [K]. Where
+    there is a B, the primary metric is compared, paired by user.
     """
     lengths = test.contexts.lengths[report.rows]
     parts = _Parts(report, question, distinct_pairs([test.targets[row] for row in report.rows]))
@@ -117,7 +119,7 @@ def by_segment(
             parts.of_targets(by, name, facts.user[mask], facts.target[mask])
             for by, name, mask in divisions.of_targets(facts, data.manifest.metrics.get("event_types", []))
         ),
-        _unknown_users(data, test, report, question, list_facts),
+        _unknown_users(test, report, question, list_facts, for_unknown),
     ]
 
 
@@ -200,27 +202,21 @@ def _described(ranked: Tokens, values: Mapping[str, PerUser], num_items: int, k:
     return {f"coverage@{k}": coverage_at_k(ranked, k, num_items), **list_means(ranked, values, num_items, k)}
 
 
-def _unknown_users(data: Dataset, test: TestSet, report: Report, question: Question, list_facts: ListFacts) -> Segment:
-    """Users without a history get popular items, the same list for all, from a release as from every baseline."""
+def _unknown_users(
+    test: TestSet, report: Report, question: Question, list_facts: ListFacts, for_unknown: Mapping[str, Tokens]
+) -> Segment:
+    """Users without a history get the same list each, of every ranker its own."""
     targets = [row for row in test.cold_targets if len(row)]
     k = question.k
-    popular = data.vocabulary.popular()[: max(result.ranked.shape[1] for result in report.results.values())]
-    measured = per_user_metrics(np.tile(popular, (len(targets), 1)), targets, question.ks)
     had_nothing = distinct_pairs([np.empty(0, dtype=np.int64)])
-    described = {}
-    if targets:
-        one = popular[None, :]
-        described = _described(one, list_values(one, had_nothing, list_facts, k), report.num_items, k)
-    rankers = list(report.results)
+    accuracy, described = {}, {}
+    for name, list_K in for_unknown.items():
+        accuracy[name] = per_user_metrics(np.tile(list_K, (len(targets), 1)), targets, question.ks)
+        if targets:
+            one = list_K[None, :]
+            described[name] = _described(one, list_values(one, had_nothing, list_facts, k), report.num_items, k)
     num_targets = len(distinct_pairs(targets).target)
-    return _segment(
-        "user",
-        UNKNOWN_USERS,
-        dict.fromkeys(rankers, measured),
-        dict.fromkeys(rankers, described),
-        num_targets,
-        question,
-    )
+    return _segment("user", UNKNOWN_USERS, accuracy, described, num_targets, question)
 
 
 def _rows(values: Mapping[str, PerUser], rows: npt.NDArray[np.int64]) -> dict[str, PerUser]:

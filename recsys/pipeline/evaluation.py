@@ -1,13 +1,17 @@
 """Evaluate a release as it serves, beside the baselines, on the features it was made from."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError
-from recsys.contracts.ids import Vocabulary
+from recsys.contracts.files import write_text
+from recsys.contracts.ids import Tokens, Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.evaluation import looks
@@ -28,6 +32,9 @@ KS = (10, 20, 100)
 _BASELINE_NAMES = [baseline.name for baseline in (Popularity, Trending, LastItem, Cooccurrence)]
 _COMPARED = [f"{name}@{KS[0]}" for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
 _METRICS = [f"{name}@{k}" for k in KS for name in ("ndcg", "recall", "hit_rate", "map")] + ["mrr"]
+
+_NOBODY: Tokens = np.empty(0, dtype=np.int32)
+"""The history of a user of whom nothing is known."""
 
 Rivals = Callable[[Dataset, int], dict[str, Ranker]]
 """From the data and the length of lists to more rankers, by name."""
@@ -80,6 +87,7 @@ def run(
     with bar("evaluate") as advance:
         rankers = _rankers(recommender, opponent, data) | (rivals(data, max(KS)) if rivals else {})
         report = evaluate(rankers, test, len(shown), fitted, ks=KS, progress=advance)
+    for_unknown = {name: ranker.rank([_NOBODY], max(KS))[0] for name, ranker in rankers.items()}
     facts = ListFacts.of(data.fit, len(shown))
     seen = distinct_pairs([test.contexts[row] for row in report.rows])
     lists = {name: list_values(result.ranked, seen, facts, KS[0]) for name, result in report.results.items()}
@@ -89,17 +97,34 @@ def run(
         report=report,
         metric=metric,
         lists={name: list_means(r.ranked, lists[name], len(shown), KS[0]) for name, r in report.results.items()},
-        segments=by_segment(data, shown, test, report, question, facts, lists),
+        segments=by_segment(data, shown, test, report, question, facts, lists, for_unknown),
         comparison=None if opponent is None else _compare(report, opponent, metric, margin),
     )
+
+
+def check_page(place: Path) -> None:
+    """See that a page can be written, before a test set is looked at for it.
+
+    Raises:
+        ConfigError: the place is a folder, or nobody may write there, or what draws the figures is not installed.
+    """
+    if place.is_dir():
+        raise ConfigError(f"--report {place}: a folder, expected the name of an .html file")
+    try:
+        from recsys.evaluation import report_page  # noqa: F401
+
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (ImportError, OSError) as error:
+        raise ConfigError(f"--report {place}: cannot be written: {error}") from None
+    if not os.access(place.parent, os.W_OK):
+        raise ConfigError(f"--report {place}: no permission to write in {place.parent}")
 
 
 def write_page(evaluation: Evaluation, place: Path) -> None:
     """The evaluation as one self-contained HTML file."""
     from recsys.evaluation import report_page
 
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(report_page.page(evaluation.to_json()), encoding="utf-8")
+    write_text(place, report_page.page(evaluation.to_json()))
 
 
 def _protocol(recommender: Recommender, place: Path, asked: Protocol | None) -> Protocol:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recsys.contracts.errors import DataError
+from recsys.contracts.files import write_text
 from recsys.evaluation import looks
 
 METHOD = 2
@@ -39,9 +40,7 @@ def same_settings(note: Path, settings: Run) -> None:
     """
     settings = {**settings, "method": METHOD}
     if not note.exists():
-        unfinished = note.with_suffix(".new")
-        unfinished.write_text(json.dumps(settings))
-        unfinished.replace(note)
+        write_text(note, json.dumps(settings))
     elif (known := json.loads(note.read_text())) != settings:
         raise DataError(f"{note}: a run with {_changed(known, settings)}; give another --out")
 
@@ -86,11 +85,8 @@ class KeptRuns:
         path = self._path(name, seed)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in run.items()}
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps({"settings": self._settings, "run": plain}))
-        unfinished.replace(path)
+        write_text(path, json.dumps({"settings": self._settings, "run": plain}))
 
     @property
     def _settings(self) -> dict[str, Any]:

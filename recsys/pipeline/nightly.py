@@ -12,6 +12,7 @@ from optimize.summaries import SummariesConfig
 from recsys.contracts import artifact
 from recsys.contracts.artifact import Manifest
 from recsys.contracts.errors import GateError
+from recsys.contracts.files import write_text
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation.protocols import MODEL
 from recsys.pipeline import road
@@ -92,7 +93,7 @@ def run(
     form = tonight.checkpoint.config["form"]
     started = {"started": last is not None, "why_from_scratch": why_scratch, "form": form}
     evaluation = {**tonight.report.to_json(), **started}
-    state.joinpath(REPORT_FILE).write_text(json.dumps({**evaluation, "seconds": tonight.seconds}, indent=2) + "\n")
+    write_text(state / REPORT_FILE, json.dumps({**evaluation, "seconds": tonight.seconds}, indent=2) + "\n")
     no_better = _no_better(evaluation)
     if no_better and not force:
         raise GateError(

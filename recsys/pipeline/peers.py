@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.files import write_whole
 from recsys.contracts.ids import PAD, Tokens
 from recsys.dataset import Dataset, Histories
 
@@ -60,14 +61,17 @@ class PeerRanker:
                 raise DataError(f"{SCRIPT} {kind} failed: {process.stderr[-500:]}; run it by hand to see why")
             ranked = pl.read_parquet(out, glob=False)
         if kept is not None:
-            _keep(ranked, kept)
+            write_whole(kept, ranked.write_parquet)
         self._lists = _lists(ranked, data.fit)
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
-        """See `recsys.evaluation.baselines.Ranker.rank`; lists are as long as was asked for at first, at most."""
+        """See `recsys.evaluation.baselines.Ranker.rank`; lists are as long as was asked for at first, at most.
+
+        A peer has no list for a user of whom nothing is known.
+        """
         ranked = np.full((len(histories), k), PAD, dtype=np.int32)
         for row, history in enumerate(histories):
-            found = self._lists[history.tobytes()]
+            found = self._lists[history.tobytes()] if len(history) else np.empty(0, dtype=np.int32)
             found = (found if exclude is None else found[~np.isin(found, exclude[row])])[:k]
             ranked[row, : len(found)] = found
         return ranked
@@ -79,14 +83,6 @@ def _write_log(fit: Histories, place: Path) -> None:
     moments = np.arange(len(fit.tokens), dtype=np.int64) * 1000
     events = {"user_id": users, "item_id": fit.tokens.astype(np.int64), "timestamp": moments}
     pl.DataFrame(events).write_parquet(place)
-
-
-def _keep(ranked: pl.DataFrame, place: Path) -> None:
-    """The file is there whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_suffix(".new")
-    ranked.write_parquet(unfinished)
-    unfinished.replace(place)
 
 
 def _lists(ranked: pl.DataFrame, fit: Histories) -> dict[bytes, Tokens]:

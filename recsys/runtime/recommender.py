@@ -120,7 +120,9 @@ class Recommender:
 
         Raises:
             UnknownItemError: no item of the history is in the vocabulary.
+            ValueError: `k` is below 1, or the history is one string.
         """
+        _check(k, history)
         tokens = self.release.vocabulary.history(history)
         if not len(tokens):
             raise UnknownItemError(
@@ -146,7 +148,9 @@ class Recommender:
 
         Raises:
             UnknownUserError: the features have no such user.
+            ValueError: `k` is below 1, or `user_ids` is one string.
         """
+        _check(k, user_ids)
         from recsys.whole_histories import WholeHistories  # polars, which the endpoint does without
 
         stored = WholeHistories(features)
@@ -204,7 +208,12 @@ class Recommender:
     def popular(
         self, k: int, *, exclude: Collection[str] = (), keep: Callable[[Item], bool] | None = None
     ) -> list[ScoredItem]:
-        """The k items with most events of late: the answer when nothing is known of a user. Scores are counts."""
+        """The k items with most events of late: the answer when nothing is known of a user. Scores are counts.
+
+        Raises:
+            ValueError: `k` is below 1.
+        """
+        _check(k)
         chosen = self._popular_without(self.hidden(exclude, keep))[:k]
         return [self._scored(token, self.release.vocabulary.popularity[token]) for token in chosen]
 
@@ -213,22 +222,27 @@ class Recommender:
         return chosen
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
-        """Ranked tokens of many kept histories, none empty, shape [B, k], PAD where fewer exist."""
+        """Ranked tokens of many kept histories, shape [B, k], PAD where fewer exist; of an empty one, popular items."""
         return self.ranked(histories, k, exclude)[0]
 
     def ranked(
         self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None
     ) -> tuple[Tokens, Floats]:
-        """What `rank` returns, and the scores; the one way from histories to lists."""
+        """What `rank` returns, and the scores, counts where items are popular; the one way from histories to lists."""
         tokens_BK = np.full((len(histories), k), PAD, dtype=np.int32)
         scores_BK = np.full((len(histories), k), -np.inf, dtype=np.float32)
         window = self.release.window
-        for start in range(0, len(histories), ENCODE_BATCH):
-            rows = range(start, min(start + ENCODE_BATCH, len(histories)))
+        known = [row for row, history in enumerate(histories) if len(history)]
+        for start in range(0, len(known), ENCODE_BATCH):
+            rows = known[start : start + ENCODE_BATCH]
             vectors_BD = self.release.engine.encode([answer_context(histories[row], window) for row in rows])
             for vector_D, row in zip(vectors_BD, rows, strict=True):
                 without = _NOTHING if exclude is None else exclude[row]
                 tokens_BK[row], scores_BK[row] = self.query(vector_D, histories[row]).best(k, without)
+        for row in sorted(set(range(len(histories))).difference(known)):
+            found = self._popular_without(_NOTHING if exclude is None else exclude[row])[:k]
+            tokens_BK[row, : len(found)] = found
+            scores_BK[row, : len(found)] = self.release.vocabulary.popularity[found]
         return tokens_BK, scores_BK
 
     def query(self, vector_D: Floats, history: Tokens) -> Query:
@@ -249,6 +263,18 @@ class Recommender:
     def _scored(self, token: int, score: float) -> ScoredItem:
         item = self.release.vocabulary.item(int(token))
         return ScoredItem(item.item_id, float(score), item.title, item.is_new)
+
+
+def _check(k: int, ids: Sequence[str] = ()) -> None:
+    """Refuse what would be answered by nonsense.
+
+    Raises:
+        ValueError: see the text.
+    """
+    if k < 1:
+        raise ValueError(f"k = {k}, expected 1 or more")
+    if isinstance(ids, str):
+        raise ValueError(f"{ids[:80]!r} is one string, expected a list of ids")
 
 
 def _known(tokens: Tokens) -> Tokens:

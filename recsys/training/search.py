@@ -15,6 +15,7 @@ import torch
 
 from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.files import write_text
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.model.summaries import build_model
@@ -80,7 +81,7 @@ def run(recipe: Recipe, features: Path, out: Path, *, protocol: Protocol, num_tr
         study.optimize(lambda trial: _objective(trial, data, recipe, trial_minutes), n_trials=1)
     best = _with(recipe, study.best_trial.params)
     place = out / RECIPE_FILE
-    place.write_text(_toml(best, study.best_trial.number, study.best_value))
+    write_text(place, _toml(best, study.best_trial.number, study.best_value))
     return Found(_rows(study), best, place)
 
 

@@ -12,11 +12,11 @@ from features import build
 from features.config import FeaturesConfig
 from optimize import build as optimize_build
 from optimize.config import OptimizeConfig
-from recsys import dataset
+from recsys import dataset, trend
 from recsys.contracts import artifact, packing
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset, Histories, TestSet
-from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity
+from recsys.evaluation.baselines import Cooccurrence, LastItem, Popularity, Trending
 from recsys.evaluation.protocols import evaluate
 from recsys.training import train
 from recsys.training.config import Recipe
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 
 def events() -> pl.DataFrame:
-    """A small log: 60 users, each item of the ring after the other, one event a minute over all."""
+    """A small log: 60 users, each item of the ring after the other, one event every half an hour over a month."""
     generator = np.random.default_rng(2)
     user = generator.integers(0, 60, size=1_500)
     steps = {u: int(generator.integers(NUM_ITEMS)) for u in range(60)}
@@ -49,7 +49,7 @@ def events() -> pl.DataFrame:
         {
             "user_id": [f"u{u}" for u in user],
             "item_id": items,
-            "timestamp": 1_600_000_000 + 60 * np.arange(len(user)),
+            "timestamp": 1_600_000_000 + 1_800 * np.arange(len(user)),
             "event_type": generator.choice(["view", "cart", "purchase"], size=len(user)).tolist(),
         }
     )
@@ -129,10 +129,27 @@ def test_what_is_held_out_differs_and_what_may_be_fitted_does_not(both: Pair) ->
         assert real.split_ms == changed.split_ms
 
 
-@pytest.mark.parametrize("kind", [Popularity, LastItem, Cooccurrence])
+def trending(fit: Histories, num_items: int, data: Dataset) -> Trending:
+    return Trending(fit, num_items, data.vocabulary.num_recent)
+
+
+@pytest.mark.parametrize("kind", [Popularity, trending, LastItem, Cooccurrence])
 def test_baselines_do_not_see_what_is_held_out(both: Pair, kind) -> None:
-    lists = [kind(data.fit, len(data.vocabulary)).rank(list(data.fit), 10) for data in both.load()]
+    others = [(data,) if kind is trending else () for data in both.load()]
+    lists = [
+        kind(data.fit, len(data.vocabulary), *other).rank(list(data.fit), 10)
+        for data, other in zip(both.load(), others, strict=True)
+    ]
     np.testing.assert_array_equal(lists[0], lists[1])
+
+
+def test_what_is_taken_these_days_is_what_was_before_the_cut(real: Path) -> None:
+    """Only of a log that is longer than those days can a leak into them be seen."""
+    data = dataset.load(real, Protocol.TIME)
+    assert 0 < data.vocabulary.num_recent.sum() < data.vocabulary.num_events.sum() / 2
+    last_week = data.split_ms - data.fit.timestamps_ms <= trend.DAYS * 86_400_000
+    counts = np.bincount(data.fit.tokens[last_week], minlength=len(data.vocabulary) + 1)
+    np.testing.assert_array_equal(data.vocabulary.num_recent, counts)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +201,23 @@ def test_a_model_given_the_targets_scores_1(real: Path) -> None:
     assert {name: model[name] for name in perfect} == pytest.approx(dict.fromkeys(perfect, 1))
 
 
+def _chance_of_map(num_known: np.ndarray, num_all: np.ndarray, num_items: int, k: int) -> np.ndarray:
+    """A place j holds a hit with chance n / V, and each place before it then with (n - 1) / (V - 1)."""
+    j = np.arange(1, k + 1)[:, None]
+    precision = (1 + (j - 1) * (num_known - 1) / (num_items - 1)) / j
+    return (num_known / num_items * precision).sum(axis=0) / num_all
+
+
+def _chance_of_mrr(num_known: int, num_items: int, k: int) -> float:
+    """The first hit is at place j if j - 1 misses come before it."""
+    left, chance = 1.0, 0.0
+    for j in range(1, k + 1):
+        hit = num_known / (num_items - j + 1)
+        chance += left * hit / j
+        left *= 1 - hit
+    return chance
+
+
 def test_a_random_model_scores_what_chance_predicts() -> None:
     """Every place of a random list holds a relevant item with chance n / V, n of the user's targets being rankable."""
     num_users, num_items, k = 3_000, 150, 10
@@ -202,11 +236,15 @@ def test_a_random_model_scores_what_chance_predicts() -> None:
     num_all = np.array([len(row) for row in targets])
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.array([discount[: min(k, n)].sum() for n in num_all])
+    missed = np.array([np.prod(1 - n / (num_items - np.arange(k))) for n in num_known])  # places without any of n
     expected = {
         f"recall@{k}": (k / num_items) * num_known / num_all,
         f"ndcg@{k}": (num_known / num_items) * discount.sum() / ideal,
+        f"hit_rate@{k}": 1 - missed,
+        f"map@{k}": _chance_of_map(num_known, num_all, num_items, k),
+        "mrr": np.array([_chance_of_mrr(int(n), num_items, k) for n in num_known]),
     }
     for name, chance in expected.items():
         error = (found[name] - chance).std() / num_users**0.5
-        assert error < 0.003, name  # so that four of them are a narrow gate
+        assert error < 0.05 * chance.mean(), name  # so that four of them are a narrow gate
         assert abs(found[name].mean() - chance.mean()) < 4 * error, name

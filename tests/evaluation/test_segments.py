@@ -52,7 +52,8 @@ def segments_of(
     facts = ListFacts.of(data.fit, len(data.vocabulary))
     lists = {name: list_values(result.ranked, seen, facts, k) for name, result in report.results.items()}
     question = Question(k=k, metric=metric, against=against)
-    return by_segment(data, data.vocabulary, test, report, question, facts, lists), report
+    nobody = {name: ranker.rank([np.empty(0, dtype=np.int32)], max(ks or (k,)))[0] for name, ranker in rankers.items()}
+    return by_segment(data, data.vocabulary, test, report, question, facts, lists, nobody), report
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +146,16 @@ def test_event_type_and_popularity(found) -> None:
     assert counts(found["item popularity", "top 1%"]) == (0, 0)
 
 
-def test_users_unknown_at_the_cut_are_a_segment_that_gets_popular_items(found) -> None:
+def test_users_unknown_at_the_cut_are_a_segment_that_gets_what_each_ranker_has_for_nobody(found) -> None:
     row = found["user", "no kept event before the cut"]
-    assert (counts(row), row["recall@1"]) == ((1, 2), 0)  # "new" wants 1 and 4; 2 alone was taken in the last week
+    assert (counts(row), row["recall@1"]) == ((1, 2), 1 / 2)  # "new" wants 1 and 4; 4 was never seen
     assert {
         name: row[name] for name in ("mrr", "coverage@1", "gini@1", "repeat_share@1", "novelty@1")
     } == pytest.approx(
-        {"mrr": 1 / 2, "coverage@1": 1 / 2, "gini@1": 1, "repeat_share@1": 0, "novelty@1": math.log2(23 / 2)}
+        {"mrr": 1, "coverage@1": 1 / 2, "gini@1": 1, "repeat_share@1": 0, "novelty@1": math.log2(23 / 21)}
     )
-    assert row["difference"]["difference"] == 0  # every ranker answers the same
+    assert (row["values"]["b"]["recall@1"], row["values"]["b"]["mrr"]) == (0, 1 / 2)
+    assert row["difference"]["difference"] == 1 / 2 - 1 / 4  # of MAP@2
 
 
 def test_parts_of_a_division_add_up_to_the_whole(features: Path) -> None:

@@ -44,12 +44,13 @@ def test_the_report_has_every_metric_segment_and_where_it_comes_from(releases: P
     assert low < report["model"]["ndcg@10"] < high
 
 
-def test_a_release_against_itself_is_non_inferior_and_not_better(releases: Path, ring_features: Path) -> None:
+def test_a_release_against_itself_is_inconclusive_for_nobody_differs(releases: Path, ring_features: Path) -> None:
     report = evaluate(releases, ring_features, "--against", releases, "--metric", "recall@20", "--margin", 0.01)
     comparison = report["comparison"]
     assert all(row["difference"]["high"] == 0 for row in report["segments"] if row["num_users"])
     assert all("recall@20" in row["values"]["model"] for row in report["segments"] if row["num_users"])
-    assert comparison["verdict"] == "non-inferior"
+    assert comparison["verdict"] == "inconclusive"
+    assert comparison["primary"]["num_different"] == 0
     assert comparison["against"] == report["release"]
     assert comparison["primary"]["metric"] == "recall@20"
     assert (comparison["primary"]["difference"], comparison["primary"]["p_value"]) == (0, 1)
@@ -75,6 +76,18 @@ def test_a_baseline_to_compare_with_and_a_page(releases: Path, ring_features: Pa
     page = place.read_text()
     assert page.count("<img src=") >= 3
     assert "popularity" in page
+
+
+def test_a_page_that_cannot_be_written_costs_no_look(releases: Path, ring_features: Path, tmp_path: Path) -> None:
+    assert f"--report {releases}: a folder, expected the name of an .html file" in refused(
+        "evaluate", releases, "--features", ring_features, "--report", releases
+    )
+    (tmp_path / "file").touch()
+    under_a_file = tmp_path / "file" / "report.html"
+    assert f"--report {under_a_file}: cannot be written" in refused(
+        "evaluate", releases, "--features", ring_features, "--report", under_a_file
+    )
+    assert not (releases / looks.LOG_FILE).exists()
 
 
 def test_every_look_at_the_test_set_is_logged_and_counted(releases: Path, ring_features: Path) -> None:

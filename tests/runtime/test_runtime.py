@@ -112,6 +112,26 @@ def test_popular_items_need_no_history(recommender: Recommender) -> None:
     assert [item.score for item in found] == sorted(np.delete(counts[1:], 0).tolist(), reverse=True)[:5]
 
 
+def test_a_history_of_nothing_is_ranked_by_what_is_popular(recommender: Recommender) -> None:
+    nothing, three = np.empty(0, dtype=np.int32), np.array([4, 5, 6], dtype=np.int32)
+    lists = recommender.rank([three, nothing, three], 40, [nothing, three, nothing])
+    np.testing.assert_array_equal(lists[0], recommender.rank([three], 40)[0])
+    np.testing.assert_array_equal(lists[0], lists[2])
+    tokens = recommender.release.vocabulary.tokens(i.item_id for i in recommender.popular(40))
+    assert lists[1].tolist() == [*(t for t in tokens.tolist() if t not in (4, 5, 6)), *[0] * 13]
+
+
+def test_what_is_no_question_is_refused(recommender: Recommender, ring_features: Path) -> None:
+    with pytest.raises(ValueError, match="k = 0, expected 1 or more"):
+        recommender.recommend(["sku-4"], k=0)
+    with pytest.raises(ValueError, match="k = -1, expected 1 or more"):
+        recommender.popular(-1)
+    with pytest.raises(ValueError, match="'sku-4' is one string, expected a list of ids"):
+        recommender.recommend("sku-4")
+    with pytest.raises(ValueError, match="'u1' is one string, expected a list of ids"):
+        recommender.recommend_users(ring_features, "u1")
+
+
 def test_batch_and_single_answers_agree_and_threads_do_not_disturb_each_other(recommender: Recommender) -> None:
     generator = np.random.default_rng(0)
     histories = [generator.integers(1, 31, size=n).astype(np.int32) for n in generator.integers(1, 20, size=40)]
