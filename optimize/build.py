@@ -125,9 +125,9 @@ def run(
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
-    steps.remove()
     if activate or artifact.current_name(out) is None:
         artifact.set_current(out, name)
+    steps.remove()  # last: a run that is killed before it is done again in no time
     return name, manifest
 
 

@@ -90,12 +90,12 @@ def calibrated(data: Dataset, config: OptimizeConfig) -> list[str]:
 
 
 def precision(config: OptimizeConfig) -> str:
-    """The release's number formats in words."""
+    """In what numbers the release keeps weights and items, in words; what it computes in, its engine knows."""
     weights = "float32"
     if config.weights is not None:
         group = f" in groups of {config.weights.group_size}" if config.weights.group_size else " per channel"
         weights = f"int{config.bits}{group} (AWQ)"
-    return f"{weights} weights, {config.items.value} items, float32 arithmetic"
+    return f"{weights} weights, {config.items.value} items"
 
 
 def compare_methods(

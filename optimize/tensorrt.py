@@ -49,7 +49,8 @@ class TensorRtConfig(Config):
     workspace_mib: int = Field(default=1024, ge=1)
     """Most scratch memory that a layer may take."""
     max_batch: int | None = Field(default=4, ge=1)
-    """Windows of full size that a plan can take at once; None: as many as fit the workspace, at most 64."""
+    """Windows of full size that a plan can take at once; None (from Python): as many as fit the workspace, at most
+    64."""
     max_new: int = Field(default=32, ge=1)
     """New events of a session that the append plan can take at once; more are appended in turns."""
     capability: Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"] = "SM80"
@@ -57,7 +58,8 @@ class TensorRtConfig(Config):
     hardware_compatible: bool = False
     """`full` only: later GPUs of the Ampere family and above may run the plan too."""
     version_compatible: bool = False
-    """`full` only: later versions of TensorRT may load the plan (ours checks the version all the same)."""
+    """`full` only: later versions of TensorRT of the same major one may load the plan. It holds code for that, which
+    runs where it is loaded."""
     optimization_level: int = Field(default=3, ge=0, le=5)
     timing_cache: Path | None = None
     """`full` only: measured tactics are read from here and written back, so that the next build is quick."""
@@ -67,46 +69,69 @@ def build_plans(model: SequenceModel, window_size: int, config: TensorRtConfig, 
     """Write both plans into `folder`; what the manifest says of them.
 
     Raises:
-        ConfigError: TensorRT is not installed, the largest batch does not fit the workspace, or weights are
+        ConfigError: TensorRT is not installed, or builds no plan of these shapes in the workspace, or weights are
             of 4 bits.
     """
-    config = fitted(model.config, window_size, config)
     trt = bindings(config.flavour)
-    said: dict[str, Any] = {
-        "max_batch": config.max_batch,
-        "max_new": config.max_new,
-        "num_layers": model.config.num_layers,
-    }
-    for graph in ("open", "append"):
-        proto = onnx_graph(model, window_size, config, graph).SerializeToString()
-        digest = hashlib.sha256(proto).hexdigest()[:12]
-        name = _name(trt, graph, digest, config)
-        plan = _plan(trt, proto, _profile(graph, model.config, window_size, config), config)
+    batch = config.max_batch or max(1, min(fitting(model.config, window_size, config.workspace_mib), _LARGEST_BATCH))
+    while True:
+        tried = config.model_copy(update={"max_batch": batch})
+        try:
+            plans = {graph: _built(trt, model, window_size, tried, graph) for graph in ("open", "append")}
+        except _NoPlanError:
+            if config.max_batch is not None or batch == 1:
+                raise
+            batch //= 2
+        else:
+            break
+    said: dict[str, Any] = {"max_batch": batch, "max_new": config.max_new, "num_layers": model.config.num_layers}
+    for graph, (name, plan) in plans.items():
         (folder / str(name)).write_bytes(plan)
-        said[graph] = {"file": str(name), "graph_digest": digest}
+        said[graph] = {"file": str(name), "graph_digest": name.digest}
     return said
 
 
-def fitted(model: ModelConfig, window_size: int, config: TensorRtConfig) -> TensorRtConfig:
-    """The settings with a batch whose unfused attention, scores and their softmax, fits the workspace.
+def fitting(model: ModelConfig, window_size: int, workspace_mib: int) -> int:
+    """How many full windows a workspace has room for, by what an event takes of it."""
+    return workspace_mib * _MIB // (window_size * _event_bytes(model))
 
-    Raises:
-        ConfigError: the batch asked for does not, or not even one window: with the arithmetic and what fits.
+
+def _event_bytes(model: ModelConfig) -> int:
+    """Scratch that an event takes, a little from above.
+
+    Found by building plans of seven shapes with TensorRT-RTX 1.7 (`docs/gpu.md`), which fuses attention: nothing
+    grows with the square of the window.
     """
-    one = 2 * model.num_heads * window_size**2 * _BYTES
-    most = config.workspace_mib * _MIB // one
-    batch = config.max_batch or max(1, min(most, _LARGEST_BATCH))
-    if batch > most:
-        raise ConfigError(
-            f"max_batch = {batch}: attention needs 2 x {batch} windows x {model.num_heads} heads "
-            f"x {window_size:,}² events x {_BYTES} bytes = {one * batch / _MIB:,.0f} MiB, the workspace has "
-            f"{config.workspace_mib:,}; at most {most} windows fit"
-        )
-    return config.model_copy(update={"max_batch": batch})
+    return _BYTES * (model.width + 5 * model.num_heads * model.head_dim + 3 * model.feedforward_width)
+
+
+class _NoPlanError(ConfigError):
+    """TensorRT did not build; with its words, and the arithmetic where that says why."""
+
+
+def _built(
+    trt: Any, model: SequenceModel, window_size: int, config: TensorRtConfig, graph: str
+) -> tuple[PlanName, bytes]:
+    """A plan and its name."""
+    proto = onnx_graph(model, window_size, config, graph).SerializeToString()
+    name = _name(trt, graph, hashlib.sha256(proto).hexdigest()[:12], config)
+    try:
+        return name, _plan(trt, proto, _profile(graph, model.config, window_size, config), config)
+    except _NoPlanError as error:
+        batch, most = _batch(config), fitting(model.config, window_size, config.workspace_mib)
+        why = ""
+        if batch > most:
+            one, needed = _event_bytes(model.config), batch * window_size * _event_bytes(model.config) / _MIB
+            why = (
+                f"; {batch:,} windows x {window_size:,} events x {one:,} bytes = {needed:,.0f} MiB, "
+                f"at most {most:,} windows fit: lower max_batch or raise workspace_mib"
+            )
+        shapes = f"the {graph} graph with max_batch = {batch:,}, workspace_mib = {config.workspace_mib:,}"
+        raise _NoPlanError(f"TensorRT {trt.__version__} built no plan of {shapes}: {error}{why}") from None
 
 
 def _batch(config: TensorRtConfig) -> int:
-    assert config.max_batch is not None, "`fitted` was not asked"
+    assert config.max_batch is not None, "as many as fit: how many was not found out"
     return config.max_batch
 
 
@@ -273,14 +298,15 @@ def _name(trt: Any, graph: str, digest: str, config: TensorRtConfig) -> PlanName
         gpu=gpu,
         driver=driver,
         flavour=config.flavour,
-        version=str(trt.__version__),
+        version=f"{trt.__version__}{'plus' if config.flavour == 'full' and config.version_compatible else ''}",
         precision=config.precision if config.activations == "float" else f"{config.precision}w8a8",
         digest=digest,
     )
 
 
 def _plan(trt: Any, proto: bytes, profile: dict[str, list[tuple[int, ...]]], config: TensorRtConfig) -> bytes:
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    logger, words = heard(trt)
+    builder = trt.Builder(logger)
     network = parsed(trt, builder, proto)
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib * _MIB)
@@ -296,14 +322,26 @@ def _plan(trt: Any, proto: bytes, profile: dict[str, list[tuple[int, ...]]], con
     settings.add_optimization_profile(shapes)
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
-        raise ConfigError(
-            f"TensorRT {trt.__version__} built no plan for shapes up to {profile} in {config.workspace_mib:,} MiB; "
-            "its own message stands above"
-        )
+        raise _NoPlanError("; ".join(words[:1]) or "without a word why")
     if config.flavour == "full" and config.timing_cache is not None:
         measured = bytes(settings.get_timing_cache().serialize())
         write_whole(config.timing_cache, lambda unfinished: unfinished.write_bytes(measured))
     return bytes(plan)
+
+
+def heard(trt: Any) -> tuple[Any, list[str]]:
+    """A logger of TensorRT, and the errors that it has heard."""
+    words: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                words.append(" ".join(message.split()))
+
+    return Logger(), words
 
 
 def parsed(trt: Any, builder: Any, proto: bytes) -> Any:
@@ -313,7 +351,8 @@ def parsed(trt: Any, builder: Any, proto: bytes) -> Any:
         ConfigError: TensorRT does not read it; with its words.
     """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    logger, _ = heard(trt)  # the parser has its own words
+    parser = trt.OnnxParser(network, logger)
     if not parser.parse(proto):
         problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise ConfigError(f"TensorRT {trt.__version__} cannot read the graph: {problems}")

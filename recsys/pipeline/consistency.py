@@ -48,7 +48,7 @@ def run(
     if save is not None:
         Reference.of(release.engine, release.index, windows, digest, by_layer=by_layer).save(save)
     if against is not None:
-        other = Release.open(path, num_threads=num_threads, engine=against)
+        other = Release.open(path, num_threads=num_threads, engine=against, device=device)
         known = Reference.of(other.engine, release.index, windows, digest, by_layer=by_layer)
     elif checkpoint is not None:
         exact = _float32(checkpoint, release, num_threads)

@@ -4,8 +4,9 @@ The only file of the runtime that imports torch, and only when this engine is op
 (`device="cpu"`, without graphs), which is how tests hold it to the other engines.
 """
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -67,10 +68,9 @@ class CudaEngine(CachedEngine):
         Raises:
             ConfigError: torch is not installed, or there is no such device.
         """
-        torch = _torch(device)
+        torch, self._device = _torch(device)
         from recsys.model.incremental import AppendEvents, OpenWindow, in_precision
 
-        self._device = torch.device(device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
         graphs = OpenWindow(model, cache), AppendEvents(model, cache)
         self._modules = [in_precision(graph, self._dtype, device) for graph in graphs]
@@ -109,20 +109,25 @@ class CudaEngine(CachedEngine):
         return cls(decoder, items, window_size=window_size, cache=cache, precision=precision, device=device)
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
-        import torch
-
-        with torch.inference_mode():
+        with self._computing():
             vector_BD, *kept = self._modules[0](self._embedded(tokens_BL), self._there(last_B))
             return [_here(vector_BD), *kept]
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
-        import torch
-
-        with torch.inference_mode():
+        with self._computing():
             kept = stacked(caches, lengths_B.tolist())
             inputs = [self._embedded(tokens_BE), self._there(last_B), self._there(lengths_B), *kept]
             vector_BD, *fresh = self._graph_of(inputs)(*inputs)
             return [_here(vector_BD), *fresh]
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Without gradients, and on the device: streams and graphs are those of the current one."""
+        import torch
+
+        there = torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+        with torch.inference_mode(), there:
+            yield
 
     def _graph_of(self, inputs: "list[Tensor]") -> Any:
         """A captured graph for the common case, one new event each; the module itself otherwise."""
@@ -193,8 +198,8 @@ def _here(vector_BD: "Tensor") -> Any:
     return vector_BD.float().cpu().numpy()
 
 
-def _torch(device: str) -> Any:
-    """Torch, if it can compute on the device.
+def _torch(device: str) -> tuple[Any, Any]:
+    """Torch and its device, if it can compute there.
 
     Raises:
         ConfigError: one line that says what is missing.
@@ -204,12 +209,18 @@ def _torch(device: str) -> Any:
         import transformers  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"the cuda engine needs the extra: pip install 'recsys[train]' ({error})") from None
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r}: expected cpu, cuda or cuda:NUMBER") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"the cuda engine needs an NVIDIA GPU and torch built for CUDA; torch {torch.__version__} sees none: "
             "use the engine `cpu`"
         )
-    return torch
+    if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device {device!r}: expected cpu, or one of {torch.cuda.device_count()} NVIDIA GPUs")
+    return torch, found
 
 
 def _decoder(path: Path, settings: dict[str, Any], window_size: int) -> Any:

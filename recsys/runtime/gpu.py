@@ -14,6 +14,9 @@ from recsys.contracts.errors import ConfigError
 from recsys.runtime.cache import EventRows
 from recsys.runtime.plans import Here
 
+_NO_DEVICE = (35, 100, 101)
+"""cudaErrorInsufficientDriver, cudaErrorNoDevice, cudaErrorInvalidDevice."""
+
 
 class Gpu(Protocol):
     """What a plan needs of a device. Everything happens in the order asked for, on one stream."""
@@ -155,7 +158,9 @@ class CudaGpu:
         status, *values = answer
         if int(status) != 0:
             words = self._cuda.cudaGetErrorString(status)[1]
-            raise ConfigError(f"CUDA: {words.decode() if isinstance(words, bytes) else words}; is a GPU at hand?")
+            said = words.decode() if isinstance(words, bytes) else words
+            at_hand = "; `nvidia-smi` shows whether a GPU and a driver are there" if int(status) in _NO_DEVICE else ""
+            raise ConfigError(f"CUDA: {said}{at_hand}")
         return values[0] if values else None
 
 

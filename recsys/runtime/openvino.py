@@ -73,6 +73,9 @@ class OpenVinoEngine(CachedEngine):
         """bf16 is float32 on a processor that does not multiply in it: as exact, and slower."""
         import openvino
 
+        precision = precision.removesuffix(
+            ", float32 arithmetic"
+        )  # which releases of before say whatever they compute in
         in_bf16 = arithmetic is Arithmetic.BF16 and has_bf16()
         settings = SETTINGS | ({"INFERENCE_PRECISION_HINT": "bf16"} if in_bf16 else {})
 
@@ -91,7 +94,7 @@ class OpenVinoEngine(CachedEngine):
         super().__init__(
             EngineInfo(
                 name="openvino",
-                precision=f"{precision}, bf16 arithmetic" if in_bf16 else precision,
+                precision=f"{precision}, {'bf16' if in_bf16 else 'float32'} arithmetic",
                 width=self._graphs[0].output(0).partial_shape[1].get_length(),
                 num_threads=num_threads,
                 window_size=window_size,

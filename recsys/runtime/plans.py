@@ -12,7 +12,7 @@ Flavour = Literal["rtx", "full"]
 ANY_DRIVER = "any"
 _NAME = re.compile(
     r"(?P<graph>open|append)-(?P<gpu>[a-z0-9_]+)-driver(?P<driver>[a-z0-9.]+)"
-    r"-(?P<flavour>rtx|full)(?P<version>[0-9.]+)-(?P<precision>[a-z0-9]+)-(?P<digest>[0-9a-f]{12})\.plan"
+    r"-(?P<flavour>rtx|full)(?P<version>[0-9.]+(?:plus)?)-(?P<precision>[a-z0-9]+)-(?P<digest>[0-9a-f]{12})\.plan"
 )
 
 
@@ -38,7 +38,7 @@ class PlanName:
     """`any` where the plan does not depend on it: kernels are compiled when it is loaded."""
     flavour: str
     version: str
-    """Of TensorRT."""
+    """Of TensorRT; `11.2plus`: that or a later one of the same major version."""
     precision: str
     digest: str
     """Of the graph, first 12 hex digits."""
@@ -72,7 +72,7 @@ class PlanName:
             for what, ours, theirs, same in (
                 ("GPU", self.gpu, f"sm{here.capability} ({here.gpu_name})", self._fits(here)),
                 ("driver", self.driver, here.driver, self.driver in (ANY_DRIVER, here.driver)),
-                ("TensorRT", self.version, version, self.version == version),
+                ("TensorRT", self.version, version, self._is_read_by(version)),
                 ("graph", self.digest, digest, self.digest == digest),
             )
             if not same
@@ -82,6 +82,17 @@ class PlanName:
                 f"{self}: built for {'; for '.join(differences)}; run `recsys optimize` with --plan on this machine, "
                 "or use the engine `cpu`"
             )
+
+    @property
+    def is_version_compatible(self) -> bool:
+        """Whether later versions of TensorRT may load it."""
+        return self.version.endswith("plus")
+
+    def _is_read_by(self, version: str) -> bool:
+        if not self.is_version_compatible:
+            return self.version == version
+        built, here = (tuple(map(int, v.split("."))) for v in (self.version.removesuffix("plus"), version))
+        return built[0] == here[0] and built <= here
 
     def _fits(self, here: Here) -> bool:
         least = re.fullmatch(r"sm(\d+)plus", self.gpu)
@@ -109,6 +120,7 @@ def bindings(flavour: str) -> Any:
         import tensorrt_rtx_bindings
         import tensorrt_rtx_libs  # noqa: F401  (the libraries, which the bindings need)
     except ImportError as error:
-        wanted = "tensorrt from https://pypi.nvidia.com" if flavour == "full" else "'recsys[tensorrt]'"
-        raise ConfigError(f"a TensorRT plan needs the extra: pip install {wanted} ({error})") from None
+        index = "--extra-index-url https://pypi.nvidia.com tensorrt"
+        wanted = index if flavour == "full" else "'recsys[tensorrt]'"
+        raise ConfigError(f"a TensorRT plan needs more: pip install {wanted} ({error})") from None
     return tensorrt_rtx_bindings

@@ -101,7 +101,10 @@ class Plan:
     def _bound(self, context: Any, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Tell the context shapes and places; the outputs."""
         for name, part in inputs.items():
-            context.set_input_shape(name, part.shape)
+            if not context.set_input_shape(name, part.shape):
+                raise ConfigError(
+                    f"TensorRT: {name} of shape {tuple(part.shape)} is outside what the plan was built for"
+                )
             context.set_tensor_address(name, self._buffers[name].address)
         outputs = {
             name: self._buffer(name, tuple(context.get_tensor_shape(name)), dtype)
@@ -206,6 +209,8 @@ def _loaded(path: Path, name: PlanName) -> Loaded:
     """
     trt = bindings(name.flavour)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if name.is_version_compatible:
+        runtime.engine_host_code_allowed = True  # what makes it so is code in the plan
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ConfigError(f"{path}: TensorRT {trt.__version__} cannot load the plan; its own message stands above")

@@ -71,5 +71,7 @@ def test_a_release_of_a_processor_with_bf16_is_served_in_it_there_and_in_float32
         hints.clear()
         monkeypatch.setattr(openvino, "has_bf16", lambda found=has_bf16: found)
         engine = Release.open(tmp_path / name).engine
-        assert ("bf16 arithmetic" in engine.info.precision) == has_bf16
+        formats = "int8 per channel (AWQ) weights, int8 items"
+        assert manifest.config["precision"] == formats
+        assert engine.info.precision == f"{formats}, {'bf16' if has_bf16 else 'float32'} arithmetic"
         assert hints == [hint, hint]

@@ -161,7 +161,8 @@ def test_awq_is_nearer_to_the_reference_than_plain_rounding(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits", [8, 4])
 def test_our_scales_are_as_good_as_those_of_nvidia_modelopt(bits: int) -> None:
-    quantization = pytest.importorskip("modelopt.torch.quantization")
+    from modelopt.torch import quantization  # slow to import
+
     weight_OI, inputs_NI, statistics = random_layer()
     linear = nn.Sequential(nn.Linear(64, 48, bias=False))
     linear[0].weight.data = weight_OI.clone()

@@ -10,10 +10,12 @@ import pytest
 from optimize import build, calibration, cost, quantize, report
 from optimize.config import CudaConfig, GateConfig, OptimizeConfig, TieredConfig
 from optimize.steps import Rules, Steps
+from optimize.tensorrt import TensorRtConfig
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError, LockedError
 from recsys.contracts.precision import EngineName
 from recsys.model.checkpoint import Checkpoint
+from recsys.runtime.plans import PlanName
 from recsys.runtime.release import Release
 
 CONFIG = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_threads=1)
@@ -62,6 +64,35 @@ def test_a_killed_run_goes_on_after_its_last_step(
     name, _ = build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
     assert sorted(made) == ["collect", "compare_methods", "rounded"]  # each once in both runs
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "current", "evaluations.jsonl"])
+
+
+def test_plans_are_a_step_that_is_not_done_again(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config, made = CONFIG.model_copy(update={"tensorrt": TensorRtConfig()}), []
+    monkeypatch.setattr(build, "build_plans", counted(build.build_plans, made))
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(report, "compare", lambda *_, **__: (_ for _ in ()).throw(KilledError))
+        build.run(config, ring_checkpoint, ring_features, tmp_path)
+    _, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path)
+    assert made == ["build_plans"]
+    assert {manifest.config["plans"][graph]["file"] for graph in ("open", "append")} <= set(manifest.files)
+    PlanName.parse(manifest.config["plans"]["open"]["file"])
+
+
+@pytest.mark.parametrize("killed_at", ["set_current", "remove"])
+def test_a_run_that_was_killed_when_its_release_was_written_is_done_again_in_no_time(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch, killed_at: str
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        owner = artifact if killed_at == "set_current" else Steps
+        patched.setattr(owner, killed_at, lambda *_: (_ for _ in ()).throw(KilledError))
+        build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
+    assert (artifact.current_name(tmp_path) is None) == (killed_at == "set_current")
+    for module, step in ((calibration, "collect"), (quantize, "rounded"), (build, "build_engine")):
+        monkeypatch.setattr(module, step, None)  # steps that were finished are not done again
+    name, _ = build.run(CONFIG, ring_checkpoint, ring_features, tmp_path)
+    assert artifact.current_name(tmp_path) == name
 
 
 def test_a_group_that_does_not_divide_is_refused_before_anything_is_computed(
@@ -171,23 +202,30 @@ def test_a_run_that_was_killed_leaves_its_steps_and_no_lock(tmp_path: Path) -> N
     assert artifact.verify(steps.folder / "one", "step").kind == "step"
 
 
+@pytest.mark.parametrize("threshold", [4, None])
 def test_a_release_is_served_by_tiers_whose_threshold_it_names(
-    ring_features: Path, ring_checkpoint: Path, tmp_path: Path
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, threshold: int | None
 ) -> None:
+    """Without one it is measured."""
     config = CONFIG.model_copy(
         update={
             "engine": EngineName.TIERED,
             "cuda": CudaConfig(precision="float32", device="cpu"),
-            "tiered": TieredConfig(threshold=4),
+            "tiered": TieredConfig(threshold=threshold),
         }
     )
     _, manifest = build.run(config, ring_checkpoint, ring_features, tmp_path)
-    assert manifest.config["tiers"]["threshold"] == 4
+    found, lengths = manifest.config["tiers"]["threshold"], manifest.config["tiers"]["by_length"]
+    if threshold is None:
+        assert found in [0, *(row["length"] for row in lengths)]
+        assert all(min(row["short_ms"], row["long_ms"]) > 0 for row in lengths)
+    else:
+        assert (found, lengths) == (4, [])
     assert (manifest.metrics["index"]["choice"]["kind"], manifest.metrics["index"]["recall@100"]) == ("exact", 1.0)
     cost = manifest.metrics["cost"]
     assert min(cost.values()) > 0  # both tiers compute on the CPU
     assert "decoder.safetensors" in artifact.read_manifest(artifact.resolve_release(tmp_path)).files
-    assert Release.open(tmp_path).engine.info.name == "tiered: openvino up to 4 events, torch on cpu above"
+    assert Release.open(tmp_path).engine.info.name == f"tiered: openvino up to {found} events, torch on cpu above"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Real plans of TensorRT-RTX; building one needs no GPU."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,8 @@ def test_the_network_holds_8_bit_codes_and_half_precision(
     assert {kinds[node.input[0]] for node in weights} == {3}  # int8
     assert {kinds[node.input[1]] for node in dequantized} == {16}  # bfloat16
     trt = bindings("rtx")
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    logger, _ = tensorrt.heard(trt)
+    builder = trt.Builder(logger)
     network = tensorrt.parsed(trt, builder, proto.SerializeToString())
     layers = [network.get_layer(i) for i in range(network.num_layers)]
 
@@ -110,27 +112,136 @@ def test_the_network_holds_8_bit_codes_and_half_precision(
     assert NUM_WEIGHTS < len(plan) < 1.6 * NUM_WEIGHTS
 
 
-def test_a_profile_beyond_the_workspace_is_refused_with_the_arithmetic() -> None:
-    # 2 x 33 windows x 2 heads x 2,048² x 2 bytes = 33 x 32 MiB
-    model = ModelConfig(num_heads=2)
-    tensorrt.fitted(model, 2048, TensorRtConfig(max_batch=32))
-    with pytest.raises(ConfigError, match=r"= 1,056 MiB, the workspace has 1,024; at most 32 windows fit"):
-        tensorrt.fitted(model, 2048, TensorRtConfig(max_batch=33))
-
-
-@pytest.mark.parametrize(("workspace_mib", "batch"), [(1024, 32), (32, 1), (10_000, 64)])
-def test_without_a_batch_the_largest_that_fits_is_taken(workspace_mib: int, batch: int) -> None:
-    config = TensorRtConfig(max_batch=None, workspace_mib=workspace_mib)
-    assert tensorrt.fitted(ModelConfig(num_heads=2), 2048, config).max_batch == batch
-    with pytest.raises(ConfigError, match=r"max_batch = 1: .* the workspace has 31; at most 0 windows fit"):
-        tensorrt.fitted(ModelConfig(num_heads=2), 2048, config.model_copy(update={"workspace_mib": 31}))
-
-
-def test_no_plan_is_built_whose_profile_does_not_fit(small: SequenceModel, tmp_path: Path) -> None:
-    # 2 x 10,000 windows x 2 heads x 8² x 2 bytes
-    with pytest.raises(ConfigError, match=r"= 5 MiB, the workspace has 1; at most 2048 windows fit"):
-        tensorrt.build_plans(small, 8, TensorRtConfig(max_batch=10_000, workspace_mib=1), tmp_path)
+def test_a_profile_beyond_the_workspace_is_refused_with_the_arithmetic(small: SequenceModel, tmp_path: Path) -> None:
+    # an event takes 2 x (width 32 + 5 x 32 of its heads + 3 x 32 of its feed-forward block) bytes
+    config = TensorRtConfig(max_batch=10_000, workspace_mib=16)
+    problem = (
+        r"10,000 windows x 8 events x 576 bytes = 44 MiB, at most 3,640 windows fit: lower max_batch or raise work"
+    )
+    with pytest.raises(ConfigError, match=rf"built no plan of the open graph .*OutOfMemory.*; {problem}"):
+        tensorrt.build_plans(small, 8, config, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workspace_that_no_batch_fits_is_refused_in_tensorrts_words(small: SequenceModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_batch = 1, workspace_mib = 1: .*no tactics to implement") as found:
+        tensorrt.build_plans(small, 8, TensorRtConfig(max_batch=1, workspace_mib=1), tmp_path)
+    assert "windows fit" not in str(found.value)  # by the arithmetic one would
+
+
+def test_without_a_batch_about_as_many_windows_as_fit_are_taken(small: SequenceModel, tmp_path: Path) -> None:
+    """What an event takes is what TensorRT says: as many as that are built at once, and not twice as many."""
+    torch.manual_seed(0)
+    long = SequenceModel(small.config, 20, 512).eval()
+    said = tensorrt.build_plans(long, 512, TensorRtConfig(max_batch=None, workspace_mib=16), tmp_path)
+    assert said["max_batch"] == tensorrt.fitting(long.config, 512, 16) == 56
+    with pytest.raises(ConfigError, match="at most 56 windows fit"):
+        tensorrt.build_plans(long, 512, TensorRtConfig(max_batch=112, workspace_mib=16), tmp_path)
+
+
+def test_a_batch_that_the_arithmetic_promised_and_that_is_not_built_is_halved(
+    small: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = tensorrt._plan, []
+
+    def plan(trt: Any, proto: bytes, profile: dict, config: TensorRtConfig) -> bytes:
+        tried.append(config.max_batch)
+        if config.max_batch > 20:
+            raise tensorrt._NoPlanError("too large")
+        return real(trt, proto, profile, config)
+
+    monkeypatch.setattr(tensorrt, "_plan", plan)
+    assert tensorrt.build_plans(small, 8, TensorRtConfig(max_batch=None), tmp_path)["max_batch"] == 16
+    assert tried == [64, 32, 16, 16]
+
+
+class Full:
+    """As much of TensorRT's own bindings as a build asks for beside those of TensorRT-RTX; its builder notes them."""
+
+    __version__ = "11.2.0"
+
+    class HardwareCompatibilityLevel:
+        AMPERE_PLUS = "ampere plus"
+
+    class BuilderFlag:
+        VERSION_COMPATIBLE = "version compatible"
+
+    class Settings:
+        def __init__(self) -> None:
+            self.builder_optimization_level = -1
+            self.hardware_compatibility_level: Any = None
+            self.flags: list[Any] = []
+            self.cache = b""
+
+        def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+            self.workspace = size
+
+        def set_flag(self, flag: Any) -> None:
+            self.flags.append(flag)
+
+        def create_timing_cache(self, known: bytes) -> bytes:
+            return known
+
+        def set_timing_cache(self, cache: bytes, *, ignore_mismatch: bool) -> None:
+            assert not ignore_mismatch
+            self.cache = cache
+
+        def get_timing_cache(self) -> Any:
+            return SimpleNamespace(serialize=lambda: self.cache + b"+measured")
+
+        def add_optimization_profile(self, shapes: Any) -> None:
+            pass
+
+    def __init__(self) -> None:
+        self._rtx = bindings("rtx")
+        self.built: list[Full.Settings] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rtx, name)
+
+    def Builder(self, logger: Any) -> Any:
+        real = self._rtx.Builder(logger)
+
+        def build(network: Any, settings: Full.Settings) -> bytes:
+            self.built.append(settings)
+            return b"plan"
+
+        return SimpleNamespace(
+            create_network=real.create_network,
+            create_builder_config=Full.Settings,
+            create_optimization_profile=real.create_optimization_profile,
+            build_serialized_network=build,
+        )
+
+
+def test_plans_of_tensorrt_itself_have_its_settings_and_are_named_by_the_machine(
+    small: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, here = Full(), Here(gpu_name="NVIDIA H100 80GB HBM3", capability=90, driver="13.0")
+    monkeypatch.setattr(tensorrt, "bindings", lambda flavour: full)
+    monkeypatch.setattr(tensorrt, "CudaGpu", lambda: SimpleNamespace(here=lambda: here))
+    (tmp_path / "plans").mkdir()
+    config = TensorRtConfig(flavour="full", timing_cache=tmp_path / "cache", optimization_level=5, workspace_mib=7)
+    said = tensorrt.build_plans(small, 8, config, tmp_path / "plans")
+    assert said["open"]["file"].startswith("open-nvidia_h100_80gb_hbm3-driver13.0-full11.2.0-bf16-")
+    assert (tmp_path / "plans" / said["open"]["file"]).read_bytes() == b"plan"
+    assert (
+        tmp_path / "cache"
+    ).read_bytes() == b"+measured+measured"  # of the second graph, which began with the first's
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert {(one.builder_optimization_level, one.workspace) for one in full.built} == {(5, 7 * 2**20)}
+    assert all(not one.flags and one.hardware_compatibility_level is None for one in full.built)
+
+    wide = config.model_copy(update={"hardware_compatible": True, "version_compatible": True, "timing_cache": None})
+    name = PlanName.parse(tensorrt.build_plans(small, 8, wide, tmp_path / "plans")["append"]["file"])
+    assert (name.gpu, name.version, name.is_version_compatible) == ("sm80plus", "11.2.0plus", True)
+    assert full.built[-1].flags == ["version compatible"]
+    assert full.built[-1].hardware_compatibility_level == "ampere plus"
+    for version in ("11.2.0", "11.10"):
+        name.check(here, version, name.digest)
+    for version in ("11.1.9", "12.0"):
+        with pytest.raises(ConfigError, match=rf"built for TensorRT 11.2.0plus, here {version}; run"):
+            name.check(here, version, name.digest)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ class HostContext:
         self.addresses: dict[str, int] = {}
         self._enqueued: Any = None
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = tuple(shape)
+        return True
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address

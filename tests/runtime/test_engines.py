@@ -1,6 +1,7 @@
 """Every engine keeps the same law: any split of a window into appends gives what one encode gives."""
 
 import copy
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from recsys.contracts.errors import ConfigError
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
-from recsys.model.incremental import OpenWindow
+from recsys.model.incremental import AppendEvents, OpenWindow
 from recsys.model.reference import encode
 from recsys.runtime import cuda as cuda_module
+from recsys.runtime.cache import EventRows, stacked
+from recsys.runtime.cached import CachedEngine
 from recsys.runtime.cuda import CudaEngine
-from recsys.runtime.engine import Engine
+from recsys.runtime.engine import Engine, EngineInfo
 from recsys.runtime.items import ItemTable
 from recsys.runtime.plans import Here, PlanName
 from recsys.runtime.tensorrt import Loaded, TensorRtEngine, kept_names
@@ -183,6 +186,12 @@ def test_torch_without_a_gpu_says_what_to_use(items: ItemTable, tmp_path: Path) 
         CudaEngine.open_folder(tmp_path, items, model={}, window_size=8, cache=CacheFormat.FLOAT16)
 
 
+@pytest.mark.parametrize("device", ["abacus", "meta"])
+def test_a_device_that_is_none_is_refused_in_one_line(items: ItemTable, tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device '{device}': expected cpu"):
+        CudaEngine.open_folder(tmp_path, items, model={}, window_size=8, cache=CacheFormat.FLOAT16, device=device)
+
+
 @pytest.mark.slow
 def test_the_graphs_of_plans_keep_the_law(tensorrt_engine: TensorRtEngine, model: SequenceModel, gpu: HostGpu) -> None:
     check_law(tensorrt_engine, model, 1e-2)
@@ -211,6 +220,30 @@ def test_a_session_of_a_plan_may_be_continued_twice(tensorrt_engine: TensorRtEng
         events = windows(2, seed=seed)[0]
         found = tensorrt_engine.append([session], [events])[0].vector_D
         assert error(found, encode(model, [np.concatenate([start[0], events])])[0]) < 1e-2
+
+
+def test_the_engine_that_the_documentation_shows_keeps_the_law(model: SequenceModel, items: ItemTable) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+    example = textwrap.dedent(page.split("```python\n")[1].split("```")[0])
+    names: dict[str, Any] = {"CachedEngine": CachedEngine, "EventRows": EventRows, "stacked": stacked}
+    exec(example, names)
+    engine = names["MyEngine"](
+        EngineInfo(
+            name="mine", precision="float32", width=CONFIG.width, num_threads=1, window_size=WINDOW,
+            cache=CacheFormat.FLOAT32,
+        )
+    )  # fmt: skip
+    modules = OpenWindow(model, CacheFormat.FLOAT32), AppendEvents(model, CacheFormat.FLOAT32)
+
+    def graph(module: torch.nn.Module) -> Callable[..., list[np.ndarray]]:
+        def run(*inputs: np.ndarray) -> list[np.ndarray]:
+            with torch.inference_mode():
+                return [part.numpy() for part in module(*map(torch.from_numpy, inputs))]
+
+        return run
+
+    engine._items, engine._graphs = items, [graph(module) for module in modules]
+    check_law(engine, model, 1e-5)
 
 
 @pytest.fixture(scope="module")
