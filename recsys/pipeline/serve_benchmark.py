@@ -26,6 +26,8 @@ from recsys.store import EventStore
 from recsys.store.rows import copy_histories
 
 NUM_WARM = 200
+_FEW = 20
+"""Users whose answers are what the server's memory is first asked after."""
 RATE_PER_S = 50.0
 _STEP_S = 4.0
 """How long each rate is held when capacity is searched, at most as long as the mixed load lasts."""
@@ -65,6 +67,7 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
         _simulate(url, vocabulary, NUM_WARM + num_cold, num_events)
         twins = _twins(release, Path(folder) / "releases")
         with server_process.started(twins, url) as server, bar("serve") as advance:
+            ready_mb = peak_bytes(server.process.pid) / 1e6
             cold_users = [f"cold-{n}" for n in range(num_cold)]
             run = _Run(server.port, server.process.pid, vocabulary, cold_users, num_requests, twins)
             phases = run.phases()
@@ -77,6 +80,7 @@ def run(releases: Path, num_requests: int, num_events: int) -> dict[str, Any]:
     return {
         **run.figures,
         "ready_s": round(server.ready_s, 2),
+        "ready_mb": round(ready_mb, 1),
         "peak_mb": round(memory, 1),
         "model": {"items": len(vocabulary), "release_mb": round(size / 1e6, 2)},
         "history_events": num_events,
@@ -121,7 +125,9 @@ class _Run:
         """Each warm user's first request, then a few hundred more: service times without queueing."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         patient = [{"user_id": f"warm-{n}", "k": 10, "deadline_ms": 10_000} for n in range(NUM_WARM)]
-        first = _of_model([_ask(connection, body) for body in patient])
+        asked = [_ask(connection, body) for body in patient[:_FEW]]
+        answering_mb = round(peak_bytes(self._pid) / 1e6, 1)
+        first = _of_model(asked + [_ask(connection, body) for body in patient[_FEW:]])
         again = _of_model([_ask(connection, body) for body in patient])
         told = []
         for body in patient:
@@ -135,6 +141,7 @@ class _Run:
         )
         connection.close()
         self.figures |= {
+            "answering_mb": answering_mb,
             "cold_p50_ms": _percentile(first, 50),
             "warm_p50_ms": _percentile(again, 50),
             "warm_after_event_p50_ms": _percentile(after_event, 50),

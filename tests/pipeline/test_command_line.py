@@ -179,7 +179,16 @@ def test_the_serve_benchmark_measures_a_real_server(shop: Path) -> None:
     assert (values["switch_requests"], values["switch_errors"], len(values["switch_s"])) == (20, 0, 2)
     assert 0 < values["p50_ms"] <= values["p99_ms"]
     assert (values["kills"], values["acknowledged_events_lost"]) == (1, 0) and values["acknowledged_events"] > 0
-    assert {"late", "degraded_share", "warm_p50_ms", "ready_s", "overload_late", "capacity_cold_per_s"} <= set(values)
+    assert {
+        "late",
+        "degraded_share",
+        "warm_p50_ms",
+        "ready_s",
+        "ready_mb",
+        "answering_mb",
+        "overload_late",
+        "capacity_cold_per_s",
+    } <= set(values)
 
 
 def test_windows_are_printed_beside_full_attention() -> None:
