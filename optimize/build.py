@@ -97,7 +97,7 @@ def run(
         engine = open_engine(config.engine, parts)
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
         _write_reference(checkpoint, engine, parts, searched)
-        fidelity = measure(checkpoint, data, config, engine, parts)
+        fidelity = measure(checkpoint, data, config, engine, parts, _index(parts, searched))
         _record_look(out / looks.LOG_FILE, checkpoint, data, fidelity)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
@@ -214,16 +214,16 @@ def measure(
     config: OptimizeConfig,
     engine: Engine,
     parts: Parts,
+    index: ItemIndex,
 ) -> report.FidelityReport:
-    """The engine that will serve and its rounded items, without new ones, against the checkpoint.
+    """The engine and the index that will serve, without new items, against the checkpoint.
 
-    By more users where the first do not decide. The index is judged by its recall (see `optimize/index.py`).
+    By more users where the first do not decide.
     """
-    items = ItemIndex.build(parts.items.vectors_VD()[: len(checkpoint.vocabulary)], checkpoint.trend_V)
     transitions, calibrated = TransitionTable.load(parts.folder), quantize.calibrated(data, config)
     num_users, most = config.num_check_users, max(config.num_check_users, config.gate.most_users)
     while True:
-        found = report.compare(checkpoint, engine, items, transitions, data, num_users, config.seed, calibrated)
+        found = report.compare(checkpoint, engine, index, transitions, data, num_users, config.seed, calibrated)
         there_are_more = found.num_users == num_users < most
         if not (there_are_more and gate.needs_more_users(found, config.gate)):
             return found

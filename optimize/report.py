@@ -45,7 +45,7 @@ class MetricLoss(BaseModel):
 
 
 class FidelityReport(BaseModel):
-    """The engine, its rounded items and its lists against float32, for the same users."""
+    """The engine, its rounded items, its index and its lists against float32, for the same users."""
 
     model_config = ConfigDict(frozen=True)
     num_users: int
@@ -82,22 +82,25 @@ def compare(
     """Answer the same users by both and compare vectors and lists.
 
     `calibrated` are users that the engine's weights were rounded by: they are left out, unless they are all there are.
+    Items of the index that the checkpoint does not know are hidden.
     """
     contexts, targets = _users(data, num_users, seed, calibrated)
     windows = [answer_context(context, checkpoint.window) for context in contexts]
     known = [evidence(reachable(context, checkpoint.window), transitions) for context in contexts]
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     without = [np.unique(c) if data.protocol.masks_seen else c[:0] for c in contexts]
+    new = np.arange(len(checkpoint.vocabulary) + 1, len(index) + 1, dtype=np.int32)
+    hidden = [np.union1d(tokens, new) for tokens in without] if len(new) else without
     reference_BD, engine_BD = encode(checkpoint.model, windows), engine.encode(windows)
     exact = ItemIndex.build(checkpoint.model.items_VD.detach().numpy(), checkpoint.trend_V)
     reference_BK = _lists(exact, reference_BD, known, without, fusion)
-    engine_BK = _lists(index, engine_BD, known, without, fusion)
+    engine_BK = _lists(index, engine_BD, known, hidden, fusion)
     losses = _losses(reference_BK, engine_BK, targets, seed) if targets else {}
     long = [i for i, window in enumerate(windows) if num_windows(len(window), checkpoint.window) > 1]
     partial = {}
     if targets and long and checkpoint.window.summary_tokens:
         partial_BD = engine.encode([open_window(contexts[i], checkpoint.window) for i in long])
-        partial_BK = _lists(index, partial_BD, [known[i] for i in long], [without[i] for i in long], fusion)
+        partial_BK = _lists(index, partial_BD, [known[i] for i in long], [hidden[i] for i in long], fusion)
         partial = _losses(engine_BK[long], partial_BK, [targets[i] for i in long], seed)
     return FidelityReport(
         num_users=len(windows),

@@ -31,7 +31,7 @@ USERS = np.random.default_rng(2).standard_normal((200, WIDTH)).astype(np.float32
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 def test_lists_find_what_they_must_and_say_how_much(tmp_path, storage: str) -> None:
-    said = index.build(ITEMS, USERS, IndexConfig(exact_up_to=1000, storage=storage), tmp_path)
+    said = index.build(ITEMS, USERS, IndexConfig(kind="ivf", storage=storage), tmp_path)
     choice = IndexChoice(**said["choice"])
     assert (choice.kind, choice.storage) == (IndexKind.IVF, storage)
     assert choice.num_probed < choice.num_lists
@@ -40,6 +40,18 @@ def test_lists_find_what_they_must_and_say_how_much(tmp_path, storage: str) -> N
     opened = ItemIndex.open(tmp_path, ITEMS, choice)
     shares = [len(np.intersect1d(*pair)) / 100 for pair in zip(opened.search(USERS, 100)[0], exact, strict=True)]
     assert np.mean(shares) == pytest.approx(said["recall@100"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("exact_ms", "kind"), [(5.0, "ivf"), (1.0, "exact"), (2.0, "exact")])
+def test_lists_are_taken_where_they_take_less_time(tmp_path, monkeypatch, exact_ms: float, kind: str) -> None:
+    def p50_ms(searched: ItemIndex, _) -> float:
+        return exact_ms if searched._choice.kind is IndexKind.EXACT else 2.0
+
+    monkeypatch.setattr(index, "_p50_ms", p50_ms)
+    said = index.build(ITEMS, USERS, IndexConfig(exact_up_to=1000), tmp_path)
+    assert said["choice"]["kind"] == kind
+    assert (tmp_path / INDEX_FILE).exists() == (kind == "ivf")
+    assert said["tried"][0]["p50_ms"] == 2.0
 
 
 def test_a_small_catalogue_is_searched_exactly(tmp_path) -> None:

@@ -20,6 +20,7 @@ from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
 from recsys.pipeline.tables import release_summary
 from recsys.runtime.engines import Parts
+from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.release import Release
 from recsys.windows import WindowConfig
@@ -123,7 +124,7 @@ def test_the_gate_looks_at_more_users_until_they_decide(
     checkpoint, data = Checkpoint.open(ring_checkpoint), dataset.load(ring_features, Protocol.TIME)
     release = Release.open(artifact.resolve_release(ring_releases), num_threads=1)
     parts = Parts(folder=release.folder, items=ItemTable.load(release.folder), config={}, num_threads=1)
-    build.measure(checkpoint, data, config, release.engine, parts)
+    build.measure(checkpoint, data, config, release.engine, parts, release.index)
     assert seen == looks_at
 
 
@@ -276,6 +277,26 @@ def test_only_an_activated_release_becomes_current(ring_features: Path, ring_che
     artifact.set_current(tmp_path / "releases", "older")
     build.run(config, ring_checkpoint, ring_features, tmp_path / "releases", activate=False)
     assert artifact.current_name(tmp_path / "releases") == "older"
+
+
+def test_the_gate_judges_the_index_that_will_serve_without_its_new_items(
+    ring_features: Path, ring_checkpoint: Path, ring_releases: Path
+) -> None:
+    checkpoint, data = Checkpoint.open(ring_checkpoint), dataset.load(ring_features, Protocol.TIME)
+    release = Release.open(artifact.resolve_release(ring_releases), num_threads=1)
+
+    def overlap(vectors_VD: np.ndarray) -> float:
+        shift_V = checkpoint.trend_V
+        if shift_V is not None:
+            shift_V = np.pad(shift_V, (0, len(vectors_VD) - len(shift_V)))
+        index = ItemIndex.build(vectors_VD, shift_V)
+        found = report.compare(checkpoint, release.engine, index, release.transitions, data, 40, 0)
+        return found.top10_overlap
+
+    exact = checkpoint.model.items_VD.detach().numpy()
+    assert overlap(exact) > 0.99
+    assert overlap(np.concatenate([exact, 100 * np.ones_like(exact[:20])])) > 0.99  # as loud as may be, and hidden
+    assert overlap(exact[::-1].copy()) < 0.97  # an index that finds others, but for what counts say
 
 
 def test_the_gate_judges_by_users_that_nothing_was_calibrated_on(
