@@ -60,7 +60,9 @@ def fit(
     trainer = Trainer(model, recipe, num_events_V, horizon, processes)
     need = memory.estimate(trainer, stream, histories)
     if processes.is_first:
-        Console(stderr=True, soft_wrap=True).print(f"training {need.line()}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"training {need.line(memory.free_on(processes.device))}", highlight=False
+        )
     judge, begun = None, known or Fitted(epochs=UNVALIDATED_EPOCHS)
     if validation is not None and validation.targets:
         judge = Judge(validation, num_items, recipe, mask_seen=data.protocol.masks_seen)

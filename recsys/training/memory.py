@@ -41,12 +41,30 @@ class MemoryNeed:
         """The expected peak of the process."""
         return sum(asdict(self).values())
 
-    def line(self) -> str:
-        """The whole and its parts in one line, with a warning where the machine has less."""
+    @property
+    def on_gpu(self) -> int:
+        """What of it a GPU has to hold, if one trains."""
+        return self.total - self.program - self.data
+
+    def line(self, free_on_gpu: int | None = None) -> str:
+        """The whole and its parts in one line, with a warning where the machine, or its GPU, has less.
+
+        `free_on_gpu` is what the GPU that trains has left, in bytes.
+        """
         parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in asdict(self).items())
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
         short = "" if self.total < free else f"; only {free / 1e6:,.0f} MB are free: lower batch_tokens or width"
-        return f"needs about {self.total / 1e6:,.0f} MB of memory ({parts}){short}"
+        gpu = ""
+        if free_on_gpu is not None:
+            gpu = f"; {self.on_gpu / 1e6:,.0f} MB of it on the GPU"
+            if self.on_gpu > free_on_gpu:
+                gpu += f", where only {free_on_gpu / 1e6:,.0f} MB are free: lower batch_tokens or width"
+        return f"needs about {self.total / 1e6:,.0f} MB of memory ({parts}){short}{gpu}"
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that a GPU has left; None of the processor."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
 def estimate(trainer: Trainer, stream: WindowStream, histories: Histories) -> MemoryNeed:

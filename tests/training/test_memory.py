@@ -78,6 +78,16 @@ def test_a_decoder_with_learned_positions_is_counted_on_no_more_than_a_window(
     assert memory.estimate(trainer, WindowStream(fit, tiny_recipe, np.random.default_rng(0)), fit).activations > 0
 
 
+def test_what_a_gpu_has_to_hold_is_said_apart() -> None:
+    need = memory.MemoryNeed(
+        program=10**9, data=10**6, weights=2 * 10**6, optimizer=0, activations=3 * 10**6, scratch=0
+    )
+    assert need.line(10**7).endswith("; 5 MB of it on the GPU")
+    assert need.line(4 * 10**6).endswith("GPU, where only 4 MB are free: lower batch_tokens or width")
+    assert "GPU" not in need.line()
+    assert memory.free_on(torch.device("cpu")) is None
+
+
 def test_a_machine_with_less_memory_is_warned_about() -> None:
     need = memory.MemoryNeed(program=10**15, data=0, weights=0, optimizer=0, activations=0, scratch=0)
     assert "MB are free: lower batch_tokens or width" in need.line()
