@@ -1,13 +1,16 @@
 """What training says of itself: where it stands, and at which batch it stopped."""
 
+import io
 import math
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from recsys.contracts.errors import DataError
 from recsys.contracts.ids import Item, Vocabulary
@@ -16,8 +19,9 @@ from recsys.dataset import Histories
 from recsys.training import train
 from recsys.training.batches import Batch
 from recsys.training.config import Recipe
-from recsys.training.fit import _round_title
+from recsys.training.fit import _bar, _round_title
 from recsys.training.loop import DivergedError, WindowStream
+from recsys.training.processes import Processes
 from recsys.whole_histories import WholeHistories
 
 
@@ -57,3 +61,18 @@ def test_the_bar_says_which_round_and_what_ends_them() -> None:
     assert _round_title(3, 50, math.inf) == "train round 3 of at most 50"
     assert _round_title(3, 50, time.monotonic() + 720) == "train round 3 of at most 50, 12 min"
     assert _round_title(3, 50, time.monotonic() - 60).endswith(", 0 min")
+
+
+def test_the_bar_shows_loss_speed_best_figure_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        "recsys.training.fit.Console",
+        lambda **_: Console(file=shown, force_terminal=True, width=160, color_system=None),
+    )
+    trainer = SimpleNamespace(processes=Processes())
+    with _bar(trainer, "train round 2", 4, 0.1234) as advance:  # type: ignore[arg-type]
+        time.sleep(0.01)
+        for step in (1, 2):
+            advance(2.5, 100 * step)
+    bar = r"train round 2 .* loss 2\.5000 +[\d,]+ events/s +best NDCG@10 0\.1234 \d:\d\d:\d\d (\d:\d\d:\d\d|-:--:--)"
+    assert re.search(bar, shown.getvalue())  # spent, then left
