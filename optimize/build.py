@@ -97,7 +97,7 @@ def run(
         engine = open_engine(config.engine, parts)
         searched = _indexed(checkpoint, data, config, engine, parts, steps, writer, advance)
         _write_reference(checkpoint, engine, parts, searched)
-        fidelity = measure(checkpoint, data, config, engine, parts, _index(parts, searched))
+        fidelity = measure(checkpoint, data, config, engine, parts, _index(parts, searched), advance)
         _record_look(out / looks.LOG_FILE, checkpoint, data, fidelity)
         decided = gate.verdict(fidelity, config.gate)
         if not force:
@@ -215,6 +215,7 @@ def measure(
     engine: Engine,
     parts: Parts,
     index: ItemIndex,
+    advance: Advance = lambda *_: None,
 ) -> report.FidelityReport:
     """The engine and the index that will serve, without new items, against the checkpoint.
 
@@ -223,7 +224,9 @@ def measure(
     transitions, calibrated = TransitionTable.load(parts.folder), quantize.calibrated(data, config)
     num_users, most = config.num_check_users, max(config.num_check_users, config.gate.most_users)
     while True:
-        found = report.compare(checkpoint, engine, index, transitions, data, num_users, config.seed, calibrated)
+        found = report.compare(
+            checkpoint, engine, index, transitions, data, num_users, config.seed, calibrated, advance
+        )
         there_are_more = found.num_users == num_users < most
         if not (there_are_more and gate.needs_more_users(found, config.gate)):
             return found

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from optimize.index import Advance
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
@@ -25,6 +26,7 @@ from recsys.windows import WindowConfig, answer_context, num_windows, open_windo
 
 DEPTH = 100
 _NUM_APPENDED = 200
+_USERS_AT_ONCE = 500
 _SESSIONS_AT_ONCE = 50
 """Bounds the memory of kept keys and values."""
 
@@ -78,6 +80,7 @@ def compare(
     num_users: int,
     seed: int,
     calibrated: Collection[str] = (),
+    advance: Advance = lambda *_: None,
 ) -> FidelityReport:
     """Answer the same users by both and compare vectors and lists.
 
@@ -91,10 +94,15 @@ def compare(
     without = [np.unique(c) if data.protocol.masks_seen else c[:0] for c in contexts]
     new = np.arange(len(checkpoint.vocabulary) + 1, len(index) + 1, dtype=np.int32)
     hidden = [np.union1d(tokens, new) for tokens in without] if len(new) else without
-    reference_BD, engine_BD = encode(checkpoint.model, windows), engine.encode(windows)
     exact = ItemIndex.build(checkpoint.model.items_VD.detach().numpy(), checkpoint.trend_V)
-    reference_BK = _lists(exact, reference_BD, known, without, fusion)
-    engine_BK = _lists(index, engine_BD, known, hidden, fusion)
+    found: list[tuple[Floats, Floats, Tokens, Tokens]] = []
+    for start in range(0, len(windows), _USERS_AT_ONCE):
+        some = slice(start, start + _USERS_AT_ONCE)
+        ours_BD, theirs_BD = encode(checkpoint.model, windows[some]), engine.encode(windows[some])
+        ours_BK = _lists(exact, ours_BD, known[some], without[some], fusion)
+        found.append((ours_BD, theirs_BD, ours_BK, _lists(index, theirs_BD, known[some], hidden[some], fusion)))
+        advance("compare with float32", min(some.stop, len(windows)), len(windows))
+    reference_BD, engine_BD, reference_BK, engine_BK = (np.concatenate(parts) for parts in zip(*found, strict=True))
     losses = _losses(reference_BK, engine_BK, targets, seed) if targets else {}
     long = [i for i, window in enumerate(windows) if num_windows(len(window), checkpoint.window) > 1]
     partial = {}
