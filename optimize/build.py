@@ -46,7 +46,7 @@ _RULES = {
     "rounded": Rules(1, ("torch",)),
     "cpu": Rules(1, ("torch", "openvino")),
     "tensorrt": Rules(2, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
-    "index": Rules(1, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
+    "index": Rules(2, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
     "methods": Rules(1, ("torch",)),
     "summaries": Rules(1, ("torch", "openvino")),
 }

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from recsys.contracts.config import Config
 from recsys.contracts.ids import PAD, Floats
-from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex, blank, shifted
+from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex, blank, levelled, shifted
 from recsys.runtime.items import ItemTable
 
 # U users, D width, V items
@@ -80,8 +80,9 @@ def build(
     return {**said, **found, "choice": choice.model_dump(mode="json")}
 
 
-def _lists(vectors_VD: Floats, config: IndexConfig, advance: Advance) -> tuple[Any, IndexChoice]:
+def _lists(rows_VD: Floats, config: IndexConfig, advance: Advance) -> tuple[Any, IndexChoice]:
     """Inverted lists over all items, about 4 √V of them."""
+    vectors_VD = levelled(rows_VD)
     num_items, width = vectors_VD.shape
     num_lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(num_items))), num_items // 39 or 1))
     choice = IndexChoice(kind=IndexKind.IVF, storage=config.storage, num_lists=num_lists, device=config.device)

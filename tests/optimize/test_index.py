@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 
@@ -81,6 +82,29 @@ def test_scores_are_exact_however_candidates_are_found(tmp_path, storage: str) -
     expected = np.einsum("bkd,bd->bk", ITEMS.embed(tokens), USERS[:3])
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_popular_items_with_long_vectors_are_found_in_few_lists(tmp_path) -> None:
+    """As trained vectors are: the more popular, the longer, all in about the direction that users look in."""
+    generator = np.random.default_rng(4)
+    towards = generator.standard_normal(WIDTH)
+    towards /= np.linalg.norm(towards)
+    popularity = np.abs(generator.standard_normal((NUM_ITEMS + 1, 1))) ** 1.5
+    noise = generator.standard_normal((NUM_ITEMS + 1, WIDTH)) * (0.3 + 0.3 * popularity)
+    items = ItemTable.of((3 * popularity * towards + noise).astype(np.float32), ItemFormat.FLOAT32)
+    users = (2 * towards + 0.5 * generator.standard_normal((200, WIDTH))).astype(np.float32)
+    said = index.build(items, users, IndexConfig(kind="ivf"), tmp_path)
+    assert said["choice"]["num_probed"] <= said["choice"]["num_lists"] / 4  # by direction it takes most of them
+
+
+def test_lists_of_releases_of_before_are_searched_by_inner_products(tmp_path) -> None:
+    rows = ITEMS.vectors_VD()
+    old = faiss.IndexIVFFlat(faiss.IndexFlatIP(WIDTH), WIDTH, 8, faiss.METRIC_INNER_PRODUCT)
+    old.train(rows)
+    old.add(rows)
+    faiss.write_index(old, str(tmp_path / INDEX_FILE))
+    opened = ItemIndex.open(tmp_path, ITEMS, IndexChoice(kind=IndexKind.IVF, num_lists=8, num_probed=8))
+    np.testing.assert_array_equal(opened.search(USERS, 10)[0], ItemIndex.build(rows).search(USERS, 10)[0])
 
 
 def test_excluded_items_stay_out_and_the_whole_catalogue_can_be_asked_for(tmp_path) -> None:
