@@ -45,7 +45,7 @@ _RULES = {
     "calibration": Rules(1, ("torch", "transformers")),
     "rounded": Rules(1, ("torch",)),
     "cpu": Rules(1, ("torch", "openvino")),
-    "tensorrt": Rules(2, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
+    "tensorrt": Rules(3, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
     "index": Rules(2, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
     "methods": Rules(1, ("torch",)),
     "summaries": Rules(1, ("torch", "openvino")),
@@ -219,7 +219,8 @@ def measure(
 ) -> report.FidelityReport:
     """The engine and the index that will serve, without new items, against the checkpoint.
 
-    By more users where the first do not decide.
+    By more users where the first do not decide. Inverted lists look a little further here than when they serve, where
+    there are new items to be hidden.
     """
     transitions, calibrated = TransitionTable.load(parts.folder), quantize.calibrated(data, config)
     num_users, most = config.num_check_users, max(config.num_check_users, config.gate.most_users)

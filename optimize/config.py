@@ -24,12 +24,11 @@ class GateConfig(Config):
     """Decides where the intervals of the loss do not. What the default engine reached: `docs/operate.md`."""
     min_users: int = Field(default=1000, ge=1)
     """Held-out users from which on an interval may let a release pass, and an estimate beyond the limit refuses it
-    where the interval says that anything is lost at all.
-    Where none of n users differ, the interval has no width, though 3/n of all users may (95 %): of 1,000, `max_loss`.
-    Source: Hanley, Lippman-Hand, If nothing goes wrong, is everything all right?, JAMA 1983."""
+    where the interval says that anything is lost at all; `LEAST_DIFFERENT` of them have to score differently."""
     most_users: int = Field(default=20_000, ge=1)
     """Held-out users that are looked at where `num_check_users` leave the interval of a loss on both sides of
-    `max_loss`: four times as many, until they decide, or these, or all are looked at."""
+    `max_loss`, or where some score differently and too few to tell: four times as many, until they decide, or these,
+    or all are looked at."""
 
 
 class CudaConfig(Config):

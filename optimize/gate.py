@@ -55,7 +55,7 @@ def needs_more_users(report: FidelityReport, config: GateConfig) -> bool:
     losses = [measured for measured in (report.recall10, report.ndcg10) if measured is not None]
     return any(
         measured.low <= config.max_loss
-        and (measured.high > config.max_loss or measured.num_different < LEAST_DIFFERENT)
+        and (measured.high > config.max_loss or 0 < measured.num_different < LEAST_DIFFERENT)
         for measured in losses
     )
 

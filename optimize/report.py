@@ -93,14 +93,14 @@ def compare(
     fusion = Fusion.from_mapping(checkpoint.manifest.config["fusion"], "checkpoint: fusion")
     without = [np.unique(c) if data.protocol.masks_seen else c[:0] for c in contexts]
     new = np.arange(len(checkpoint.vocabulary) + 1, len(index) + 1, dtype=np.int32)
-    hidden = [np.union1d(tokens, new) for tokens in without] if len(new) else without
     exact = ItemIndex.build(checkpoint.model.items_VD.detach().numpy(), checkpoint.trend_V)
     found: list[tuple[Floats, Floats, Tokens, Tokens]] = []
     for start in range(0, len(windows), _USERS_AT_ONCE):
         some = slice(start, start + _USERS_AT_ONCE)
         ours_BD, theirs_BD = encode(checkpoint.model, windows[some]), engine.encode(windows[some])
         ours_BK = _lists(exact, ours_BD, known[some], without[some], fusion)
-        found.append((ours_BD, theirs_BD, ours_BK, _lists(index, theirs_BD, known[some], hidden[some], fusion)))
+        theirs_BK = _lists(index, theirs_BD, known[some], _hidden(without[some], new), fusion)
+        found.append((ours_BD, theirs_BD, ours_BK, theirs_BK))
         advance("compare with float32", min(some.stop, len(windows)), len(windows))
     reference_BD, engine_BD, reference_BK, engine_BK = (np.concatenate(parts) for parts in zip(*found, strict=True))
     losses = _losses(reference_BK, engine_BK, targets, seed) if targets else {}
@@ -108,7 +108,9 @@ def compare(
     partial = {}
     if targets and long and checkpoint.window.summary_tokens:
         partial_BD = engine.encode([open_window(contexts[i], checkpoint.window) for i in long])
-        partial_BK = _lists(index, partial_BD, [known[i] for i in long], [hidden[i] for i in long], fusion)
+        partial_BK = _lists(
+            index, partial_BD, [known[i] for i in long], _hidden([without[i] for i in long], new), fusion
+        )
         partial = _losses(engine_BK[long], partial_BK, [targets[i] for i in long], seed)
     return FidelityReport(
         num_users=len(windows),
@@ -173,6 +175,10 @@ def _losses(reference_BK: Tokens, engine_BK: Tokens, targets: Sequence[Any], see
     reference = per_user_metrics(reference_BK, targets, [10])
     engine = per_user_metrics(engine_BK, targets, [10])
     return {name: metric_loss(reference[name], engine[name], seed) for name in ("recall@10", "ndcg@10")}
+
+
+def _hidden(without: Sequence[Tokens], new: Tokens) -> Sequence[Tokens]:
+    return [np.union1d(tokens, new) for tokens in without] if len(new) else without
 
 
 def _lists(

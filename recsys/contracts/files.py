@@ -9,8 +9,9 @@ def write_whole(place: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write a file beside `place`, and put it there once it is on the disk. Makes the folder.
 
     Until then its name begins with a dot, so that no reader of logs sees it; a later writer overwrites what an
-    interrupted one has left. For one writer of a place at a time.
+    interrupted one has left. A link stays one: what it points to is replaced. For one writer of a place at a time.
     """
+    place = place.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_name(f".{place.name}")
     fill(unfinished)

@@ -78,11 +78,22 @@ def rankers_of(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**ours, **values["baselines"]}
 
 
-def _figure(num_rows: int) -> "tuple[Figure, Axes]":
+def check_installed() -> None:
+    """See that what draws is there.
+
+    Raises:
+        ConfigError: it is not; says how to get it.
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise ConfigError("the report page needs matplotlib; install recsys[train], or leave --report out") from None
+
+
+def _figure(num_rows: int) -> "tuple[Figure, Axes]":
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.2, 0.9 + _ROW_INCHES * num_rows), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 LEAST_DIFFERENT = 20
 """Users whose values differ, without whom an interval says nothing: users who are not in the sample are not in any
 resample either, so where nobody differs the interval is [0, 0], whatever is true of others."""
+_ROUNDING = 1e-9
+"""Values this close are the same, summed in another order."""
 _CELLS_AT_ONCE = 4_000_000
 """Resampled users held in memory at a time."""
 
@@ -83,7 +85,7 @@ def paired_difference(
         relative_low=float(relative_low),
         relative_high=float(relative_high),
         num_users=len(sums_a),
-        num_different=int(np.count_nonzero(sums_a != sums_b)),
+        num_different=int(np.count_nonzero(~np.isclose(sums_a, sums_b, rtol=_ROUNDING, atol=_ROUNDING))),
         confidence=confidence,
     )
 

@@ -108,13 +108,14 @@ def check_page(place: Path) -> None:
     Raises:
         ConfigError: the place is a folder, or nobody may write there, or what draws the figures is not installed.
     """
-    if place.is_dir():
-        raise ConfigError(f"--report {place}: a folder, expected the name of an .html file")
-    try:
-        from recsys.evaluation import report_page  # noqa: F401
+    from recsys.evaluation import figures
 
+    figures.check_installed()
+    if place.exists() and not place.is_file():
+        raise ConfigError(f"--report {place}: no file, expected the name of an .html file")
+    try:
         place.parent.mkdir(parents=True, exist_ok=True)
-    except (ImportError, OSError) as error:
+    except OSError as error:
         raise ConfigError(f"--report {place}: cannot be written: {error}") from None
     if not os.access(place.parent, os.W_OK):
         raise ConfigError(f"--report {place}: no permission to write in {place.parent}")

@@ -73,9 +73,8 @@ class OpenVinoEngine(CachedEngine):
         """bf16 is float32 on a processor that does not multiply in it: as exact, and slower."""
         import openvino
 
-        precision = precision.removesuffix(
-            ", float32 arithmetic"
-        )  # which releases of before say whatever they compute in
+        # releases of before say this whatever they compute in
+        precision = precision.removesuffix(", float32 arithmetic")
         in_bf16 = arithmetic is Arithmetic.BF16 and has_bf16()
         settings = SETTINGS | ({"INFERENCE_PRECISION_HINT": "bf16"} if in_bf16 else {})
 

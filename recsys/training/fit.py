@@ -177,14 +177,16 @@ def _for_so_long(run: _Run, known: Fitted) -> Fitted:
     """A number of epochs that is known beforehand, in rounds that nothing is judged by."""
     trainer, epoch_steps = run.trainer, run.stream.epoch_steps
     num_steps = max(1, math.ceil(known.epochs * epoch_steps))
+    num_rounds = math.ceil(num_steps / run.round_steps)
     done = len(known.log) * run.round_steps  # only the last round may be shorter
-    with _bar(trainer, "train", num_steps - done) as advance:
-        while done < num_steps:
-            stretch = trainer.train(run.stream, min(run.round_steps, num_steps - done), advance=advance)
-            done += stretch.steps
-            row = _row(len(known.log) + 1, done / epoch_steps, stretch, None, stretch.seconds)
-            known = replace(known, log=[*known.log, row])
-            run.ended(known)
+    while done < num_steps:
+        number, steps = len(known.log) + 1, min(run.round_steps, num_steps - done)
+        with _bar(trainer, f"train round {number} of {num_rounds}", steps) as advance:
+            stretch = trainer.train(run.stream, steps, advance=advance)
+        done += stretch.steps
+        row = _row(number, done / epoch_steps, stretch, None, stretch.seconds)
+        known = replace(known, log=[*known.log, row])
+        run.ended(known)
     return replace(known, weights=[weight.clone() for weight in trainer.averaged])
 
 

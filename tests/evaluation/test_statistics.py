@@ -13,6 +13,13 @@ def test_means_and_difference_by_hand() -> None:
     assert result.relative == pytest.approx(1 / 3)
 
 
+def test_values_summed_in_another_order_do_not_differ() -> None:
+    parts = np.random.default_rng(0).random((3, 1000))
+    a, b = (parts[0] + parts[1] + parts[2]) / 3, (parts[2] + parts[1] + parts[0]) / 3
+    assert (a != b).sum() > 50
+    assert paired_difference(a, b, seed=0).num_different == 0
+
+
 def test_a_constant_difference_has_no_width_though_the_users_differ() -> None:
     b = np.random.default_rng(0).random(200)
     result = paired_difference(b + 0.25, b, seed=1)

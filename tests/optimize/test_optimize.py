@@ -133,6 +133,9 @@ def test_a_gate_without_held_out_users_needs_no_more() -> None:
     assert gate.needs_more_users(fidelity(recall10=None, ndcg10=loss(0.0035, 0.001)), GateConfig())
     assert not gate.needs_more_users(fidelity(recall10=loss(0.0045, 0.001)), GateConfig())  # it is beyond
     assert gate.needs_more_users(fidelity(recall10=loss(0.0, 0.0, 19)), GateConfig())
+    assert not gate.needs_more_users(
+        fidelity(recall10=loss(0.0, 0.0, 0)), GateConfig()
+    )  # nor would more of them differ
 
 
 @pytest.mark.parametrize(

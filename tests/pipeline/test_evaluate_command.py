@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from optimize import build
 from optimize.config import OptimizeConfig
 from recsys.contracts import artifact
+from recsys.contracts.errors import ConfigError
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
+from recsys.pipeline import evaluation
 from recsys.training import train
 from recsys.training.config import Recipe
 from tests.conftest import NUM_ITEMS, cyclic_histories, write_features
@@ -79,15 +82,22 @@ def test_a_baseline_to_compare_with_and_a_page(releases: Path, ring_features: Pa
 
 
 def test_a_page_that_cannot_be_written_costs_no_look(releases: Path, ring_features: Path, tmp_path: Path) -> None:
-    assert f"--report {releases}: a folder, expected the name of an .html file" in refused(
-        "evaluate", releases, "--features", ring_features, "--report", releases
-    )
+    for no_file in (releases, Path("/dev/null")):
+        assert f"--report {no_file}: no file, expected the name of an .html file" in refused(
+            "evaluate", releases, "--features", ring_features, "--report", no_file
+        )
     (tmp_path / "file").touch()
     under_a_file = tmp_path / "file" / "report.html"
     assert f"--report {under_a_file}: cannot be written" in refused(
         "evaluate", releases, "--features", ring_features, "--report", under_a_file
     )
     assert not (releases / looks.LOG_FILE).exists()
+
+
+def test_a_page_that_nothing_can_draw_is_refused_before_the_look(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match="the report page needs matplotlib; install"):
+        evaluation.check_page(tmp_path / "report.html")
 
 
 def test_every_look_at_the_test_set_is_logged_and_counted(releases: Path, ring_features: Path) -> None:
