@@ -42,8 +42,7 @@ def small_recipe(name: str, **model: object) -> Recipe:
     return Recipe.from_mapping(values, name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*BACKBONES, *ALIKE])
+@pytest.mark.parametrize("name", [*BACKBONES, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)])
 def test_a_backbone_trains_saves_loads_and_answers_as_a_release(name: str, ring_features: Path, tmp_path: Path) -> None:
     recipe = small_recipe(name) if name in BACKBONES else small_recipe("default", architecture=name)
     manifest = train.run(recipe, ring_features, tmp_path / "checkpoint", protocol=Protocol.TIME)

@@ -154,7 +154,6 @@ build.run(CONFIG, *map(pathlib.Path, sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_after_sigkill_the_next_run_goes_on_and_leaves_nothing_half_written(
     ring_features: Path, ring_checkpoint: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -58,10 +58,14 @@ def train_command(features: Path, out: Path, recipe: Path, num_processes: int) -
     assert done.stderr.count("training needs about") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_negatives", "precision", "summary_tokens"),
-    [(12, "fp32", 0), (0, "fp32", 0), (12, "fp16", 0), (12, "fp32", 2)],
+    [
+        (12, "fp32", 0),
+        pytest.param(0, "fp32", 0, marks=pytest.mark.slow),
+        pytest.param(12, "fp16", 0, marks=pytest.mark.slow),
+        pytest.param(12, "fp32", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_give_what_one_gives(
     ring_features: Path, tmp_path: Path, num_negatives: int, precision: str, summary_tokens: int

@@ -257,7 +257,6 @@ def test_a_run_that_was_killed_while_threads_were_tried_can_be_resumed(
     assert 2 in tried  # they are tried again
 
 
-@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_checkpoint(
     ring_features: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
