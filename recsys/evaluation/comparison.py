@@ -138,13 +138,11 @@ def judge(difference: PairedDifference, margin: float) -> Verdict:
 
 
 def too_few(row: Mapping[str, Any]) -> str:
-    """A sentence where too few users tell A from B for a verdict, else nothing; `row` is a metric's plain values."""
+    """That too few users tell A from B for a verdict, where that is so; `row` is a metric's plain values."""
     if row["num_different"] >= LEAST_DIFFERENT:
         return ""
-    return (
-        f" Only {row['num_different']} of {row['num_users']:,} users tell them apart; {LEAST_DIFFERENT} are needed "
-        "for a verdict."
-    )
+    found = f"{row['num_different']} of {row['num_users']:,} users tell them apart"
+    return f"only {found}, {LEAST_DIFFERENT} are needed for a verdict"
 
 
 def t_test(a: PerUser, b: PerUser) -> float:

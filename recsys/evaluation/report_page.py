@@ -67,12 +67,13 @@ def _verdict(values: dict[str, Any]) -> str:
         return ""
     verdict, row = comparison["verdict"], comparison["primary"]
     resolution = comparison["resolution"]
+    few = f" Too few differ: {too_few(row)}." if too_few(row) else ""
     power = "" if resolution is None else f" Differences below about {resolution:.2%} cannot be seen with these users."
     return (
         f'<div class="verdict {verdict}"><b>{verdict}</b> — A: this release, B: {escape(comparison["against"])}. '
         f"{_VERDICTS[Verdict(verdict)]}<br>{escape(row['metric'])} {row['difference']:+.4f}, relative "
         f"{_percent(row['relative'])} [{_percent(row['relative_low'])}, {_percent(row['relative_high'])}], "
-        f"margin {comparison['margin']:.2%}.{power}{too_few(row)}</div>"
+        f"margin {comparison['margin']:.2%}.{power}{few}</div>"
     )
 
 

@@ -177,10 +177,11 @@ def evaluation_summary(report: dict[str, Any]) -> str:
         from recsys.evaluation.comparison import too_few
 
         primary = comparison["primary"]
+        few = f"; {too_few(primary)}" if too_few(primary) else ""
         lines.append(
             f"against {comparison['against']}: {comparison['verdict']} by {primary['metric']}, margin "
             f"{comparison['margin']:.2%}: {primary['difference']:+.4f} "
-            f"[{primary['low']:+.4f}, {primary['high']:+.4f}]{_relative(primary)}{too_few(primary)}"
+            f"[{primary['low']:+.4f}, {primary['high']:+.4f}]{_relative(primary)}{few}"
         )
     lines.append(f"evaluations of this test set in the log: {report['num_looks']}")
     return "\n".join(lines)

@@ -41,7 +41,7 @@ def test_too_few_users_that_differ_decide_nothing(low: float, high: float, relat
     same = np.random.default_rng(0).random(1000)
     row = compare({"m": same}, {"m": same}, "itself", metrics=["m"])
     assert row.verdict is Verdict.INCONCLUSIVE
-    assert too_few(row.to_json()["primary"]).startswith(" Only 0 of 1,000 users tell them apart; 20 are needed")
+    assert too_few(row.to_json()["primary"]) == "only 0 of 1,000 users tell them apart, 20 are needed for a verdict"
     assert too_few(compare({"m": same}, {"m": 2 * same}, "b", metrics=["m"]).to_json()["primary"]) == ""
 
 
