@@ -16,9 +16,9 @@ _NOTHING: Tokens = np.empty(0, dtype=np.int32)
 class Translated:
     """Items are the same where their item_id is.
 
-    Events on items that the ranker does not know are left out of what it is shown; a user without any other
-    event gets its popular items. Items that only it knows are left out of its lists, and the next ones move
-    up: it is judged on the catalogue of today.
+    Events on items that the ranker does not know are left out of what it is shown; of a user without any other event
+    it knows nothing, and says what it has for such. Items that only it knows are left out of its lists, and the next
+    ones move up: it is judged on the catalogue of today.
 
     Raises:
         ArtifactError: the two have no item in common.
@@ -27,7 +27,6 @@ class Translated:
     def __init__(self, ranker: Ranker, theirs: Vocabulary, ours: Vocabulary) -> None:
         self.name = ranker.name
         self._ranker = ranker
-        self._popular = theirs.popular()
         self._theirs_V = np.concatenate([[PAD], theirs.tokens(item.item_id for item in ours.items)])
         self._num_kept = theirs.num_kept
         self._ours_V = np.concatenate([[PAD], ours.tokens(item.item_id for item in theirs.items)])
@@ -40,14 +39,10 @@ class Translated:
         known = [tokens[tokens <= self._num_kept] for tokens in map(self._known, histories)]
         hidden = [self._known(row) for row in exclude] if exclude is not None else [_NOTHING] * len(known)
         ranked = np.full((len(histories), k), PAD, dtype=np.int32)
-        asked = [place for place, history in enumerate(known) if len(history)]
-        if asked:
-            shown = [known[place] for place in asked]
-            answers = self._ranker.rank(shown, k + self._num_foreign, [hidden[place] for place in asked])
-            for place, answer in zip(asked, answers, strict=True):
-                self._fill(ranked[place], answer)
-        for place in set(range(len(known))).difference(asked):
-            self._fill(ranked[place], self._popular[~np.isin(self._popular, hidden[place])])
+        for row, answer in zip(ranked, self._ranker.rank(known, k + self._num_foreign, hidden), strict=True):
+            ours = self._ours_V[answer]
+            ours = ours[ours != PAD][:k]
+            row[: len(ours)] = ours
         return ranked
 
     def _known(self, tokens: Tokens) -> Tokens:
@@ -55,9 +50,3 @@ class Translated:
         found = self._theirs_V[tokens]
         known: Tokens = found[found != PAD]
         return known
-
-    def _fill(self, row: Tokens, answer: Tokens) -> None:
-        """Write their tokens into a row of ours, best first."""
-        ours = self._ours_V[answer]
-        ours = ours[ours != PAD][: len(row)]
-        row[: len(ours)] = ours

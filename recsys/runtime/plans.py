@@ -91,7 +91,7 @@ class PlanName:
     def _is_read_by(self, version: str) -> bool:
         if not self.is_version_compatible:
             return self.version == version
-        built, here = (tuple(map(int, v.split("."))) for v in (self.version.removesuffix("plus"), version))
+        built, here = ([int(n) for n in re.findall(r"\d+", v)] for v in (self.version, version))
         return built[0] == here[0] and built <= here
 
     def _fits(self, here: Here) -> bool:

@@ -18,7 +18,7 @@ OURS = vocabulary(("a", 0), ("b", 0), ("c", 0), ("new", 0))  # tokens a 1, b 2, 
 
 
 class Spy:
-    """Ranks the whole catalogue by token; remembers what it was asked."""
+    """Ranks the whole catalogue by token, for an empty history by popularity; remembers what it was asked."""
 
     name = "spy"
 
@@ -27,8 +27,11 @@ class Spy:
 
     def rank(self, histories: Sequence[Tokens], k: int, exclude: Sequence[Tokens] | None = None) -> Tokens:
         self.asked.append(([h.tolist() for h in histories], k, [e.tolist() for e in exclude or []]))
-        order = [token for token in (1, 2, 3, 4) if token not in (exclude or [[]])[0]]
-        return np.array([(order + [0] * k)[:k]] * len(histories), dtype=np.int32)
+        rows = []
+        for history, without in zip(histories, exclude or [[]] * len(histories), strict=True):
+            order = (1, 2, 3, 4) if len(history) else THEIRS.popular().tolist()
+            rows.append(([token for token in order if token not in without] + [0] * k)[:k])
+        return np.array(rows, dtype=np.int32)
 
 
 def test_histories_exclusions_and_lists_are_translated_by_item_id() -> None:
@@ -43,7 +46,7 @@ def test_a_user_of_new_items_only_gets_their_popular_items() -> None:
     spy = Spy()
     ranked = Translated(spy, THEIRS, OURS).rank([row(4), row(2)], 4)
     assert ranked.tolist() == [[1, 2, 3, 0], [3, 1, 2, 0]]  # by events a 5, b 2, c 1; by the spy c, a, b
-    assert [question[0] for question in spy.asked] == [[[4]]]
+    assert [question[0] for question in spy.asked] == [[[], [4]]]
     assert Translated(spy, THEIRS, OURS).rank([row(4)], 2, [row(1)]).tolist() == [[2, 3]]
 
 

@@ -237,7 +237,7 @@ def test_plans_of_tensorrt_itself_have_its_settings_and_are_named_by_the_machine
     assert (name.gpu, name.version, name.is_version_compatible) == ("sm80plus", "11.2.0plus", True)
     assert full.built[-1].flags == ["version compatible"]
     assert full.built[-1].hardware_compatibility_level == "ampere plus"
-    for version in ("11.2.0", "11.10"):
+    for version in ("11.2.0", "11.10", "11.3.0b1"):
         name.check(here, version, name.digest)
     for version in ("11.1.9", "12.0"):
         with pytest.raises(ConfigError, match=rf"built for TensorRT 11.2.0plus, here {version}; run"):
