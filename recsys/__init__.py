@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recsys.runtime.recommender import Recommender, ScoredItem
+    from recsys.runtime.recommender import Recommender, ScoredItem, Users
 
-__all__ = ["Recommender", "ScoredItem"]
+__all__ = ["Recommender", "ScoredItem", "Users"]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,7 +48,7 @@ class IndexChoice(Config):
     num_probed: int = Field(default=1, ge=1)
     """Lists looked at, more where many items are asked for."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """gpu needs faiss-gpu in the place of faiss-cpu."""
+    """gpu needs the extra `faiss-gpu`, whose files take the place of faiss-cpu's."""
 
 
 class ItemIndex:
@@ -365,7 +365,8 @@ def _on_gpu(index: Any) -> Any:
 
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         raise ConfigError(
-            "index.device = gpu needs a GPU and `pip install faiss-gpu` in the place of faiss-cpu; use device = cpu"
+            "index.device = gpu needs a GPU and the extra `faiss-gpu`, installed last: "
+            "pip install --force-reinstall --no-deps faiss-gpu; use device = cpu"
         )
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 

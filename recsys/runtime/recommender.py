@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,16 @@ class ScoredItem:
     title: str | None
     is_new: bool = False
     """Placed by what the catalogue says of it, not by events."""
+    is_popular: bool = False
+    """From the popular items, because nothing is known of the user; the score is a number of events of late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Users of a features artifact, asked for in place of a history."""
+
+    features: Path | str
+    user_ids: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,66 +114,78 @@ class Recommender:
         """
         check_release(self.release.folder, self.release.engine, self.release.index)
 
+    @overload
     def recommend(
         self,
-        history: Sequence[str],
+        history_or_users: Sequence[str],
+        k: int = ...,
+        *,
+        exclude: Collection[str] = ...,
+        exclude_seen: bool = ...,
+        keep: Callable[[Item], bool] | None = ...,
+    ) -> list[ScoredItem]: ...
+
+    @overload
+    def recommend(
+        self,
+        history_or_users: Users,
+        k: int = ...,
+        *,
+        exclude: Collection[str] = ...,
+        exclude_seen: bool = ...,
+        keep: Callable[[Item], bool] | None = ...,
+    ) -> dict[str, list[ScoredItem]]: ...
+
+    def recommend(
+        self,
+        history_or_users: Sequence[str] | Users,
         k: int = 10,
         *,
         exclude: Collection[str] = (),
         exclude_seen: bool = False,
         keep: Callable[[Item], bool] | None = None,
-    ) -> list[ScoredItem]:
-        """The k items most likely next after a history of item_ids, oldest first; unknown ones are skipped.
+    ) -> list[ScoredItem] | dict[str, list[ScoredItem]]:
+        """The k items most likely next, after a history of item_ids or for each of some users.
 
-        `exclude` are item_ids to leave out; `keep` says of an item whether it may be shown. Both are exact: the
-        list holds the best k of what remains.
+        A history is oldest first; items that the release does not know are skipped. Users are encoded in batches; one
+        without a known item gets popular items, which say so (`is_popular`). `exclude` are item_ids to leave out;
+        `keep` says of an item whether it may be shown. Both are exact: the list holds the best k of what remains.
 
         Raises:
-            UnknownItemError: no item of the history is in the vocabulary.
-            ValueError: `k` is below 1, or the history is one string.
+            UnknownItemError: no item of the history is in the vocabulary; `popular` is the answer then.
+            UnknownUserError: the features lack one of the users.
+            ValueError: `k` is below 1, or the history or the users are one string.
         """
-        _check(k, history)
-        tokens = self.release.vocabulary.history(history)
+        hidden = self.hidden(exclude, keep)
+        if isinstance(history_or_users, Users):
+            _check(k, history_or_users.user_ids)
+            return self._of_users(history_or_users, k, hidden, exclude_seen)
+        _check(k, history_or_users)
+        tokens = self.release.vocabulary.history(history_or_users)
         if not len(tokens):
             raise UnknownItemError(
-                f"none of the {len(history)} items of the history is in release {self.release.name}; "
+                f"none of the {len(history_or_users)} items of the history is in release {self.release.name}; "
                 "send at least one item of the catalogue"
             )
-        hidden = self.hidden(exclude, keep)
-        seen = _known(self.release.vocabulary.tokens(history))
+        seen = _known(self.release.vocabulary.tokens(history_or_users))
         found, scores = self.ranked([tokens], k, [_without(hidden, seen, exclude_seen)])
         return self._list(found[0], scores[0])
 
-    def recommend_users(
-        self,
-        features: Path | str,
-        user_ids: Sequence[str],
-        k: int = 10,
-        *,
-        exclude: Collection[str] = (),
-        exclude_seen: bool = False,
-        keep: Callable[[Item], bool] | None = None,
-    ) -> dict[str, list[ScoredItem]]:
-        """The same for users of a features artifact; a user without a known item has an empty list.
-
-        Raises:
-            UnknownUserError: the features have no such user.
-            ValueError: `k` is below 1, or `user_ids` is one string.
-        """
-        _check(k, user_ids)
+    def _of_users(self, users: Users, k: int, hidden: Tokens, exclude_seen: bool) -> dict[str, list[ScoredItem]]:
         from recsys.whole_histories import WholeHistories  # polars, which the endpoint does without
 
-        stored = WholeHistories(features)
-        unknown = stored.unknown(user_ids)
+        stored = WholeHistories(users.features)
+        unknown = stored.unknown(users.user_ids)
         if unknown:
             raise UnknownUserError(
-                f"{features}: {len(unknown)} of {len(user_ids)} users are not in it, the first is {unknown[0]!r}"
+                f"{users.features}: {len(unknown)} of {len(users.user_ids)} users are not in it, "
+                f"the first is {unknown[0]!r}"
             )
-        hidden = self.hidden(exclude, keep)
-        answers: dict[str, list[ScoredItem]] = {user_id: [] for user_id in user_ids}
-        for batch in self.batches(stored, k, user_ids, hidden, exclude_seen=exclude_seen):
-            for user_id, found, scores in zip(batch.user_ids, batch.tokens_BK, batch.scores_BK, strict=True):
-                answers[user_id] = self._list(found, scores)
+        answers: dict[str, list[ScoredItem]] = {user_id: [] for user_id in users.user_ids}
+        for batch in self.batches(stored, k, users.user_ids, hidden, exclude_seen=exclude_seen):
+            rows = zip(batch.user_ids, batch.tokens_BK, batch.scores_BK, batch.is_popular_B, strict=True)
+            for user_id, found, scores, is_popular in rows:
+                answers[user_id] = self._list(found, scores, is_popular=bool(is_popular))
         return answers
 
     def batches(
@@ -174,7 +196,7 @@ class Recommender:
         hidden: Tokens = _NOTHING,
         *,
         exclude_seen: bool = False,
-        popular_for_unknown: bool = False,
+        popular_for_unknown: bool = True,
     ) -> "Iterator[UserBatch]":
         """Lists of all stored users or of these, `ENCODE_BATCH` at a time, in the order of the features.
 
@@ -215,7 +237,7 @@ class Recommender:
         """
         _check(k)
         chosen = self._popular_without(self.hidden(exclude, keep))[:k]
-        return [self._scored(token, self.release.vocabulary.popularity[token]) for token in chosen]
+        return self._list(chosen, self.release.vocabulary.popularity[chosen], is_popular=True)
 
     def _popular_without(self, hidden: Tokens) -> Tokens:
         chosen: Tokens = self._popular[~np.isin(self._popular, hidden)]
@@ -257,12 +279,13 @@ class Recommender:
         refused = [token for token, item in enumerate(self.release.vocabulary.items, start=1) if not keep(item)]
         return np.union1d(hidden, np.array(refused, dtype=np.int32))
 
-    def _list(self, found: Tokens, scores: Floats) -> list[ScoredItem]:
-        return [self._scored(token, score) for token, score in zip(found, scores, strict=True) if token != PAD]
-
-    def _scored(self, token: int, score: float) -> ScoredItem:
-        item = self.release.vocabulary.item(int(token))
-        return ScoredItem(item.item_id, float(score), item.title, item.is_new)
+    def _list(self, found: Tokens, scores: npt.NDArray[Any], *, is_popular: bool = False) -> list[ScoredItem]:
+        listed = []
+        for token, score in zip(found.tolist(), scores.tolist(), strict=True):
+            if token != PAD:
+                item = self.release.vocabulary.item(token)
+                listed.append(ScoredItem(item.item_id, float(score), item.title, item.is_new, is_popular))
+        return listed
 
 
 def _check(k: int, ids: Sequence[str] = ()) -> None:

@@ -16,7 +16,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.evaluation.divisions import NEVER_SEEN
 from recsys.pipeline import evaluation
 from recsys.pipeline.case_process import main as case_process
-from recsys.runtime.recommender import Recommender
+from recsys.runtime.recommender import Recommender, Users
 from recsys.training import train
 from recsys.training.config import Recipe
 from recsys.training.new_items import Choice
@@ -116,7 +116,7 @@ def test_what_a_user_has_seen_is_left_out_even_if_it_is_new(shop: Path) -> None:
         if "new-0-55" in (h := WholeHistories(shop / "features").of(u) or [])
     )
     alone = recommender.recommend(history, k=30, exclude_seen=True)
-    together = recommender.recommend_users(shop / "features", [user_id], k=30, exclude_seen=True)[user_id]
+    together = recommender.recommend(Users(shop / "features", [user_id]), k=30, exclude_seen=True)[user_id]
     assert [item.item_id for item in alone] == [item.item_id for item in together]
     assert "new-0-55" not in {item.item_id for item in alone}
 

@@ -12,7 +12,7 @@ from recsys.pipeline import recommend_all
 from recsys.pipeline.tables import batch_summary
 from recsys.runtime import recommender as recommender_module
 from recsys.runtime.filters import ItemFilters
-from recsys.runtime.recommender import Recommender
+from recsys.runtime.recommender import Recommender, Users
 from recsys.whole_histories import WholeHistories
 from tests.conftest import NUM_ITEMS, write_features
 
@@ -96,6 +96,19 @@ def test_users_without_a_known_item_get_popular_items_and_are_counted(
     assert "2 users; 1 users without an item that the release knows have the popular items" in batch_summary(counts)
 
 
+def test_users_asked_for_in_place_of_a_history_have_the_same_lists_and_popular_ones_say_so(
+    with_unknown: Path, recommender: Recommender
+) -> None:
+    answers = recommender.recommend(Users(with_unknown, ["new", "known"]), k=3)
+    assert answers == {"known": recommender.recommend(["sku-4", "sku-5", "sku-6"], k=3), "new": recommender.popular(3)}
+    assert {user_id: {item.is_popular for item in items} for user_id, items in answers.items()} == {
+        "known": {False},
+        "new": {True},
+    }
+    with pytest.raises(UnknownUserError, match=r"1 of 2 users are not in it, the first is 'nobody'"):
+        recommender.recommend(Users(with_unknown, ["known", "nobody"]))
+
+
 def test_users_without_a_known_item_have_no_rows_if_so_asked(
     ring_releases: Path, with_unknown: Path, tmp_path: Path
 ) -> None:
@@ -142,8 +155,8 @@ def test_filters_that_leave_nothing_are_refused(ring_releases: Path, with_unknow
 
 def test_filters_of_one_and_of_many_users_agree(ring_features: Path, recommender: Recommender) -> None:
     stored = WholeHistories(ring_features)
-    together = recommender.recommend_users(
-        ring_features, ["u001", "u002"], k=40, exclude=["sku-1"], keep=lambda item: item.item_index % 2 == 1
+    together = recommender.recommend(
+        Users(ring_features, ["u001", "u002"]), k=40, exclude=["sku-1"], keep=lambda item: item.item_index % 2 == 1
     )
     for user_id, items in together.items():
         alone = recommender.recommend(

@@ -17,7 +17,7 @@ from recsys.contracts.precision import ItemFormat
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
-from recsys.runtime.recommender import Recommender
+from recsys.runtime.recommender import Recommender, Users
 from recsys.runtime.release import Release
 from recsys.runtime.scoring import CodeScorer
 from recsys.windows import padded_batches
@@ -129,7 +129,7 @@ def test_what_is_no_question_is_refused(recommender: Recommender, ring_features:
     with pytest.raises(ValueError, match="'sku-4' is one string, expected a list of ids"):
         recommender.recommend("sku-4")
     with pytest.raises(ValueError, match="'u1' is one string, expected a list of ids"):
-        recommender.recommend_users(ring_features, "u1")
+        recommender.recommend(Users(ring_features, "u1"))
 
 
 def test_batch_and_single_answers_agree_and_threads_do_not_disturb_each_other(recommender: Recommender) -> None:
@@ -143,6 +143,7 @@ def test_batch_and_single_answers_agree_and_threads_do_not_disturb_each_other(re
 
 def test_recommender_is_at_the_top_of_the_package() -> None:
     assert recsys.Recommender is Recommender
+    assert recsys.Users is Users
 
 
 def test_a_release_with_the_items_of_another_is_refused(ring_releases: Path, tmp_path: Path) -> None:
