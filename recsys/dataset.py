@@ -170,6 +170,11 @@ class Dataset:
         """Fitted events on a kept item, on average."""
         return len(self.fit.tokens) / max(1, self.vocabulary.num_kept)
 
+    def share_with_more_than(self, num_events: int) -> float:
+        """Share of the users with a fitted event who have more than so many."""
+        lengths = self.fit.lengths
+        return float((lengths > num_events).sum() / max(1, (lengths > 0).sum()))
+
     @property
     def first_ms(self) -> npt.NDArray[np.int64]:
         """Time of each item's first event by item_index, shape [V + 1]; 0 at PAD and where there is no event."""

@@ -60,6 +60,17 @@ def test_what_the_default_has_for_sparse_logs_stands_in_its_table() -> None:
     assert lines[start + 2 : start + 3 + len(expected)] == [*expected, ""]
 
 
+def test_what_the_default_has_for_long_logs_stands_in_its_table() -> None:
+    recipe = Recipe.load("default")
+    assert recipe.long is not None
+    pairs = [(name, value, getattr(recipe.long.window, name)) for name, value in recipe.window]
+    expected = [f"| `{name}` | {told(short)} | {told(long)} |" for name, short, long in pairs if short != long]
+    lines = PAGE.read_text().splitlines()
+    head = f"| default recipe | `[window]` | `[long.window]`, from a share of {told(recipe.long.from_share)} |"
+    start = lines.index(head)
+    assert lines[start + 2 : start + 3 + len(expected)] == [*expected, ""]
+
+
 def test_the_decoders_that_were_tried_stand_on_the_page() -> None:
     lines = PAGE.read_text().splitlines()
     start = lines.index("| `architecture` | |")

@@ -82,7 +82,7 @@ def run(
             features = folder / "features"
             features_build.run(features_build.FeaturesConfig(), [sample_log(folder)], features)
         data = dataset.load(features, Protocol.TIME)
-        recipe = recipe.for_log(data.events_per_item)  # the same for all sides
+        recipe = recipe.for_log(data)  # the same for all sides
         settings = {
             "recipe": recipe.model_dump(mode="json"),
             "optimize": config.model_dump(mode="json"),

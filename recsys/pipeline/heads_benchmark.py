@@ -46,7 +46,7 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
         DataError: the validation has no users to compare the shapes on.
     """
     data = dataset.load(features, Protocol.TIME)
-    recipe = recipe.for_log(data.events_per_item)
+    recipe = recipe.for_log(data)
     inner = recipe.model.num_heads * recipe.model.head_dim
     for num_heads in heads:
         if num_heads < 1 or inner % num_heads or inner // num_heads < 4 or inner // num_heads % 2:

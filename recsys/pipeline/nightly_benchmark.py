@@ -60,7 +60,7 @@ def run(
     days = _last_days(folder / "features", num_days + 1)
     done = _read(folder, days, recipe)
     stop = len(days) if max_nights is None else len(done) + max_nights
-    settled = recipe.for_log(_data_and_test(folder / "features", days[0])[0].events_per_item)  # one model in all nights
+    settled = recipe.for_log(_data_and_test(folder / "features", days[0])[0])  # one model in all nights
     with bar("nights") as advance:
         for number in range(len(done), min(len(days), stop)):
             row = _night(folder, settled, days, number)

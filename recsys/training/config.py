@@ -9,12 +9,14 @@ from pydantic import Field
 
 from recsys.contracts.config import Config, read_toml
 from recsys.contracts.errors import ConfigError
+from recsys.dataset import Dataset
 from recsys.model.config import ModelConfig
 from recsys.model.content import DEFAULT_RIDGE
 from recsys.windows import WindowConfig
 
-DENSE, SPARSE = "model", "sparse.model"
-"""The forms of a recipe: names of the tables that its models stand in."""
+DENSE, SPARSE, LONG = "model", "sparse.model", "long.window"
+"""Names of a recipe's tables that its forms are made of."""
+_AND = " + "
 
 
 class Precision(StrEnum):
@@ -98,6 +100,15 @@ class SparseConfig(Config):
     """What is trained there; the same keys as `[model]`, whose values are not taken over."""
 
 
+class LongConfig(Config):
+    """The windows of logs whose users have more events than one window holds."""
+
+    from_share: float = Field(gt=0, le=1)
+    """Share of users with more events than `[window]` holds, from which on a log is one of these."""
+    window: WindowConfig
+    """What histories are cut into there; the same keys as `[window]`, whose values are not taken over."""
+
+
 class Recipe(Config):
     """Everything that decides what is trained."""
 
@@ -106,19 +117,25 @@ class Recipe(Config):
     training: TrainingConfig = TrainingConfig()
     sparse: SparseConfig | None = None
     """Without it, `model` is for every log."""
+    long: LongConfig | None = None
+    """Without it, `window` is for every log."""
 
-    def form_for(self, events_per_item: float) -> str:
-        """Name of the model for a log with so many events on a kept item, on average."""
-        return SPARSE if self.sparse is not None and events_per_item < self.sparse.below else DENSE
+    def form_for(self, data: Dataset) -> str:
+        """The tables that a log's model and windows stand in, such as `sparse.model + long.window`."""
+        is_sparse = self.sparse is not None and data.events_per_item < self.sparse.below
+        is_long = self.long is not None and data.share_with_more_than(self.window.size) >= self.long.from_share
+        return _AND.join([SPARSE if is_sparse else DENSE, *([LONG] if is_long else [])])
 
     def settled(self, form: str) -> "Recipe":
-        """With that model as its only one."""
-        model = self.sparse.model if self.sparse is not None and form == SPARSE else self.model
-        return self.model_copy(update={"model": model, "sparse": None})
+        """With that form's model and windows as its only ones."""
+        tables = form.split(_AND)
+        model = self.sparse.model if self.sparse is not None and SPARSE in tables else self.model
+        window = self.long.window if self.long is not None and LONG in tables else self.window
+        return self.model_copy(update={"model": model, "window": window, "sparse": None, "long": None})
 
-    def for_log(self, events_per_item: float) -> "Recipe":
+    def for_log(self, data: Dataset) -> "Recipe":
         """Settled for such a log."""
-        return self.settled(self.form_for(events_per_item))
+        return self.settled(self.form_for(data))
 
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":

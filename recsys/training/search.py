@@ -62,7 +62,7 @@ def run(recipe: Recipe, features: Path, out: Path, *, protocol: Protocol, num_tr
     data = dataset.load(features, protocol)
     if not data.validation(recipe.training.num_validation_users, recipe.training.seed).targets:
         raise DataError(f"{features}: no user has events to validate on, so there is nothing to search by")
-    recipe = recipe.for_log(data.events_per_item)
+    recipe = recipe.for_log(data)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(

@@ -94,14 +94,15 @@ def mismatch(manifest: artifact.Manifest, recipe: Recipe) -> str | None:
     if START_FILE not in manifest.files or manifest.metrics.get("trained_before_ms") is None:
         return "does not hold the weights and the moment that a later training starts from"
     made = ModelConfig.from_mapping(manifest.config["model"], "checkpoint: model").shape
-    model = recipe.settled(form or DENSE).model.shape
+    settled = recipe.settled(form or DENSE)
+    model, window = settled.model.shape, settled.window
     changed = sorted(name for name in model if made[name] != model[name])
     if changed:
         name = changed[0]
         return f"made with model.{name} = {made[name]}, the recipe has {model[name]}"
     leaves = manifest.config["window"].get("summary_tokens", 0)
-    if leaves != recipe.window.summary_tokens:
-        return f"made with window.summary_tokens = {leaves}, the recipe has {recipe.window.summary_tokens}"
+    if leaves != window.summary_tokens:
+        return f"made with window.summary_tokens = {leaves}, the recipe has {window.summary_tokens}"
     return None
 
 

@@ -26,7 +26,7 @@ from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
 from recsys.training import curve
-from recsys.training.config import DENSE, Recipe
+from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
@@ -51,7 +51,8 @@ def run(
 ) -> artifact.Manifest:
     """Train on what the protocol allows and write a checkpoint.
 
-    A recipe with a model for sparse logs means the one that this log asks for, or that `refit` or `start` is of.
+    Of a recipe with a model for sparse logs, or windows for long histories, those are meant that this log asks for, or
+    that `refit` or `start` is of.
     `refit` names a checkpoint whose number of epochs, fusion weights and temperature are taken over; everything is
     then trained on from the start, and nothing is held out. `resume` goes on with a run that was interrupted.
     `start` is an older checkpoint to go on from, such as last night's, of any features of the same shop.
@@ -90,7 +91,11 @@ def run(
     except DivergedError as error:
         raise error.named(data.vocabulary) from None
     if processes.is_first:
-        settings = {**recipe.model_dump(mode="json", exclude={"sparse"}), "form": form, "protocol": protocol.value}
+        settings = {
+            **recipe.model_dump(mode="json", exclude={"sparse", "long"}),
+            "form": form,
+            "protocol": protocol.value,
+        }
         config = settings | {"refit": known is not None}
         with artifact.writing(out, "checkpoint") as writer:
             _write(model, fitted, data, writer.folder)
@@ -103,16 +108,27 @@ def run(
 
 
 def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Processes) -> tuple[str, Recipe]:
-    """The recipe with the one model that is trained, and its name: the one of the checkpoint `before`, if given."""
-    if recipe.sparse is None:
-        return DENSE, recipe
-    form = asked_for = recipe.form_for(data.events_per_item)
+    """The recipe with the one model and the windows that are trained, and their tables.
+
+    They are those of the checkpoint `before`, if given.
+    """
+    form = asked_for = recipe.form_for(data)
     if before is not None:
         form = artifact.read_manifest(before).config.get("form", asked_for)  # files are verified where they are read
-    kept = "" if form == asked_for else f"; {before} is of [{form}], which is kept"
-    density = f"{data.events_per_item:,.2f} events on an item, sparse below {recipe.sparse.below:g}"
-    _tell(f"{density}: the recipe's [{asked_for}]{kept}", processes)
+    reasons = []
+    if recipe.sparse is not None:
+        reasons.append(f"{data.events_per_item:,.2f} events on an item, sparse below {recipe.sparse.below:g}")
+    if recipe.long is not None:
+        share, size = data.share_with_more_than(recipe.window.size), recipe.window.size
+        reasons.append(f"{share:.1%} of users have more than {size:,} events, long from {recipe.long.from_share:.0%}")
+    if reasons:
+        kept = "" if form == asked_for else f"; {before} is of {_tables(form)}, which is kept"
+        _tell(f"{'; '.join(reasons)}: the recipe's {_tables(asked_for)}{kept}", processes)
     return form, recipe.settled(form)
+
+
+def _tables(form: str) -> str:
+    return "[" + form.replace(" + ", "] and [") + "]"
 
 
 def _tell(line: str, processes: Processes) -> None:

@@ -1,6 +1,7 @@
-"""A recipe with a model for sparse logs: which one is trained, gone on from, refitted."""
+"""A recipe with a model for sparse logs, or windows for long histories: what is trained, gone on from, refitted."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError
 from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
+from recsys.model.summaries import SummaryModel
 from recsys.pipeline.nightly import _last_night
 from recsys.training import train
 from recsys.training.config import Recipe
 from recsys.training.start import mismatch
+from tests.conftest import NUM_ITEMS, write_features
 
 WIDE, NARROW = 32, 16
 
@@ -108,16 +111,84 @@ def test_a_refit_without_trend_has_none_though_its_gate_had(
     assert train._found_before(tmp_path / "refit", data, off).fusion.trend == 0.0
 
 
+def with_long(recipe: Recipe, from_share: float, size: int) -> Recipe:
+    values = recipe.model_dump()
+    plain = values["window"] | {"size": size}
+    return Recipe.from_mapping(
+        {
+            **values,
+            "training": values["training"] | {"max_epochs": 1},
+            "window": plain,
+            "long": {"from_share": from_share, "window": plain | {"summary_tokens": 2}},
+        },
+        "with windows for long histories",
+    )
+
+
+def test_windows_leave_summaries_where_so_many_users_have_more_events_than_one_holds(
+    tiny_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around = {user: [(start + n) % 30 + 1 for n in range(30)] for start, user in enumerate("abcdefgh")}
+    features, size, share = tmp_path / "features", 9, 0.25
+    cut = {user: around[user] if user in "ab" else around[user][:9] for user in around}
+    write_features(features, cut, NUM_ITEMS, split_ms=25)  # two have 25 events before it, six have 9
+    data = dataset.load(features, Protocol.TIME)
+    assert [data.share_with_more_than(n) for n in (8, 9, 25)] == [1, 0.25, 0]
+
+    def summary_tokens(name: str, from_share: float, before: str | None = None) -> int:
+        recipe, place = with_long(tiny_recipe, from_share, size), tmp_path / name
+        trained(recipe, features, place, refit=None if before is None else tmp_path / before)
+        checkpoint = Checkpoint.open(place)
+        assert isinstance(checkpoint.model, SummaryModel) == bool(checkpoint.window.summary_tokens)
+        return checkpoint.window.summary_tokens
+
+    assert summary_tokens("long", share) == 2
+    assert "the recipe's [model] and [long.window]\n" in (said := capsys.readouterr().err)
+    assert f"{share:.1%} of users have more than {size} events, long from {share:.0%}" in said
+    assert artifact.read_manifest(tmp_path / "long").config["form"] == "model + long.window"
+    assert summary_tokens("short", min(1.0, share + 0.01)) == 0
+    assert "the recipe's [model]\n" in capsys.readouterr().err
+    assert summary_tokens("refitted", 1.0, before="long") == 2
+    assert "is of [model] and [long.window], which is kept" in capsys.readouterr().err
+    assert mismatch(artifact.read_manifest(tmp_path / "long"), with_long(tiny_recipe, 1.0, size)) is None
+    assert mismatch(artifact.read_manifest(tmp_path / "long"), tiny_recipe) == (
+        "made with window.summary_tokens = 2, the recipe has 0"
+    )
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a recipe looks at to settle itself."""
+
+    events_per_item: float
+    longest_share: float = 0.0
+
+    def share_with_more_than(self, num_events: int) -> float:
+        assert num_events == 1024
+        return self.longest_share
+
+
+def test_the_default_has_windows_for_long_histories() -> None:
+    recipe = Recipe.load("default")
+    assert recipe.long is not None
+    few, many = (recipe.for_log(Log(200.0, recipe.long.from_share + by)) for by in (-0.01, 0.0))
+    assert few.window == recipe.window
+    assert many.window == recipe.window.model_copy(update={"summary_tokens": 4})
+    assert many.long is None
+    assert recipe.form_for(Log(1.0, 1.0)) == "sparse.model + long.window"
+    assert recipe.settled("sparse.model + long.window").model == recipe.sparse.model
+
+
 def test_the_default_has_a_model_for_sparse_logs() -> None:
     recipe = Recipe.load("default")
     assert recipe.sparse is not None
-    dense, sparse = recipe.for_log(recipe.sparse.below), recipe.for_log(recipe.sparse.below - 1)
+    dense, sparse = recipe.for_log(Log(recipe.sparse.below)), recipe.for_log(Log(recipe.sparse.below - 1))
     assert dense.model == recipe.model
     assert sparse.model == recipe.sparse.model
     assert dense.model.width > sparse.model.width
     assert dense.model.dropout < sparse.model.dropout
     assert dense.sparse is None
-    assert Recipe.load("demo").for_log(0.1) == Recipe.load("demo")  # one model for every log
+    assert Recipe.load("demo").for_log(Log(0.1)) == Recipe.load("demo")  # one model for every log
 
 
 def test_a_sparse_model_without_its_limit_is_refused_by_name() -> None:
