@@ -93,7 +93,8 @@ def chosen(rivals: dict[str, Rival], only: Sequence[str] | None, reference: str)
 def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Protocol | None = None) -> Sample:
     """A seeded sample of the validation users with more events than that, trained on alone.
 
-    Without a protocol: by time where the log has times, else the last event of each user.
+    Without a protocol: by time where the log has times, else the last event of each user. Long histories are few, so
+    with `longer_than` all are looked at that the protocol allows.
 
     Raises:
         DataError: there is no such user.
@@ -102,7 +103,7 @@ def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Pr
         has_times = dataset.load(features, Protocol.FINAL).split_ms is not None
         protocol = Protocol.TIME if has_times else Protocol.LAST_OUT
     data = dataset.load(features, protocol)
-    found = data.validation(len(data.fit), seed=0)
+    found = data.validation(len(data.fit), seed=0, everyone=longer_than > 0)
     long = np.flatnonzero([len(context) > longer_than for context in found.contexts])
     if not len(long):
         raise DataError(f"{features}: no user has more than {longer_than} events and one to predict after them")
