@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import CacheFormat
 from recsys.model.reference import encode
@@ -111,13 +112,16 @@ def test_users_with_fewer_events_than_a_window_may_be_compared_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(histories_cost, "_ROUNDS", 1)
-    write_features(tmp_path / "features", cyclic_histories(), NUM_RING_ITEMS, split_ms=None)
-    lengths = [len(context) for context in sample(tmp_path / "features", 50, longer_than=10).split.contexts]
+    monkeypatch.setattr(dataset, "LEAST_LAST_OUT_USERS", 1)  # of whom others take a fifth
+    histories = cyclic_histories()
+    write_features(tmp_path / "features", histories, NUM_RING_ITEMS, split_ms=None)
+    lengths = [len(context) for context in sample(tmp_path / "features", 120, longer_than=10).split.contexts]
+    # the last event is the test's, the one before it the target
+    assert sorted(lengths) == sorted(len(row) - 2 for row in histories.values() if len(row) - 2 > 10)
     num_longer = sum(length > 16 for length in lengths)
-    assert min(lengths) > 10
     assert 0 < num_longer < len(lengths)
     values = histories_benchmark.run(
-        tmp_path / "features", window_size=16, epochs=0.2, num_users=50, num_seeds=1, names=["band"], longer_than=10
+        tmp_path / "features", window_size=16, epochs=0.2, num_users=120, num_seeds=1, names=["band"], longer_than=10
     )
     last, band = values["rivals"]["last window"], values["rivals"]["band"]
     of_last, of_band = last["longer_than_a_window"], band["longer_than_a_window"]
