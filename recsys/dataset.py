@@ -180,14 +180,14 @@ class Dataset:
         """Time of each item's first event by item_index, shape [V + 1]; 0 at PAD and where there is no event."""
         return np.concatenate([[0], self._items["first_ms"].fill_null(0).to_numpy()]).astype(np.int64)
 
-    def validation(self, num_users: int, seed: int) -> ValidationSet:
+    def validation(self, num_users: int, seed: int, *, everyone: bool = False) -> ValidationSet:
         """The protocol's split once more, within the fitted events; at most `num_users` are looked at.
 
         Under last-out the last fitted event of every user is held out (the protocol's validation target). A fifth of
-        them are looked at, or 2,000. Otherwise everything after the 0.9 quantile of the fitted timestamps is held out;
-        where that leaves no user with events on both sides, or the log has no times, the last event of the users
-        looked at, a fifth at most. As in the test, targets are events of the types to be predicted, and the last event
-        is the last of those, with what comes after it.
+        them are looked at, or 2,000; with `everyone`, as many as asked for. Otherwise everything after the 0.9 quantile
+        of the fitted timestamps is held out; where that leaves no user with events on both sides, or the log has no
+        times, the last event of the users looked at, a fifth at most. As in the test, targets are events of the types
+        to be predicted, and the last event is the last of those, with what comes after it.
         """
         generator = np.random.default_rng(seed)
         wanted = self._is_wanted()
@@ -203,7 +203,7 @@ class Dataset:
         last[user[wanted]] = np.flatnonzero(wanted)  # the last write of a user stands
         long_enough = np.flatnonzero(last - self.fit.offsets[:-1] >= MIN_VALIDATION_EVENTS - 1)
         all_are = self.protocol is Protocol.LAST_OUT
-        most = max(LEAST_LAST_OUT_USERS if all_are else 1, len(long_enough) // 5)
+        most = max(LEAST_LAST_OUT_USERS if all_are else 1, len(long_enough) // (1 if all_are and everyone else 5))
         chosen = self._chosen(long_enough, min(num_users, most), generator)
         shortened = long_enough if all_are else chosen
         held_out = np.isin(user, shortened) & (np.arange(len(user)) >= last[user])

@@ -70,6 +70,15 @@ def test_last_out_validation_takes_the_event_before_the_target_from_every_user(f
         assert len(validation.targets) == looked_at
 
 
+def test_last_out_validation_looks_at_a_share_of_the_users_or_at_everyone(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "LEAST_LAST_OUT_USERS", 1)
+    data = dataset.load(features, Protocol.LAST_OUT)
+    assert [len(data.validation(10, seed=0, everyone=everyone).targets) for everyone in (False, True)] == [1, 2]
+    assert len(data.validation(1, seed=0, everyone=True).targets) == 1
+
+
 def test_time_validation_repeats_the_cut_within_the_fitted_events(tmp_path: Path) -> None:
     write_features(tmp_path / "f", {"a": [1] * 10 + [2], "b": [2] * 5 + [1] * 5, "c": [1, 2]}, 2, split_ms=10)
     validation = dataset.load(tmp_path / "f", Protocol.TIME, min_count=1).validation(10, seed=0)

@@ -223,17 +223,27 @@ def benchmark_histories(
     ] = None,
     window: Annotated[int, typer.Option(min=8, max=1024, help="Events of a window; full attention reads two.")] = 128,
     epochs: Annotated[float, typer.Option(min=0.01, help="Of each training.")] = 5.0,
-    users: Annotated[int, typer.Option(min=10, help="Most users, all with more events than a window.")] = 600,
+    users: Annotated[int, typer.Option(min=10, help="Most users.")] = 600,
+    longer_than: Annotated[
+        int | None, typer.Option(min=1, help="Users have more events than this; default: than a window.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each rival.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Rivals beside --against; default: all.")] = None,
     against: Annotated[str, typer.Option(help="What the others are held against.")] = "last window",
     as_json: JsonOption = False,
 ) -> None:
-    """Long histories: the last window against summaries of earlier ones, full attention and a band."""
+    """Long histories: the last window against summaries of earlier ones, full attention and a band; what each costs."""
     from recsys.pipeline import histories_benchmark, tables
 
     values = histories_benchmark.run(
-        features, window_size=window, epochs=epochs, num_users=users, num_seeds=seeds, names=only, reference=against
+        features,
+        window_size=window,
+        epochs=epochs,
+        num_users=users,
+        num_seeds=seeds,
+        names=only,
+        reference=against,
+        longer_than=longer_than,
     )
     emit(as_json, values, tables.histories_table(values))
 

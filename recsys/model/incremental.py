@@ -48,7 +48,7 @@ class OpenWindow(nn.Module):
         positions_L = torch.arange(embedded_BLD.shape[1], device=embedded_BLD.device)
         known_B1L = (positions_L <= last_B.long()[:, None])[:, None]
         vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, _Whole(known_B1L, self.num_blocks))
-        return vector_BD, *_pack(kept, self.cache)
+        return vector_BD, *pack(kept, self.cache)
 
 
 class AppendEvents(nn.Module):
@@ -72,7 +72,7 @@ class AppendEvents(nn.Module):
         vector_BD, fresh = self.steps(
             embedded_BED, positions_BE, last_B, _Continued(kept, self.cache, counts_BC, new_E)
         )
-        return vector_BD, *_pack(fresh, self.cache)
+        return vector_BD, *pack(fresh, self.cache)
 
 
 def why_not(config: ModelConfig, window_size: int) -> str | None:
@@ -318,7 +318,7 @@ def _last_rotation(part_BL1K: Tensor, last_B: Tensor) -> Tensor:
     return _last(part_BLK, last_B)[:, :, None]
 
 
-def _pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
+def pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
     """Keys and values as they are kept: int8 with one float32 scale a head, event and layer, or floats."""
     if cache is not CacheFormat.INT8:
         return tuple(part.to(torch.float16 if cache is CacheFormat.FLOAT16 else torch.float32) for part in kept)

@@ -1,77 +1,153 @@
-"""What reading a history of 2,048 events costs by each way to do it, at the size that is served."""
+"""What answers cost by each way to read a long history: measured of the very models that are compared."""
+
+# L events read, N closed windows of W events, M vectors of a summary, D width
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from recsys.contracts.ids import Tokens
 from recsys.contracts.precision import CacheFormat
 from recsys.model.config import ModelConfig
-from recsys.model.decoder import SequenceModel, UserEncoder
+from recsys.model.decoder import SequenceModel
 from recsys.model.flops import encode_flops
-from recsys.model.incremental import AppendEvents, OpenWindow
-from recsys.model.long_range import BandedModel
-from recsys.training.config import Recipe
-from recsys.windows import WindowConfig
+from recsys.model.incremental import OpenWindow
+from recsys.model.long_range import BandedModel, OpenBand, RollingCache
+from recsys.model.summaries import SummaryModel
+from recsys.windows import num_windows
 
-EVENTS = 2048
-NUM_ITEMS = 10_000
-_ROUNDS = 7
-_CACHE_BYTES = 2
-"""Of a number that a session keeps as float16. As int8, the default, it is about half of that, of every way alike."""
+CACHE = CacheFormat.INT8
+"""How sessions are kept, of all ways alike: as by the default."""
+_ROUNDS = 15
 
 
-def run(summary_tokens: int = 4) -> dict[str, Any]:
-    """By way: milliseconds and FLOPs of a first answer and of one more event, and the bytes of a session.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """How one model answers for a history; calls return the user vector, shape [1, D]."""
 
-    Random weights of the default recipe in eager torch, one thread, medians. A full open window is the worst case.
+    cold: Callable[[], Tensor]
+    """From the events alone."""
+    stored: Callable[[], Tensor] | None = None
+    """With stored summaries of closed windows; None: the model reads none, so as `cold`."""
+    warm: Callable[[], Tensor] | None = None
+    """One more event, appended to a session of those before it; None: nothing can be kept, so as `cold`."""
+    session: RollingCache | None = None
+    cold_flops: int
+    warm_flops: int
+
+
+@torch.inference_mode()
+def measure(answers: Answers) -> dict[str, float]:
+    """Milliseconds and FLOPs of a first answer and of one more event, and the bytes of a session.
+
+    In eager torch, medians.
     """
-    config, window = Recipe.load("default").model, WindowConfig()
-    prefix = window.num_summaries * summary_tokens
-    model = SequenceModel(config, NUM_ITEMS, 2 * EVENTS).eval()
-    band = BandedModel(config, NUM_ITEMS, 2 * EVENTS, window.size).eval()
-    open_ms, summary_ms = _open_ms(model, window.size), _open_ms(model, window.size + summary_tokens)
-    step_ms = _step_ms(model, window.size)
-    full_ms = _open_ms(model, EVENTS)
-    opened, summary = _flops(window.size, config), _flops(window.size + summary_tokens, config)
-    read = _flops(prefix + window.size, config)
-    with_prefix_ms = _open_ms(model, prefix + window.size)
-    step = _step_flops(window.size, config)
-    rows = {
-        "last window": (open_ms, open_ms, step_ms, opened, step, window.size),
-        "summaries": (
-            with_prefix_ms + window.num_summaries * summary_ms,
-            with_prefix_ms,
-            _step_ms(model, prefix + window.size),
-            read + window.num_summaries * summary,
-            _step_flops(prefix + window.size, config),
-            window.size + prefix,
-        ),
-        # its oldest event leaves at each new one, which changes all states: nothing can be kept
-        "full attention": (full_ms, full_ms, full_ms, _flops(EVENTS, config), _flops(EVENTS, config), 0),
-        "band": (_band_ms(band), _band_ms(band), step_ms, _band_flops(config, window.size), step, window.size),
-    }
+    cold_ms = _median_ms(answers.cold)
+    rows = [] if answers.session is None else answers.session.rows
     return {
-        "events": EVENTS,
-        "window": window.size,
-        "rows": {name: _row(config, *values) for name, values in rows.items()},
+        "cold_ms": round(cold_ms, 2),
+        "cold_stored_ms": round(cold_ms if answers.stored is None else _median_ms(answers.stored), 2),
+        "warm_ms": round(cold_ms if answers.warm is None else _median_ms(answers.warm), 3),
+        "cold_mflop": round(answers.cold_flops / 1e6, 1),
+        "warm_mflop": round(answers.warm_flops / 1e6, 3),
+        "session_kb": round(sum(part.nbytes for part in rows) / 1e3, 1),
     }
 
 
-def _row(
-    config: ModelConfig, cold: float, stored: float, warm: float, cold_flops: int, warm_flops: int, kept: int
-) -> dict[str, float]:
-    numbers = 2 * config.num_layers * config.num_heads * config.head_dim
-    return {
-        "cold_ms": round(cold, 2),
-        "cold_stored_ms": round(stored, 2),
-        "warm_ms": round(warm, 3),
-        "cold_mflop": round(cold_flops / 1e6, 1),
-        "warm_mflop": round(warm_flops / 1e6, 3),
-        "session_kb": round(kept * numbers * _CACHE_BYTES / 1e3, 1),
-    }
+def last_window(model: SequenceModel, tokens: Tokens, cache: CacheFormat = CACHE) -> Answers:
+    """One pass over the open window; later events are appended to what it leaves."""
+    events_1LD, opened = _embedded(model, tokens), _opening(model, cache)
+    session, warm = _appending(model, events_1LD, cache)
+    return Answers(
+        cold=lambda: opened(events_1LD)[0],
+        warm=warm,
+        session=session,
+        cold_flops=_flops(len(tokens), model.config),
+        warm_flops=_step_flops(len(tokens), model.config),
+    )
+
+
+def summaries(model: SequenceModel, tokens: Tokens, cache: CacheFormat = CACHE) -> Answers:
+    """A pass over each closed window, and one over the open window with their summaries ahead.
+
+    FLOPs are without the projection of summaries.
+    """
+    assert isinstance(model, SummaryModel)
+    window, config, plain = model.window, model.config, model.without_summaries()
+    events_1LD = _embedded(model, tokens)
+    num_closed = num_windows(len(tokens), window) - 1
+    closed_NWD = events_1LD[0].unfold(0, window.size, window.stride)[:num_closed].transpose(1, 2)
+    open_1LD = events_1LD[:, num_closed * window.stride :]
+
+    def read() -> Tensor:
+        return torch.cat([model.summaries(closed_NWD).flatten(0, 1)[None], open_1LD], dim=1)
+
+    with torch.inference_mode():
+        read_1LD = read()
+    session, warm = _appending(plain, read_1LD, cache)
+    opened, num_rows = _opening(plain, cache), read_1LD.shape[1]
+    return Answers(
+        cold=lambda: opened(read())[0],
+        stored=lambda: opened(read_1LD)[0],
+        warm=warm,
+        session=session,
+        cold_flops=_flops(num_rows, config) + num_closed * _flops(window.size + model.num_summary_vectors, config),
+        warm_flops=_step_flops(num_rows, config),
+    )
+
+
+def full_attention(model: SequenceModel, tokens: Tokens, cache: CacheFormat = CACHE) -> Answers:
+    """One pass, anew for each event: the oldest that it reads leaves with each new one, which changes all states."""
+    events_1LD, opened, flops = _embedded(model, tokens), _opening(model, cache), _flops(len(tokens), model.config)
+    return Answers(cold=lambda: opened(events_1LD)[0], cold_flops=flops, warm_flops=flops)
+
+
+def band(model: SequenceModel, tokens: Tokens, cache: CacheFormat = CACHE) -> Answers:
+    """One pass in which each event sees the band before it; later events are appended to a rolling cache.
+
+    FLOPs of the pass are those of the band, blocks of attention do somewhat more.
+    """
+    assert isinstance(model, BandedModel)
+    config, num_before = model.config, len(tokens) - 1
+    events_1LD = _embedded(model, tokens)
+    graph, session = OpenBand(model, cache).eval(), RollingCache(model, cache, model.band - 1)
+    with torch.inference_mode():
+        session.fill(graph(events_1LD[:, :-1])[1:], num_before)
+    step = _step_flops(model.band, config)
+    return Answers(
+        cold=lambda: graph(events_1LD)[0],
+        warm=lambda: session.append(events_1LD[:, -1:], num_before),
+        session=session,
+        cold_flops=_flops(model.band, config) + (len(tokens) - model.band) * step,
+        warm_flops=step,
+    )
+
+
+def _embedded(model: SequenceModel, tokens: Tokens) -> Tensor:
+    with torch.inference_mode():
+        return model.embed(torch.from_numpy(tokens).long()[None])
+
+
+def _opening(model: SequenceModel, cache: CacheFormat) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """events_1LD -> (vector_1D, *kept)."""
+    graph = OpenWindow(model, cache).eval()
+    return lambda events_1LD: graph(events_1LD, torch.tensor([events_1LD.shape[1] - 1]))
+
+
+def _appending(
+    model: SequenceModel, events_1LD: Tensor, cache: CacheFormat
+) -> tuple[RollingCache, Callable[[], Tensor]]:
+    """A session of all but the last event, with room for it, and the call that appends it."""
+    num_before = events_1LD.shape[1] - 1
+    session = RollingCache(model, cache, num_before + 1)
+    with torch.inference_mode():
+        session.fill(_opening(model, cache)(events_1LD[:, :-1])[1:], num_before)
+    return session, lambda: session.append(events_1LD[:, -1:], num_before)
 
 
 def _flops(num_events: int, config: ModelConfig) -> int:
@@ -83,35 +159,10 @@ def _step_flops(num_kept: int, config: ModelConfig) -> int:
     return _flops(num_kept, config) - _flops(num_kept - 1, config)
 
 
-def _band_flops(config: ModelConfig, size: int) -> int:
-    """A pass over two windows, every event attending to one window at most; dense kernels with a mask do more."""
-    return _flops(size, config) + (EVENTS - size) * _step_flops(size, config)
-
-
-def _median_ms(call: Callable[[], object]) -> float:
+def _median_ms(call: Callable[[], Any]) -> float:
     seconds = []
-    with torch.inference_mode():
-        for _ in range(_ROUNDS + 2):
-            started = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - started)
+    for _ in range(_ROUNDS + 2):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
     return 1000 * float(np.median(seconds[2:]))
-
-
-def _open_ms(model: SequenceModel, length: int) -> float:
-    graph = OpenWindow(model, CacheFormat.FLOAT32).eval()
-    embedded, last = torch.randn(1, length, model.config.width), torch.tensor([length - 1])
-    return _median_ms(lambda: graph(embedded, last))
-
-
-def _step_ms(model: SequenceModel, num_kept: int) -> float:
-    graph = AppendEvents(model, CacheFormat.FLOAT32).eval()
-    config = model.config
-    kept = [torch.randn(1, num_kept - 1, config.num_heads, config.head_dim) for _ in range(2 * config.num_layers)]
-    event = torch.randn(1, 1, config.width)
-    return _median_ms(lambda: graph(event, torch.tensor([0]), torch.tensor([num_kept - 1]), *kept))
-
-
-def _band_ms(model: BandedModel) -> float:
-    encoder, tokens = UserEncoder(model), torch.randint(1, NUM_ITEMS, (1, EVENTS))
-    return _median_ms(lambda: encoder(tokens, torch.tensor([EVENTS - 1])))

@@ -93,7 +93,8 @@ def chosen(rivals: dict[str, Rival], only: Sequence[str] | None, reference: str)
 def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Protocol | None = None) -> Sample:
     """A seeded sample of the validation users with more events than that, trained on alone.
 
-    Without a protocol: by time where the log has times, else the last event of each user.
+    Without a protocol: by time where the log has times, else the last event of each user. Long histories are few, so
+    with `longer_than` all are looked at that the protocol allows.
 
     Raises:
         DataError: there is no such user.
@@ -102,7 +103,7 @@ def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Pr
         has_times = dataset.load(features, Protocol.FINAL).split_ms is not None
         protocol = Protocol.TIME if has_times else Protocol.LAST_OUT
     data = dataset.load(features, protocol)
-    found = data.validation(len(data.fit), seed=0)
+    found = data.validation(len(data.fit), seed=0, everyone=longer_than > 0)
     long = np.flatnonzero([len(context) > longer_than for context in found.contexts])
     if not len(long):
         raise DataError(f"{features}: no user has more than {longer_than} events and one to predict after them")
@@ -141,8 +142,12 @@ def compare(
     reference: str,
     kept: KeptRuns,
 ) -> dict[str, dict[str, Any]]:
-    """Train each rival with each seed and hold it against the reference, user by user."""
+    """Train each rival with each seed and hold it against the reference, user by user.
+
+    What users with more events than a window get stands beside it: how far back a model reads shows with them.
+    """
     torch.set_num_threads(1)
+    is_longer_U = np.array([len(context) > window.size for context in of.split.contexts])
     runs: dict[str, list[Run]] = {name: [] for name in rivals}
     with progress.bar("train") as advance:
         for name, rival in rivals.items():
@@ -153,7 +158,9 @@ def compare(
                     kept.write(name, seed, found)
                 runs[name].append(found)
                 advance(name, seed + 1, num_seeds)
-    return {name: _row(found, None if name == reference else runs[reference]) for name, found in runs.items()}
+    return {
+        name: _row(found, None if name == reference else runs[reference], is_longer_U) for name, found in runs.items()
+    }
 
 
 def train_and_rank(rival: Rival, window: WindowConfig, of: Sample, epochs: float, seed: int) -> Run:
@@ -230,18 +237,27 @@ def _fused(
     )
 
 
-def _row(found: list[Run], against: list[Run] | None) -> dict[str, Any]:
+def _row(found: list[Run], against: list[Run] | None, is_longer_U: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Means over seeds, their spread, and the differences to the reference, paired by user."""
     values = {metric: np.mean([one[metric] for one in found], axis=0) for metric in METRICS}
     by_seed = [float(np.mean(one["ndcg@10"])) for one in found]
-    differences = None
+    ndcg_of_longer_U = values["ndcg@10"][is_longer_U]
+    differences = of_longer = None
     if against is not None:
         of_reference = {metric: np.mean([one[metric] for one in against], axis=0) for metric in METRICS}
         differences = {name: asdict(paired_difference(values[name], of_reference[name], seed=0)) for name in METRICS}
+        if is_longer_U.any():
+            of_longer = asdict(paired_difference(ndcg_of_longer_U, of_reference["ndcg@10"][is_longer_U], seed=0))
     return {
+        "num_users": len(is_longer_U),
         **{metric: float(of_users.mean()) for metric, of_users in values.items()},
         "ndcg@10_spread": float(np.std(by_seed)),
         "differences": differences,
+        "longer_than_a_window": {
+            "num_users": len(ndcg_of_longer_U),
+            "ndcg@10": float(ndcg_of_longer_U.mean()) if len(ndcg_of_longer_U) else None,
+            "difference": of_longer,
+        },
         "loss": float(np.mean([one["loss"] for one in found])),
         "steps": found[0]["steps"],
         "training_s": float(np.mean([one["training_s"] for one in found])),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.contracts.artifact import Manifest, current_name
+from recsys.evaluation.statistics import LEAST_DIFFERENT
 from recsys.pipeline import case_report
 
 if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
@@ -486,37 +487,65 @@ def experiment_report(values: dict[str, Any]) -> str:
 
 
 def choices_table(values: dict[str, Any]) -> str:
-    """Accuracy of the default's form and its rivals; what the log has no input for."""
-    lines = [f"{name} left out: {why}" for name, why in values["left_out"].items()]
-    return "\n".join([_rivals_table(values), *lines])
-
-
-def _rivals_table(values: dict[str, Any]) -> str:
-    """One line a rival: what it ranks alone and fused, and the differences to the reference."""
-    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']}"
+    """One line a rival: what it ranks alone and fused, and the differences to the default's form; what was left out."""
     columns = ["", "NDCG@10", "difference", "recall@10", "fused NDCG@10", "difference", "training s"]
-    seeds = f"{values['num_seeds']} seed{'' if values['num_seeds'] == 1 else 's'}"
-    table = _table(f"{values['data']}: {size}, {values['epochs']:g} epochs, {seeds}", *columns)
-
-    def difference(row: dict[str, Any], metric: str) -> str:
-        if row["differences"] is None:
-            return ""
-        gap = row["differences"][metric]
-        return f"{gap['difference']:+.4f} ({gap['low']:+.4f} … {gap['high']:+.4f})"
-
+    table = _table(_compared(values), *columns)
     for name, row in values["rivals"].items():
-        alone = f"{row['ndcg@10']:.4f}", difference(row, "ndcg@10"), f"{row['recall@10']:.4f}"
-        fused = f"{row['fused_ndcg@10']:.4f}", difference(row, "fused_ndcg@10")
-        table.add_row(name, *alone, *fused, f"{row['training_s']:.0f}")
-    return f"{_text(table, width=140)}\ndifferences: to {values['reference']}, 95 % intervals, paired by user"
+        gaps = row["differences"] or {}
+        table.add_row(
+            name,
+            f"{row['ndcg@10']:.4f}",
+            _gap(gaps.get("ndcg@10")),
+            f"{row['recall@10']:.4f}",
+            f"{row['fused_ndcg@10']:.4f}",
+            _gap(gaps.get("fused_ndcg@10")),
+            f"{row['training_s']:.0f}",
+        )
+    lines = [f"{name} left out: {why}" for name, why in values["left_out"].items()]
+    return "\n".join([_text(table, width=140), _paired(values), *lines])
 
 
 def histories_table(values: dict[str, Any]) -> str:
-    """Accuracy of each way to read a long history, and what it costs at the size that is served."""
-    costs = values["costs"]
-    columns = ["", "cold ms", "cold, kept ms", "one more event ms", "cold MFLOP", "one more MFLOP", "session kB"]
-    title = f"a history of {costs['events']:,} events, windows of {costs['window']:,}, default recipe, one thread"
-    cost = _table(title, *columns)
-    for name, row in costs["rows"].items():
-        cost.add_row(name, *(f"{value:,.1f}" for value in row.values()))
-    return f"{_rivals_table(values)}\n\n{_text(cost)}"
+    """One line a way to read a long history: what it ranks, alone and fused, and what it costs."""
+    num_longer = values["rivals"][values["reference"]]["longer_than_a_window"]["num_users"]
+    columns = ["", "users", "NDCG@10", "difference", f"of the {num_longer:,} longer than a window", "fused NDCG@10"]
+    columns += ["difference", "training s", "cold ms", "cold, stored ms", "one more event ms"]
+    table = _table(_compared(values), *columns, "cold MFLOP", "one more event MFLOP", "session kB")
+    for name, row in values["rivals"].items():
+        gaps = row["differences"] or {}
+        table.add_row(
+            name,
+            f"{row['num_users']:,}",
+            f"{row['ndcg@10']:.4f}",
+            _gap(gaps.get("ndcg@10")),
+            _gap(row["longer_than_a_window"]["difference"]),
+            f"{row['fused_ndcg@10']:.4f}",
+            _gap(gaps.get("fused_ndcg@10")),
+            f"{row['training_s']:.0f}",
+            f"{row['cold_ms']:,.2f}",
+            f"{row['cold_stored_ms']:,.2f}",
+            f"{row['warm_ms']:,.2f}",
+            f"{row['cold_mflop']:,.1f}",
+            f"{row['warm_mflop']:,.2f}",
+            f"{row['session_kb']:,.1f}",
+        )
+    costs = f"costs: of the same models for a history of {values['history_of_costs']:,} events, eager torch, one thread"
+    lines = [_paired(values), f"{costs}, sessions in {values['cache']}"]
+    if 0 < num_longer < LEAST_DIFFERENT:
+        lines.append(f"longer than a window: only {num_longer} users, {LEAST_DIFFERENT} are needed for a verdict")
+    return "\n".join([_text(table, width=260), *lines])
+
+
+def _compared(values: dict[str, Any]) -> str:
+    """What rivals were trained on."""
+    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']:,}"
+    seeds = f"{values['num_seeds']} seed{'' if values['num_seeds'] == 1 else 's'}"
+    return f"{values['data']}: {size}, {values['epochs']:g} epochs, {seeds}"
+
+
+def _paired(values: dict[str, Any]) -> str:
+    return f"differences: to {values['reference']}, 95 % intervals, paired by user"
+
+
+def _gap(found: dict[str, Any] | None) -> str:
+    return "" if found is None else f"{found['difference']:+.4f} ({found['low']:+.4f} … {found['high']:+.4f})"

@@ -217,6 +217,7 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(shop: Path, tmp_path: Pat
     )
     choices = ("benchmark", "choices", "--features", features, "--only")
     assert "no rival of that name: lstm; expected some of default, type" in refused(*choices, "lstm")
+    assert "--longer-than chooses users of a log" in refused_here("benchmark", "histories", "--longer-than", 200)
     assert "No such option" in refused("demo", "--nope")
     (tmp_path / "empty.txt").write_text("")
     assert "none of the 0 items" in refused_here("recommend", releases, "--history", tmp_path / "empty.txt")

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.precision import CacheFormat
+from recsys.model.reference import encode
 from recsys.pipeline import histories_benchmark, histories_cost, tables
 from recsys.pipeline.planted_shop import ITEMS_OF_A_BRAND, NUM_BRANDS, NUM_ITEMS, NUM_PLAIN, NUM_TASTES, PlantedShop
-from recsys.pipeline.rivals import Sample, train_and_rank
+from recsys.pipeline.rivals import MODEL, Sample, sample, train_and_rank
 from recsys.windows import WindowConfig
+from tests.conftest import NUM_ITEMS as NUM_RING_ITEMS
+from tests.conftest import cyclic_histories, write_features
 
 SHOP = PlantedShop(num_users=30, window_size=40)
-COSTS = {"cold_ms": 1.0, "cold_stored_ms": 1.0, "warm_ms": 1.0, "cold_mflop": 1.0, "warm_mflop": 1.0, "session_kb": 1.0}
+COSTS = ("cold_ms", "cold_stored_ms", "warm_ms", "cold_mflop", "warm_mflop", "session_kb")
 
 
 def brand(item: int) -> int:
@@ -55,9 +60,8 @@ def test_what_a_rival_reads_is_the_end_of_the_history() -> None:
     assert lengths["summaries"] > 80
 
 
-def test_each_rival_has_figures_and_a_paired_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = {"events": 2048, "window": 1024, "rows": {"last window": COSTS}}
-    monkeypatch.setattr(histories_cost, "run", lambda: costs)
+def test_each_rival_has_figures_a_paired_difference_and_costs_in_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories_cost, "_ROUNDS", 1)
     values = histories_benchmark.run(None, window_size=16, epochs=0.2, num_users=30, num_seeds=1, names=None)
     assert list(values["rivals"]) == ["last window", "summaries", "full attention", "band"]
     assert values["rivals"]["last window"]["differences"] is None
@@ -65,18 +69,68 @@ def test_each_rival_has_figures_and_a_paired_difference(monkeypatch: pytest.Monk
         gap = values["rivals"][name]["differences"]["ndcg@10"]
         expected = values["rivals"][name]["ndcg@10"] - values["rivals"]["last window"]["ndcg@10"]
         assert gap["difference"] == pytest.approx(expected)
-    assert "differences: to last window" in tables.histories_table(values)
+    assert all(row["num_users"] == 30 and row.keys() >= set(COSTS) for row in values["rivals"].values())
+    table = tables.histories_table(values)
+    assert "differences: to last window" in table
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[-4:]] == list(values["rivals"])
+    assert all(line.count("|") == 15 and line.split("|")[-2].strip() for line in lines[-4:])
 
 
-def test_costs_follow_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", list(histories_benchmark.ANSWERS))
+@torch.inference_mode()
+def test_costs_are_of_the_vector_that_a_rival_is_compared_by(name: str) -> None:
+    torch.manual_seed(0)
+    rival = histories_benchmark.rivals(WindowConfig(size=16))[name]
+    model = rival.build(MODEL, 20).eval()
+    tokens = rival.context(np.random.default_rng(0).integers(1, 21, 52).astype(np.int32))
+    answers = histories_benchmark.ANSWERS[name](model, tokens, CacheFormat.FLOAT32)
+    expected = torch.from_numpy(encode(model, [tokens]))
+    for answer in (answers.cold, answers.stored, answers.warm):
+        if answer is not None:
+            torch.testing.assert_close(answer(), expected, atol=1e-4, rtol=0)
+
+
+def test_costs_follow_what_is_read_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histories_cost, "_ROUNDS", 1)
-    rows = histories_cost.run()["rows"]
-    # two layers, keys and values of two heads of 64, two bytes each
-    assert rows["last window"]["session_kb"] == pytest.approx(1024 * 2 * 2 * 2 * 64 * 2 / 1e3, abs=0.1)
-    assert rows["full attention"]["session_kb"] == 0
-    assert rows["last window"]["cold_mflop"] < rows["band"]["cold_mflop"] < rows["full attention"]["cold_mflop"]
+    rivals = histories_benchmark.rivals(WindowConfig(size=40))
+    num_events, rows = histories_benchmark.costs(rivals, WindowConfig(size=40), 20)
+    assert num_events == 40 + 3 * 28
+    # two layers, keys and values of two heads: 32 codes of a byte and a scale of four
+    of_an_event = 2 * 2 * 2 * (32 + 4) / 1e3
+    sizes = {"last window": 40, "summaries": 40 + 3 * 4, "full attention": 0, "band": 39}
+    for name, num_kept in sizes.items():
+        assert rows[name]["session_kb"] == pytest.approx(num_kept * of_an_event, abs=0.1)
+    cold, warm = ({name: row[f"{when}_mflop"] for name, row in rows.items()} for when in ("cold", "warm"))
+    assert cold["last window"] < cold["band"] < cold["full attention"] < cold["summaries"]
+    assert warm["last window"] == warm["band"] < warm["summaries"] < warm["full attention"]
+    assert warm["full attention"] == pytest.approx(cold["full attention"], abs=0.1)  # everything anew
     assert all(row[name] > 0 for row in rows.values() for name in ("cold_ms", "cold_stored_ms", "warm_ms"))
-    assert rows["last window"]["warm_mflop"] < rows["summaries"]["warm_mflop"] < rows["full attention"]["warm_mflop"]
+
+
+def test_users_with_fewer_events_than_a_window_may_be_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories_cost, "_ROUNDS", 1)
+    monkeypatch.setattr(dataset, "LEAST_LAST_OUT_USERS", 1)  # of whom others take a fifth
+    histories = cyclic_histories()
+    write_features(tmp_path / "features", histories, NUM_RING_ITEMS, split_ms=None)
+    lengths = [len(context) for context in sample(tmp_path / "features", 120, longer_than=10).split.contexts]
+    # the last event is the test's, the one before it the target
+    assert sorted(lengths) == sorted(len(row) - 2 for row in histories.values() if len(row) - 2 > 10)
+    num_longer = sum(length > 16 for length in lengths)
+    assert 0 < num_longer < len(lengths)
+    values = histories_benchmark.run(
+        tmp_path / "features", window_size=16, epochs=0.2, num_users=120, num_seeds=1, names=["band"], longer_than=10
+    )
+    last, band = values["rivals"]["last window"], values["rivals"]["band"]
+    of_last, of_band = last["longer_than_a_window"], band["longer_than_a_window"]
+    assert last["num_users"] == values["num_users"] == len(lengths)
+    assert of_last["num_users"] == of_band["difference"]["num_users"] == num_longer
+    assert of_last["difference"] is None
+    assert of_band["difference"]["difference"] == pytest.approx(of_band["ndcg@10"] - of_last["ndcg@10"])
+    assert f"of the {num_longer} longer" in " ".join(tables.histories_table(values).split())
+    assert ("are needed for a verdict" in tables.histories_table(values)) == (num_longer < 20)
 
 
 def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_features: Path) -> None:
@@ -86,6 +140,8 @@ def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_fea
         histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=["x"])
     with pytest.raises(ConfigError, match="no rival of that name: y; expected some of last window, summaries"):
         histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=None, reference="y")
+    with pytest.raises(ConfigError, match="--longer-than chooses users of a log"):
+        histories_benchmark.run(None, window_size=16, epochs=1, num_users=5, num_seeds=1, names=None, longer_than=8)
 
 
 @pytest.mark.slow
