@@ -1,11 +1,14 @@
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from recsys.cli import app
 from recsys.contracts.errors import DataError
 from recsys.model.binary_loss import BinaryLoss
 from recsys.model.config import ModelConfig
@@ -241,3 +244,15 @@ def test_the_table_has_every_setting_and_figure(typed_features: Path, tmp_path: 
         assert cells[1] == f"{row['fused_ndcg@10']:.4f}"
         assert f"{row['learning_rate']:.3g}" in cells
         assert {row["loss"], row["output"], row["blocks"], row["inputs"], row["schedule"]} <= set(cells)
+
+
+def test_options_of_the_command_reach_the_search(ring_features: Path, tmp_path: Path, worth: list[Any]) -> None:
+    command = ["benchmark", "forms", "--features", ring_features, "--out", tmp_path, "--trials", 2, "--minutes", 5]
+    command += ["--users", 20, "--epochs", 0.4, "--window", 16, "--protocol", "last-out", "--seeds", 2, "--json"]
+    result = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
+    values = json.loads(result.stdout)
+    assert (values["protocol"], values["window"]["size"], values["epochs"], values["num_users"]) == (
+        "last-out", 16, 0.4, 20,
+    )  # fmt: skip
+    assert (len(values["trials"]), values["comparison"]["num_seeds"]) == (2, 2)
+    assert {row["epochs"] for row in values["trials"]} <= {0.2, 0.4, 0.8}
