@@ -276,3 +276,33 @@ def benchmark_choices(
         out=out,
     )
     emit(as_json, values, tables.choices_table(values))
+
+
+@benchmark_app.command("forms")
+def benchmark_forms(
+    features: FeaturesOption,
+    out: Annotated[Path, typer.Option(help="Folder of the study; one that was killed goes on.")],
+    trials: Annotated[int, typer.Option(min=1, help="Forms to try in all.")] = 30,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="No trial begins after so long.")] = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Of the default's form; others have half or twice.")] = 5.0,
+    users: Annotated[int, typer.Option(min=10, help="Most users: trained on, and ranked for.")] = 1_500,
+    window: Annotated[int, typer.Option(min=8, max=1024, help="Events of a window.")] = 128,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of the best form and the default's, to compare.")] = 3,
+    protocol: Annotated[Protocol | None, typer.Option(help="Default: time where the log has times.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A search over loss, output, blocks, inputs and how they are trained, all at once, on validation."""
+    from recsys.pipeline import forms_benchmark, tables
+
+    values = forms_benchmark.run(
+        features,
+        out,
+        num_trials=trials,
+        minutes=minutes,
+        window_size=window,
+        epochs=epochs,
+        num_users=users,
+        num_seeds=seeds,
+        protocol=protocol,
+    )
+    emit(as_json, values, tables.forms_table(values))

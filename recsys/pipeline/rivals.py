@@ -1,10 +1,11 @@
-"""Models that differ in one thing, trained alike on a sample of users and compared on **validation** events.
+"""Models trained alike but for what is compared, on a sample of users, and judged on **validation** events.
 
-No test set is looked at. What differs is a benchmark's own: see `histories_benchmark` and `choices_benchmark`.
+No test set is looked at. What differs is a benchmark's own: see `histories_benchmark`, `choices_benchmark` and
+`forms_benchmark`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,15 @@ MODEL = ModelConfig(width=64, head_dim=32, dropout=0.2, init_std=0.04)
 METRICS = ("ndcg@10", "recall@10", "next_ndcg@10", "fused_ndcg@10", "fused_recall@10")
 """By the decoder alone against all later events and the next one; fused, `ndcg` is the mean of those two, which is
 what choices are made by everywhere else (`recsys.training.validation`)."""
-_TRAINING = {"learning_rate": 2e-3, "warmup_steps": 50}
+LEARNING_RATE = 2e-3
+_WARMUP_STEPS = 50
 _TARGETS_A_BATCH = 512
 """About as many in all of them, so that an epoch has as many steps; rows differ in how much of them is context."""
+
+
+def parabola(taken: float) -> float:
+    """Factor on the learning rate after this share of the steps: 1 at first, 0 at the end, most of the fall late."""
+    return 1 - taken**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,8 @@ class Sample:
     masks_seen: bool
     data: Dataset | None = None
     """Where they are from; None: simulated."""
+    num_left: int = 0
+    """Validation users that are not in it, nor in those it skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +79,16 @@ class Rival:
     beside: tuple[Callable[[Histories], Tokens], ...] = ()
     """What it reads of each event beside its token."""
     loss: Loss | None = None
-    """In place of the sampled softmax."""
+    """In place of the softmax."""
+    dropout: float = MODEL.dropout
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of training that are not the usual ones."""
+    rate: Callable[[float], float] = parabola
+    """Factor on the learning rate for the share of the steps already taken."""
+    is_averaged: bool = True
+    """Whether the weights are an average over the last epoch or so; else those of the last step."""
+    epochs: float | None = None
+    """In place of those of the comparison."""
 
     def events(self, train: Histories) -> Tokens:
         """What it reads of all events, shape [n] or [n, F]."""
@@ -90,11 +108,14 @@ def chosen(rivals: dict[str, Rival], only: Sequence[str] | None, reference: str)
     return {name: rival for name, rival in rivals.items() if not only or name in (*only, reference)}
 
 
-def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Protocol | None = None) -> Sample:
+def sample(
+    features: Path, num_users: int, *, longer_than: int = 0, protocol: Protocol | None = None, skip: int = 0
+) -> Sample:
     """A seeded sample of the validation users with more events than that, trained on alone.
 
     Without a protocol: by time where the log has times, else the last event of each user. Long histories are few, so
-    with `longer_than` all are looked at that the protocol allows.
+    with `longer_than` all are looked at that the protocol allows. With `skip` it has none of the users of the sample of
+    that size.
 
     Raises:
         DataError: there is no such user.
@@ -105,9 +126,10 @@ def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Pr
     data = dataset.load(features, protocol)
     found = data.validation(len(data.fit), seed=0, everyone=longer_than > 0)
     long = np.flatnonzero([len(context) > longer_than for context in found.contexts])
-    if not len(long):
+    if len(long) <= skip:
         raise DataError(f"{features}: no user has more than {longer_than} events and one to predict after them")
-    rows = np.sort(np.random.default_rng(0).permutation(long)[:num_users])
+    shuffled = np.random.default_rng(0).permutation(long)[skip:]
+    rows = np.sort(shuffled[:num_users])
     place = {user_id: n for n, user_id in enumerate(found.train.user_ids)}
     train = _of_users(found.train, [place[found.user_ids[row]] for row in rows])
     return Sample(
@@ -115,6 +137,7 @@ def sample(features: Path, num_users: int, *, longer_than: int = 0, protocol: Pr
         num_items=len(data.vocabulary),
         masks_seen=protocol.masks_seen,
         data=data,
+        num_left=len(shuffled) - len(rows),
     )
 
 
@@ -141,8 +164,9 @@ def compare(
     num_seeds: int,
     reference: str,
     kept: KeptRuns,
+    first_seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Train each rival with each seed and hold it against the reference, user by user.
+    """Train each rival with each of so many seeds in a row, and hold it against the reference, user by user.
 
     What users with more events than a window get stands beside it: how far back a model reads shows with them.
     """
@@ -151,13 +175,13 @@ def compare(
     runs: dict[str, list[Run]] = {name: [] for name in rivals}
     with progress.bar("train") as advance:
         for name, rival in rivals.items():
-            for seed in range(num_seeds):
+            for seed in range(first_seed, first_seed + num_seeds):
                 found = kept.read(name, seed)
                 if found is None:
                     found = train_and_rank(rival, window, of, epochs, seed)
                     kept.write(name, seed, found)
                 runs[name].append(found)
-                advance(name, seed + 1, num_seeds)
+                advance(name, len(runs[name]), num_seeds)
     return {
         name: _row(found, None if name == reference else runs[reference], is_longer_U) for name, found in runs.items()
     }
@@ -169,15 +193,17 @@ def train_and_rank(rival: Rival, window: WindowConfig, of: Sample, epochs: float
     events = rival.events(train)
     recipe = _recipe(rival, train, seed)
     torch.manual_seed(seed)
-    model = rival.build(MODEL, of.num_items)
+    model = rival.build(recipe.model, of.num_items)
     counts = transitions.count(train, of.num_items)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
         model.embedding.weight[1:] = spectral.item_vectors(counts, MODEL.width, MODEL.init_std, generator)[1:]
     stream = WindowStream(train, recipe, np.random.default_rng(seed), events)
     num_events_V = torch.from_numpy(np.bincount(train.tokens, minlength=of.num_items + 1)[1:])
-    trainer = Trainer(model, recipe, num_events_V, horizon=stream.epoch_steps, loss=rival.loss)
-    stretch = trainer.train(stream, max(1, round(epochs * stream.epoch_steps)), rate=lambda taken: 1 - taken**2)
+    horizon = stream.epoch_steps if rival.is_averaged else 1
+    trainer = Trainer(model, recipe, num_events_V, horizon=horizon, loss=rival.loss)
+    num_steps = max(1, round((rival.epochs or epochs) * stream.epoch_steps))
+    stretch = trainer.train(stream, num_steps, rate=rival.rate)
     with trainer.averaged_in_place() as averaged:
         rows = [rival.context(events[start:stop]) for start, stop in pairwise(train.offsets)]
         vectors_UD = encode(averaged.eval(), rows)
@@ -190,8 +216,10 @@ def train_and_rank(rival: Rival, window: WindowConfig, of: Sample, epochs: float
 def _recipe(rival: Rival, train: Histories, seed: int) -> Recipe:
     rows = training_windows(train, rival.rows)
     events_a_target = sum(row.stop - row.start for row in rows) / sum(row.stop - row.first_target for row in rows)
-    training = {**_TRAINING, "batch_tokens": round(_TARGETS_A_BATCH * events_a_target), "seed": seed}
-    return Recipe.from_mapping({"model": MODEL, "window": rival.rows, "training": training}, "rivals")
+    usual = {"learning_rate": LEARNING_RATE, "warmup_steps": _WARMUP_STEPS, "seed": seed}
+    training = {**usual, "batch_tokens": round(_TARGETS_A_BATCH * events_a_target), **rival.training}
+    model = {**MODEL.model_dump(), "dropout": rival.dropout}
+    return Recipe.from_mapping({"model": model, "window": rival.rows, "training": training}, "rivals")
 
 
 def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, window: WindowConfig) -> Run:
@@ -252,6 +280,7 @@ def _row(found: list[Run], against: list[Run] | None, is_longer_U: npt.NDArray[n
         "num_users": len(is_longer_U),
         **{metric: float(of_users.mean()) for metric, of_users in values.items()},
         "ndcg@10_spread": float(np.std(by_seed)),
+        "fused_ndcg@10_spread": float(np.std([np.mean(one["fused_ndcg@10"]) for one in found])),
         "differences": differences,
         "longer_than_a_window": {
             "num_users": len(ndcg_of_longer_U),

@@ -265,13 +265,27 @@ def nights_table(values: dict[str, Any]) -> str:
 
 def trials_table(trials: list[dict[str, Any]], place: Path) -> str:
     """A row a trial, the best first, and where the best recipe is."""
+    return f"{_trials(trials, 'validation only', 110)}\nbest recipe: {place}"
+
+
+def _trials(trials: list[dict[str, Any]], title: str, width: int) -> str:
+    """All settings and figures but the seconds."""
     short = {"num_layers": "layers", "learning_rate": "rate", "weight_decay": "decay", "num_negatives": "negatives"}
+    short |= {"gbce_negatives": "negatives", "gbce_calibration": "t", "is_averaged": "averaged"}
+    short |= {"fused_ndcg@10": "fused NDCG@10", "ndcg@10": "NDCG@10"}
     columns = [name for name in trials[0] if name != "seconds"]
-    table = _table("validation only", *(short.get(name, name) for name in columns))
+    table = _table(title, *(short.get(name, name) for name in columns))
     for row in trials:
-        values = (row[name] for name in columns)
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v) for v in values))
-    return f"{_text(table)}\nbest recipe: {place}"
+        table.add_row(*(_setting(name, row[name]) for name in columns))
+    return _text(table, width)
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}" if "ndcg" in name else f"{value:.3g}"
+    return "" if value is None else str(value)
 
 
 def items_table(items: Sequence["ScoredItem"]) -> str:
@@ -487,7 +501,31 @@ def experiment_report(values: dict[str, Any]) -> str:
 
 
 def choices_table(values: dict[str, Any]) -> str:
-    """One line a rival: what it ranks alone and fused, and the differences to the default's form; what was left out."""
+    """Accuracy of the default's form and its rivals; what the log has no input for."""
+    lines = [f"{name} left out: {why}" for name, why in values["left_out"].items()]
+    return "\n".join([_rivals_table(values), *lines])
+
+
+def forms_table(values: dict[str, Any]) -> str:
+    """Every trial, the best first; what each choice led to; the best form against the default's."""
+    trials = [{name: row[name] for name in row if name != "problem"} for row in values["trials"]]
+    parts = [_trials(trials, f"{values['data']}: {_size(values)}, one seed, validation only", 170)]
+    choices = _table("trials by choice", "choice", "value", "trials", "best", "median")
+    for name, groups in values["choices"].items():
+        for value, row in groups.items():
+            figures = f"{row['best']:.4f}", f"{row['median']:.4f}"
+            choices.add_row(name, value, str(row["num_trials"]), *figures)
+    parts.append(_text(choices))
+    parts += [f"trial {row['trial']} ended early: {row['problem']}" for row in values["trials"] if row["problem"]]
+    parts += [f"{name} left out: {why}" for name, why in values["left_out"].items()]
+    if values["comparison"] is None:
+        return "\n".join([*parts, "the default's form is the best trial"])
+    whose = "other users than those" if values["comparison"]["on_other_users"] else "the users"
+    return "\n".join([*parts, _rivals_table(values["comparison"]), f"other seeds, {whose} of the trials"])
+
+
+def _rivals_table(values: dict[str, Any]) -> str:
+    """One line a rival: what it ranks alone and fused, and the differences to the reference."""
     columns = ["", "NDCG@10", "difference", "recall@10", "fused NDCG@10", "difference", "training s"]
     table = _table(_compared(values), *columns)
     for name, row in values["rivals"].items():
@@ -501,8 +539,7 @@ def choices_table(values: dict[str, Any]) -> str:
             _gap(gaps.get("fused_ndcg@10")),
             f"{row['training_s']:.0f}",
         )
-    lines = [f"{name} left out: {why}" for name, why in values["left_out"].items()]
-    return "\n".join([_text(table, width=140), _paired(values), *lines])
+    return "\n".join([_text(table, width=140), _paired(values)])
 
 
 def histories_table(values: dict[str, Any]) -> str:
@@ -538,9 +575,13 @@ def histories_table(values: dict[str, Any]) -> str:
 
 def _compared(values: dict[str, Any]) -> str:
     """What rivals were trained on."""
-    size = f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']:,}"
     seeds = f"{values['num_seeds']} seed{'' if values['num_seeds'] == 1 else 's'}"
-    return f"{values['data']}: {size}, {values['epochs']:g} epochs, {seeds}"
+    epochs = f" {values['epochs']:g} epochs," if "epochs" in values else ""
+    return f"{values['data']}: {_size(values)},{epochs} {seeds}"
+
+
+def _size(values: dict[str, Any]) -> str:
+    return f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']:,}"
 
 
 def _paired(values: dict[str, Any]) -> str:

@@ -14,25 +14,23 @@ from typing import Any
 import torch
 
 from recsys import dataset
-from recsys.contracts.errors import ConfigError, DataError
+from recsys.contracts.errors import DataError
 from recsys.contracts.files import write_text
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.model.summaries import build_model
+from recsys.training import study
 from recsys.training.config import Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import RoundResult
 from recsys.training.processes import Processes
 from recsys.training.resume import SavedRun
 
-STUDY_FILE = "study.db"
 RECIPE_FILE = "recipe.toml"
 _HEADS = 2
-_MIN_TRIALS_BEFORE_PRUNING = 4
 _WIDTHS = (64, 96, 128, 192)
 _NEGATIVES = (256, 512, 1024)
 _MOST_DROPOUT, _LEAST_DECAY = 0.7, 1e-4
-_FINISHED = ("COMPLETE", "PRUNED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,52 +53,23 @@ def run(recipe: Recipe, features: Path, out: Path, *, protocol: Protocol, num_tr
         ConfigError: optuna is not installed.
         DataError: the study is of other features, another protocol, recipe or budget; or nobody to validate with.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError("recsys search needs optuna; pip install 'recsys[search]'") from None
     data = dataset.load(features, protocol)
     if not data.validation(recipe.training.num_validation_users, recipe.training.seed).targets:
         raise DataError(f"{features}: no user has events to validate on, so there is nothing to search by")
     recipe = recipe.for_log(data)
-    out.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=f"sqlite:///{out / STUDY_FILE}",
-        study_name="recsys",
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=recipe.training.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=_MIN_TRIALS_BEFORE_PRUNING, n_warmup_steps=1),
-        load_if_exists=True,
-    )
     trial_minutes = minutes / num_trials
-    _bind(study, data, recipe, trial_minutes, out)
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    while sum(trial.state.name in _FINISHED for trial in study.trials) < num_trials:
-        study.optimize(lambda trial: _objective(trial, data, recipe, trial_minutes), n_trials=1)
-    best = _with(recipe, study.best_trial.params)
-    place = out / RECIPE_FILE
-    write_text(place, _toml(best, study.best_trial.number, study.best_value))
-    return Found(_rows(study), best, place)
-
-
-def _bind(study: Any, data: Dataset, recipe: Recipe, trial_minutes: float, out: Path) -> None:
-    """Write down what a new study is of, or refuse to mix two."""
-    mine = {
+    of = {
         "features": data.manifest.digest,
         "protocol": data.protocol.value,
         "recipe": recipe.model_dump(mode="json"),
         "minutes of a trial": trial_minutes,
     }
-    if not study.user_attrs:
-        for name, value in mine.items():
-            study.set_user_attr(name, value)
-        study.enqueue_trial(_settings_of(recipe))
-        return
-    changed = [name for name, value in mine.items() if study.user_attrs.get(name) != value]
-    if changed:
-        raise DataError(f"{out / STUDY_FILE}: a study of another {changed[0]}; give the same one, or another --out")
+    found = study.opened(out, of, _settings_of(recipe), recipe.training.seed)
+    study.go_on(found, lambda trial: _objective(trial, data, recipe, trial_minutes), num_trials)
+    best = _with(recipe, found.best_trial.params)
+    place = out / RECIPE_FILE
+    write_text(place, _toml(best, found.best_trial.number, found.best_value))
+    return Found(_rows(found), best, place)
 
 
 def _settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -173,7 +142,7 @@ class _Reports:
             raise optuna.TrialPruned
 
 
-def _rows(study: Any) -> list[dict[str, Any]]:
+def _rows(found: Any) -> list[dict[str, Any]]:
     rows = [
         {
             "trial": trial.number,
@@ -184,8 +153,7 @@ def _rows(study: Any) -> list[dict[str, Any]]:
             "seconds": round(trial.duration.total_seconds(), 1),
             **trial.params,
         }
-        for trial in study.trials
-        if trial.state.name in _FINISHED
+        for trial in study.finished(found)
     ]
     return sorted(rows, key=lambda row: -(row["ndcg@10"] or 0.0))
 

@@ -2,7 +2,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 
 from recsys.contracts.errors import ConfigError, DataError
@@ -12,22 +11,11 @@ from recsys.pipeline.kept_runs import KeptRuns
 from recsys.runtime.fusion import Fusion
 from recsys.training import fusion
 from recsys.windows import WindowConfig, reachable
-from tests.conftest import NUM_ITEMS, write_events
+from tests.conftest import NUM_ITEMS
+from tests.pipeline.conftest import TYPES
 
 WINDOW = WindowConfig(size=8)
-TYPES = ["view", "purchase", "return"]
 VIEW, PURCHASE, RETURN = range(3)
-
-
-@pytest.fixture(scope="module")
-def typed_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty users walk a ring, an event a second: view, purchase, return, and again. The cut is at 90 s."""
-    place = tmp_path_factory.mktemp("typed") / "features"
-    rows = [(f"u{u:02d}", 1 + (u + i) % NUM_ITEMS, 1000 * i, i % 3) for u in range(40) for i in range(70 + u)]
-    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
-    metrics = {"split_ms": 90_000, "event_types": TYPES}
-    write_events(place, events, NUM_ITEMS, metrics, {"target_types": ["view", "purchase"]})
-    return place
 
 
 def run(features: Path, names: list[str] | None = None, **settings: Any) -> dict[str, Any]:
