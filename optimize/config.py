@@ -79,6 +79,9 @@ class OptimizeConfig(Config):
     """Graphs, item list and transition counts packed by gzip, without loss; off to look into them."""
     cuda: CudaConfig | None = None
     """Weights for the torch engine go into the release beside the CPU engine."""
+    reference: bool = False
+    """The float32 model goes into the release beside the CPU engine, as the engine `reference`: to compare others with
+    without the checkpoint. Four times the size of 8-bit weights and items."""
     tensorrt: TensorRtConfig | None = None
     """TensorRT plans go into the release beside the CPU engine; needs the extra `tensorrt`."""
     tiered: TieredConfig = TieredConfig()
@@ -97,13 +100,16 @@ class OptimizeConfig(Config):
             named.add(EngineName.CUDA)
         if self.tensorrt is not None:
             named.add(EngineName.TENSORRT)
+        if self.reference:
+            named.add(EngineName.REFERENCE)
         return frozenset(named)
 
     @property
     def answers_on_cpu(self) -> bool:
         """Whether no part of the engine that serves computes on a GPU."""
         torch_device = (self.cuda or CudaConfig()).device
-        return self._answering <= ({EngineName.CPU, EngineName.CUDA} if torch_device == "cpu" else {EngineName.CPU})
+        on_cpu = {EngineName.CPU, EngineName.REFERENCE} | ({EngineName.CUDA} if torch_device == "cpu" else set())
+        return self._answering <= on_cpu
 
     @property
     def _answering(self) -> set[EngineName]:

@@ -37,3 +37,5 @@ class EngineName(StrEnum):
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     TIERED = "tiered"
+    REFERENCE = "reference"
+    """The float32 model, which the others are compared with."""

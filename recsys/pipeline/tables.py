@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.contracts.artifact import Manifest, current_name
+from recsys.contracts.precision import EngineName
 from recsys.pipeline import case_report
 
 if TYPE_CHECKING:  # a nightly feature job must not wait for torch and scipy
@@ -98,7 +99,7 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
     m = manifest.metrics
     size = sum(entry.size_bytes for entry in manifest.files.values())
     lines = [
-        f"{out / name}: {manifest.config['precision']}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
+        f"{out / name}: {_precision(manifest)}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
         f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}",
         f"gate: {m['gate']}",
     ]
@@ -110,6 +111,13 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
     if m["forced_past_gate"]:
         lines.append(f"FORCED past the gate: {'; '.join(m['forced_past_gate'])}")
     return "\n".join(lines)
+
+
+def _precision(manifest: Manifest) -> str:
+    """What the engine that serves computes with; `precision` is what its rounded engines keep."""
+    if manifest.config["engine"] == EngineName.REFERENCE:
+        return f"float32 model, index of {manifest.config['items']} items"
+    return str(manifest.config["precision"])
 
 
 def accuracy_table(report: dict[str, Any], columns: Sequence[str] | None = None) -> str:

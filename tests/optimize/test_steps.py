@@ -237,6 +237,8 @@ def test_a_release_is_served_by_tiers_whose_threshold_it_names(
         ({"engine": "tiered"}, False),
         ({"engine": "tiered", "cuda": {"device": "cpu"}}, True),
         ({"cuda": {}}, True),  # beside the CPU engine, which serves
+        ({"engine": "reference"}, True),
+        ({"engine": "cuda", "reference": True}, False),
     ],
 )
 def test_an_engine_on_a_gpu_is_not_timed_against_the_float_model_on_the_cpu(
@@ -249,6 +251,10 @@ def test_an_engine_on_a_gpu_is_not_timed_against_the_float_model_on_the_cpu(
 
 
 def test_an_engine_that_a_release_was_built_without_is_refused(ring_releases: Path) -> None:
-    for engine, words in ((EngineName.CUDA, "without the cuda engine"), (EngineName.TENSORRT, "without TensorRT")):
+    for engine, words in (
+        (EngineName.CUDA, "without the cuda engine"),
+        (EngineName.TENSORRT, "without TensorRT"),
+        (EngineName.REFERENCE, r"without the float32 model; run .* reference = true under \[optimize\]"),
+    ):
         with pytest.raises(ConfigError, match=words):
             Release.open(ring_releases, engine=engine)
