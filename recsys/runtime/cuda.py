@@ -45,7 +45,9 @@ class DeviceRows(EventRows):
 
     @staticmethod
     def _here(part: Any) -> Any:
-        return part.cpu().numpy().copy()
+        import torch
+
+        return (part.float() if part.dtype == torch.bfloat16 else part).cpu().numpy().copy()
 
 
 class CudaEngine(CachedEngine):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from optimize import build, calibration, export, gate, quantize, report
-from optimize.config import GateConfig, OptimizeConfig
+from optimize.config import CudaConfig, GateConfig, OptimizeConfig
 from recsys import dataset
 from recsys.cli import app
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError, GateError
-from recsys.contracts.precision import EngineName, ItemFormat
+from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
 from recsys.model.checkpoint import Checkpoint
@@ -234,6 +234,25 @@ def test_a_release_may_be_served_by_the_float32_model_itself(
     np.testing.assert_allclose(release.engine.encode(windows), encode(checkpoint.model, windows), rtol=1e-5, atol=1e-6)
     Recommender(release).check()
     assert Release.open(tmp_path, engine=EngineName.CPU).engine.info.name == "openvino"  # which every release holds
+
+
+def test_a_release_may_keep_sessions_in_bf16(ring_features: Path, ring_checkpoint: Path, tmp_path: Path) -> None:
+    config = OptimizeConfig(
+        gate=GateConfig(min_top10_overlap=0.9),
+        num_comparison_windows=0,
+        cache=CacheFormat.BF16,
+        cuda=CudaConfig(precision="float32", device="cpu"),
+    )
+    build.run(config, ring_checkpoint, ring_features, tmp_path)
+    event, window = np.array([9], dtype=np.int32), np.arange(1, 8, dtype=np.int32)
+    for engine in (EngineName.CPU, EngineName.CUDA):
+        release = Release.open(tmp_path, num_threads=1, engine=engine)
+        assert release.engine.info.cache is CacheFormat.BF16
+        session = release.engine.append(release.engine.open([window]), [event])[0]
+        assert session.size_bytes == 64 * 2 * 32 * 2  # events x keys and values of a layer x width x bytes
+        whole = release.engine.encode([np.concatenate([window, event])])
+        assert 0 < report.relative_error(whole, session.vector_D[None]) < 2e-2
+        Recommender(release).check()
 
 
 def test_8_bits_make_the_engine_smaller(

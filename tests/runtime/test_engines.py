@@ -159,6 +159,8 @@ def check_law(engine: Engine, model: SequenceModel, tolerance: float) -> None:
     [
         ("float32", CacheFormat.FLOAT32, 1e-5),
         ("float32", CacheFormat.INT8, 3e-2),
+        ("float32", CacheFormat.BF16, 2e-2),
+        ("bf16", CacheFormat.BF16, 3e-2),
         ("bf16", CacheFormat.FLOAT16, 3e-2),
     ],
 )
