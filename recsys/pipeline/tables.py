@@ -390,7 +390,8 @@ def _times(ratio: float | None) -> str:
 
 def heads_table(values: dict[str, Any]) -> str:
     """Shapes of equal width, those on the frontier marked."""
-    title = f"inner width {values['inner_width']}, {values['num_threads']} threads"
+    kept = dict.fromkeys(f"{row['precision']}, {row['cache']} sessions" for row in values["rows"])
+    title = f"inner width {values['inner_width']}, {values['num_threads']} threads; {' | '.join(kept)}"
     rows = _table(title, "heads x head_dim", "open ms", "append ms", "validation NDCG@10", "epochs", "frontier")
     for row in values["rows"]:
         rows.add_row(
