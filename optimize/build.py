@@ -200,7 +200,10 @@ def write_parts(
         said["plans"] = done.metrics
     new, vectors_ND = new_items.place_new(checkpoint, data)
     vectors_VD = checkpoint.model.embedding.weight.detach().numpy()
-    ItemTable.of(np.concatenate([vectors_VD, vectors_ND]), config.items).save(writer.folder)
+    every_VD = np.concatenate([vectors_VD, vectors_ND])
+    ItemTable.of(every_VD, config.items).save(writer.folder)
+    if EngineName.REFERENCE in config.engines:
+        quantize.save_unrounded(checkpoint.model, every_VD, writer.folder)
     Vocabulary([*checkpoint.vocabulary.items, *new]).save(writer.folder, packed=config.packed)
     placed = new_items.settings(checkpoint, data, vectors_ND, config.new_items_share, config.seed)
     said["new_items"] = placed.model_dump()
@@ -282,8 +285,8 @@ def _indexed(
 def _summarised(
     data: Dataset, config: OptimizeConfig, engine: Engine, parts: Parts, steps: Steps, advance: Advance
 ) -> dict[str, Any] | None:
-    """Summaries of the most active users; None where windows leave none."""
-    if not isinstance(engine, SummaryEngine):
+    """Summaries of the most active users; None where windows leave none, or the engine reads none that are rounded."""
+    if not isinstance(engine, SummaryEngine) or config.engine is EngineName.REFERENCE:
         return None
     names = ("items", "engine", "cache", "arithmetic", "cuda", "tensorrt", "tiers")
     settings = {name: parts.config.get(name) for name in names}

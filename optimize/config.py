@@ -1,8 +1,8 @@
 """How a checkpoint becomes a release."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optimize.index import IndexConfig
 from optimize.rounding import WeightFormat
@@ -63,7 +63,9 @@ class OptimizeConfig(Config):
     """Item vectors, of the engine's input and of the index."""
     cache: CacheFormat = CacheFormat.INT8
     """Keys and values of a session. float16 takes twice the memory and has about a tenth of the rounding error, which
-    is less than that of 8-bit weights either way; cold users are encoded a little faster (`docs/benchmarks.md`)."""
+    is less than that of 8-bit weights either way; cold users are encoded a little faster (`docs/benchmarks.md`). bf16
+    takes as much as float16 and rounds eight times as much, but nothing that bf16 arithmetic computes. TensorRT plans
+    have float16, whatever is named here."""
     arithmetic: Arithmetic = Arithmetic.AUTO
     """Of the CPU engine; the gate judges by it."""
     new_items_share: float | None = Field(default=None, ge=0, le=1)
@@ -79,6 +81,9 @@ class OptimizeConfig(Config):
     """Graphs, item list and transition counts packed by gzip, without loss; off to look into them."""
     cuda: CudaConfig | None = None
     """Weights for the torch engine go into the release beside the CPU engine."""
+    reference: bool = False
+    """The float32 model goes into the release beside the CPU engine, as the engine `reference`: to compare others with
+    without the checkpoint. Four times the size of 8-bit weights and items."""
     tensorrt: TensorRtConfig | None = None
     """TensorRT plans go into the release beside the CPU engine; needs the extra `tensorrt`."""
     tiered: TieredConfig = TieredConfig()
@@ -89,6 +94,15 @@ class OptimizeConfig(Config):
     gate: GateConfig = GateConfig()
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _plans_keep_float16(self) -> Self:
+        if self.cache is CacheFormat.BF16 and EngineName.TENSORRT in self.engines:
+            raise ValueError(
+                'cache = "bf16": TensorRT plans keep sessions in float16, which takes as much and rounds less; '
+                'use "float16", or "int8" for the CPU engine beside them'
+            )
+        return self
+
     @property
     def engines(self) -> frozenset[EngineName]:
         """Engines that the release holds parts for; the CPU engine always."""
@@ -97,13 +111,16 @@ class OptimizeConfig(Config):
             named.add(EngineName.CUDA)
         if self.tensorrt is not None:
             named.add(EngineName.TENSORRT)
+        if self.reference:
+            named.add(EngineName.REFERENCE)
         return frozenset(named)
 
     @property
     def answers_on_cpu(self) -> bool:
         """Whether no part of the engine that serves computes on a GPU."""
         torch_device = (self.cuda or CudaConfig()).device
-        return self._answering <= ({EngineName.CPU, EngineName.CUDA} if torch_device == "cpu" else {EngineName.CPU})
+        on_cpu = {EngineName.CPU, EngineName.REFERENCE} | ({EngineName.CUDA} if torch_device == "cpu" else set())
+        return self._answering <= on_cpu
 
     @property
     def _answering(self) -> set[EngineName]:

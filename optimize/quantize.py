@@ -17,11 +17,13 @@ from optimize.config import OptimizeConfig
 from optimize.report import relative_error
 from optimize.rounding import RoundedLinear, RoundedWeight
 from recsys.contracts.errors import ConfigError
+from recsys.contracts.ids import Floats
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.dataset import Dataset
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.decoder import SequenceModel
 from recsys.model.reference import encode
+from recsys.runtime import reference
 from recsys.runtime.cuda import DECODER, CudaEngine
 from recsys.runtime.items import ItemTable
 
@@ -49,6 +51,12 @@ def save(model: SequenceModel, folder: Path) -> None:
         if isinstance(part, RoundedLinear):
             arrays[f"{name}.input_peak"] = np.array(part.input_peak, dtype=np.float64)
     safetensors.numpy.save_file(arrays, folder / DECODER)
+
+
+def save_unrounded(model: SequenceModel, vectors_VD: Floats, folder: Path) -> None:
+    """Write `float32.safetensors`: the decoder as it was trained and item vectors, row PAD first."""
+    decoder = {name: tensor.contiguous().numpy() for name, tensor in model.decoder.state_dict().items()}
+    reference.save(decoder, vectors_VD, folder)
 
 
 def load(checkpoint: Checkpoint, config: OptimizeConfig, folder: Path) -> SequenceModel:

@@ -8,6 +8,8 @@ class CacheFormat(StrEnum):
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    BF16 = "bf16"
+    """The upper half of float32's bits: its range, and an eighth of float16's precision."""
     INT8 = "int8"
     """Codes with one scale per event, layer and head."""
 
@@ -37,3 +39,5 @@ class EngineName(StrEnum):
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     TIERED = "tiered"
+    REFERENCE = "reference"
+    """The float32 model, which the others are compared with."""

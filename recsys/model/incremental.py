@@ -21,6 +21,11 @@ from recsys.model.decoder import SequenceModel
 from recsys.model.heads import LatentHeads, PlainHeads, feed_forward
 
 INT8_MAX = 127
+_FLOATS = {
+    CacheFormat.FLOAT32: torch.float32,
+    CacheFormat.FLOAT16: torch.float16,
+    CacheFormat.BF16: torch.bfloat16,
+}
 _PROBE_EVENTS = 12
 _PROBE_NOISE = 0.1
 _PROBE_TOLERANCE = 1e-3
@@ -321,7 +326,7 @@ def _last_rotation(part_BL1K: Tensor, last_B: Tensor) -> Tensor:
 def pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
     """Keys and values as they are kept: int8 with one float32 scale a head, event and layer, or floats."""
     if cache is not CacheFormat.INT8:
-        return tuple(part.to(torch.float16 if cache is CacheFormat.FLOAT16 else torch.float32) for part in kept)
+        return tuple(part.to(_FLOATS[cache]) for part in kept)
     scales = [part.abs().amax(dim=-1).float().clamp_min(1e-12) / INT8_MAX for part in kept]
     codes = [(part.float() / scale[..., None]).round().to(torch.int8) for part, scale in zip(kept, scales, strict=True)]
     return *codes, *scales

@@ -6,11 +6,12 @@ from typing import Any
 
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, ConfigError
-from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
+from recsys.contracts.precision import EngineName, ItemFormat
 from recsys.runtime.consistency import REFERENCE_FILE, Consistency, Reference, Tolerance, compare, random_windows
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.layers import in_units_of
+from recsys.runtime.reference import NAME, ReferenceEngine
 from recsys.runtime.release import Release
 from recsys.runtime.summaries import Summaries, SummaryEngine, SummaryWeights
 
@@ -47,13 +48,14 @@ def run(
         windows = [window for window in windows if len(window) <= release.window.size]
     if save is not None:
         Reference.of(release.engine, release.index, windows, digest, by_layer=by_layer).save(save)
-    if against is not None:
-        other = Release.open(path, num_threads=num_threads, engine=against, device=device)
-        known = Reference.of(other.engine, release.index, windows, digest, by_layer=by_layer)
-    elif checkpoint is not None:
-        exact = _float32(checkpoint, release, num_threads)
-        known = replace(Reference.of(exact, release.index, windows, digest, by_layer=by_layer), engine="float32 model")
-        if known.kept is not None:
+    if against is not None or checkpoint is not None:
+        other = (
+            _float32(checkpoint, release, num_threads)
+            if checkpoint is not None
+            else Release.open(path, num_threads=num_threads, engine=against, device=device).engine
+        )
+        known = Reference.of(other, release.index, windows, digest, by_layer=by_layer)
+        if known.kept is not None and NAME in (other.info.name, release.engine.info.name):
             found = [release.engine.kept(session) for session in release.engine.open(windows)]
             known = replace(known, kept=in_units_of(found, known.kept))
     else:
@@ -82,21 +84,13 @@ def _float32(folder: Path, release: Release, num_threads: int) -> Engine:
 
     from recsys.model.checkpoint import Checkpoint
     from recsys.model.summaries import SummaryModel
-    from recsys.runtime.cuda import CudaEngine
 
     torch.set_num_threads(num_threads)
     checkpoint = Checkpoint.open(folder)
     artifact.check_parent(release.manifest, "checkpoint", checkpoint.manifest, release.folder)
     items = ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
     model = checkpoint.model
-    engine = CudaEngine(
-        model,
-        items,
-        window_size=release.window.most_rows,
-        cache=CacheFormat.FLOAT32,
-        precision="float32",
-        device="cpu",
-    )
+    engine = ReferenceEngine(model, items, window_size=release.window.most_rows)
     if not isinstance(model, SummaryModel):
         return engine
     return SummaryEngine(engine, items, SummaryWeights(*model.weights()), release.window, Summaries())

@@ -1,4 +1,8 @@
-"""Head shape at equal width: many narrow heads or few wide ones, by latency on the CPU engine and by accuracy."""
+"""Head shape at equal width: many narrow heads or few wide ones, by latency on the CPU engine and by accuracy.
+
+The engine is what `recsys optimize` would publish without settings: weights rounded by the fitted events, items and
+sessions as a release keeps them.
+"""
 
 import tempfile
 import time
@@ -9,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from optimize import arithmetic, quantize
 from optimize.config import OptimizeConfig
 from optimize.export import build_engine
 from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
-from recsys.contracts.precision import ItemFormat
+from recsys.contracts.precision import Arithmetic
 from recsys.contracts.protocol import Protocol
+from recsys.dataset import Dataset
 from recsys.model import incremental
 from recsys.model.checkpoint import Checkpoint
 from recsys.runtime.engine import Engine
@@ -56,7 +62,7 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
             )
     with tempfile.TemporaryDirectory(prefix="recsys-heads-") as folder:
         candidates = [
-            _trained(features, recipe, num_heads, inner // num_heads, Path(folder) / str(num_heads), num_threads)
+            _trained(features, data, recipe, num_heads, inner // num_heads, Path(folder) / str(num_heads), num_threads)
             for num_heads in heads
         ]
         milliseconds = _timed(candidates, recipe.window.size, num_rounds)
@@ -67,6 +73,8 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
             **{f"{call}_ms": round(float(np.median(times)), 3) for call, times in milliseconds[place].items()},
             "validation_ndcg@10": candidate.ndcg10,
             "epochs": candidate.epochs,
+            "precision": candidate.engine.info.precision,
+            "cache": candidate.engine.info.cache.value,
         }
         for place, candidate in enumerate(candidates)
     ]
@@ -93,7 +101,7 @@ def picture(values: dict[str, Any], path: Path) -> None:
 
 
 def _trained(
-    features: Path, recipe: Recipe, num_heads: int, head_dim: int, folder: Path, num_threads: int
+    features: Path, data: Dataset, recipe: Recipe, num_heads: int, head_dim: int, folder: Path, num_threads: int
 ) -> _Candidate:
     values = recipe.model_dump()
     values["model"] |= {"num_heads": num_heads, "head_dim": head_dim}
@@ -103,18 +111,29 @@ def _trained(
     metrics = manifest.metrics
     if metrics["validation_ndcg@10"] is None:
         raise DataError(f"{features}: the validation has no users, so shapes cannot be compared; get more events")
-    checkpoint = Checkpoint.open(folder / "checkpoint")
-    cache = OptimizeConfig().cache
-    build_engine(checkpoint.model, folder, ours.window.size, cache)
-    engine = OpenVinoEngine(
-        folder,
-        ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32),
-        num_threads=num_threads,
-        precision="float32",
-        window_size=ours.window.size,
-        cache=cache,
-    )
+    engine = _engine(Checkpoint.open(folder / "checkpoint"), data, folder, num_threads)
     return _Candidate(num_heads, head_dim, metrics["validation_ndcg@10"], metrics["epochs"], engine)
+
+
+def _engine(checkpoint: Checkpoint, data: Dataset, folder: Path, num_threads: int) -> Engine:
+    """The CPU engine as a release of the checkpoint would serve it."""
+    config, size = OptimizeConfig(), checkpoint.window.size
+    rounded = quantize.rounded(checkpoint, config, quantize.calibrate(checkpoint, data, config))
+    build_engine(rounded, folder, size, config.cache)
+    items = ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items)
+
+    def opened(by: Arithmetic) -> Engine:
+        return OpenVinoEngine(
+            folder,
+            items,
+            num_threads=num_threads,
+            precision=quantize.precision(config),
+            window_size=size,
+            cache=config.cache,
+            arithmetic=by,
+        )
+
+    return opened(arithmetic.choose(config.arithmetic, opened, len(items), config.seed)["arithmetic"])
 
 
 def _timed(candidates: Sequence[_Candidate], window_size: int, num_rounds: int) -> list[dict[str, list[float]]]:

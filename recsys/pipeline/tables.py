@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.contracts.artifact import Manifest, current_name
+from recsys.contracts.precision import EngineName
 from recsys.evaluation.statistics import LEAST_DIFFERENT
 from recsys.pipeline import case_report
 
@@ -99,7 +100,7 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
     m = manifest.metrics
     size = sum(entry.size_bytes for entry in manifest.files.values())
     lines = [
-        f"{out / name}: {manifest.config['precision']}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
+        f"{out / name}: {_precision(manifest)}, {size / 1e6:.1f} MB, relative error {m['relative_error']:.2g}, "
         f"top-100 overlap {m['top100_overlap']:.3f}, fitted on {m['fitted_on']}",
         f"gate: {m['gate']}",
     ]
@@ -111,6 +112,13 @@ def release_summary(name: str, manifest: Manifest, out: Path) -> str:
     if m["forced_past_gate"]:
         lines.append(f"FORCED past the gate: {'; '.join(m['forced_past_gate'])}")
     return "\n".join(lines)
+
+
+def _precision(manifest: Manifest) -> str:
+    """What the engine that serves computes with; `precision` is what its rounded engines keep."""
+    if manifest.config["engine"] == EngineName.REFERENCE:
+        return f"float32 model, index of {manifest.config['items']} items"
+    return str(manifest.config["precision"])
 
 
 def accuracy_table(report: dict[str, Any], columns: Sequence[str] | None = None) -> str:
@@ -397,7 +405,8 @@ def _times(ratio: float | None) -> str:
 
 def heads_table(values: dict[str, Any]) -> str:
     """Shapes of equal width, those on the frontier marked."""
-    title = f"inner width {values['inner_width']}, {values['num_threads']} threads"
+    kept = dict.fromkeys(f"{row['precision']}, {row['cache']} sessions" for row in values["rows"])
+    title = f"inner width {values['inner_width']}, {values['num_threads']} threads; {' | '.join(kept)}"
     rows = _table(title, "heads x head_dim", "open ms", "append ms", "validation NDCG@10", "epochs", "frontier")
     for row in values["rows"]:
         rows.add_row(

@@ -42,7 +42,7 @@ class EventRows:
         return tuple(part[: rounded_up(num_rows)] for part in self._arrays)
 
     def on_host(self, num_rows: int) -> list[np.ndarray]:
-        """A copy of the first rows of each array, in this process's memory."""
+        """A copy of the first rows of each array, in this process's memory; bf16 as float32."""
         return [self._here(part[:num_rows]) for part in self._arrays]
 
     def extended(self, length: int, rows: Sequence[Any]) -> "EventRows":
@@ -75,6 +75,33 @@ class EventRows:
         for part, new in zip(self._arrays, rows, strict=True):
             part[start:stop] = new
         self._num_filled = stop
+
+
+class Bf16Rows(EventRows):
+    """float32 rows kept as bf16, rounded to the nearest, ties to even.
+
+    numpy has no such type: the arrays are of uint16, with its bits.
+    """
+
+    @staticmethod
+    def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
+        del like
+        return np.zeros(shape, np.uint16)
+
+    @staticmethod
+    def _here(part: Any) -> np.ndarray:
+        exact: np.ndarray = (part.astype(np.uint32) << 16).view(np.float32)
+        return exact
+
+    def _write(self, start: int, rows: Sequence[Any]) -> None:
+        super()._write(start, [_bf16_bits(part) if part.dtype == np.float32 else part for part in rows])
+
+
+def _bf16_bits(part: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, after half of the lower halves' range was added; ties to even."""
+    bits = part.view(np.uint32)
+    half = ((bits >> 16) & 1) + np.uint32(0x7FFF)
+    return ((bits + half) >> 16).astype(np.uint16)
 
 
 def rounded_up(num_rows: int) -> int:

@@ -1,12 +1,12 @@
 """The CUDA engine: the rounded decoder by torch, in bf16 with fused attention; appends are one CUDA graph each.
 
-The only file of the runtime that imports torch, and only when this engine is opened. It runs on the CPU too
-(`device="cpu"`, without graphs), which is how tests hold it to the other engines.
+The only file of the runtime that imports torch, and only when this engine or the reference is opened. It runs on the
+CPU too (`device="cpu"`, without graphs), which is how tests hold it to the other engines, and how the reference runs.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -45,7 +45,9 @@ class DeviceRows(EventRows):
 
     @staticmethod
     def _here(part: Any) -> Any:
-        return part.cpu().numpy().copy()
+        import torch
+
+        return (part.float() if part.dtype == torch.bfloat16 else part).cpu().numpy().copy()
 
 
 class CudaEngine(CachedEngine):
@@ -68,7 +70,7 @@ class CudaEngine(CachedEngine):
         Raises:
             ConfigError: torch is not installed, or there is no such device.
         """
-        torch, self._device = _torch(device)
+        torch, self._device = torch_on(device)
         from recsys.model.incremental import AppendEvents, OpenWindow, in_precision
 
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
@@ -104,8 +106,9 @@ class CudaEngine(CachedEngine):
         Raises:
             ConfigError: torch is not installed, or there is no such device.
         """
-        _torch(device)
-        decoder = _decoder(folder / DECODER, model, window_size)
+        torch_on(device)
+        path = folder / DECODER
+        decoder = decoder_of(safetensors.numpy.load_file(path), model, window_size, str(path))
         return cls(decoder, items, window_size=window_size, cache=cache, precision=precision, device=device)
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
@@ -198,8 +201,8 @@ def _here(vector_BD: "Tensor") -> Any:
     return vector_BD.float().cpu().numpy()
 
 
-def _torch(device: str) -> tuple[Any, Any]:
-    """Torch and its device, if it can compute there.
+def torch_on(device: str, engine: str = "cuda") -> tuple[Any, Any]:
+    """Torch and its device, if it can compute there; `engine` is who asks.
 
     Raises:
         ConfigError: one line that says what is missing.
@@ -208,7 +211,7 @@ def _torch(device: str) -> tuple[Any, Any]:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"the cuda engine needs the extra: pip install 'recsys[train]' ({error})") from None
+        raise ConfigError(f"the {engine} engine needs the extra: pip install 'recsys[train]' ({error})") from None
     try:
         found = torch.device(device)
     except RuntimeError:
@@ -223,16 +226,15 @@ def _torch(device: str) -> tuple[Any, Any]:
     return torch, found
 
 
-def _decoder(path: Path, settings: dict[str, Any], window_size: int) -> Any:
-    """The float decoder of the saved codes."""
+def decoder_of(arrays: Mapping[str, Any], settings: dict[str, Any], window_size: int, where: str) -> Any:
+    """The float decoder of saved codes, or of weights that were never rounded."""
     import torch
 
     from recsys.model.config import ModelConfig
     from recsys.model.decoder import SequenceModel
 
-    model = SequenceModel(ModelConfig.from_mapping(settings, f"{path}: model"), 1, window_size)
+    model = SequenceModel(ModelConfig.from_mapping(settings, f"{where}: model"), 1, window_size)
     weights: dict[str, Tensor] = {}
-    arrays = safetensors.numpy.load_file(path)
     for name, array in arrays.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "codes":

@@ -1,7 +1,7 @@
 """Which engines there are, and how the parts of a release become one. A new engine is one entry here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ def open_engine(name: EngineName, parts: Parts) -> Engine:
     Raises:
         ConfigError: the release has no parts for it, or this machine cannot run it.
     """
+    if name is EngineName.REFERENCE:
+        parts = _unrounded(parts)
     engine = _OPEN[name](parts)
     if not parts.window.summary_tokens:
         return engine
@@ -105,9 +107,29 @@ def _tiered(parts: Parts) -> Engine:
     return TieredEngine(short, long, tiers["threshold"])
 
 
+def _unrounded(parts: Parts) -> Parts:
+    """With items as they were trained, and without summaries that a rounded engine encoded."""
+    from recsys.runtime.reference import load_items
+
+    return replace(parts, items=load_items(parts.folder), stored=None)
+
+
+def _reference(parts: Parts) -> Engine:
+    from recsys.runtime.reference import ReferenceEngine
+
+    return ReferenceEngine.of_release(
+        parts.folder,
+        parts.items,
+        model=parts.config["model"],
+        window_size=parts.window_size,
+        num_threads=parts.num_threads,
+    )
+
+
 _OPEN: dict[EngineName, Callable[[Parts], Engine]] = {
     EngineName.CPU: _cpu,
     EngineName.CUDA: _cuda,
     EngineName.TENSORRT: _tensorrt,
     EngineName.TIERED: _tiered,
+    EngineName.REFERENCE: _reference,
 }

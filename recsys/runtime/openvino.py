@@ -11,7 +11,7 @@ import numpy as np
 from recsys.contracts import packing
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.contracts.precision import Arithmetic, CacheFormat
-from recsys.runtime.cache import EventRows, stacked
+from recsys.runtime.cache import Bf16Rows, EventRows, stacked
 from recsys.runtime.cached import CachedEngine
 from recsys.runtime.engine import EngineInfo
 from recsys.runtime.items import ItemTable
@@ -78,7 +78,9 @@ class OpenVinoEngine(CachedEngine):
         in_bf16 = arithmetic is Arithmetic.BF16 and has_bf16()
         settings = SETTINGS | ({"INFERENCE_PRECISION_HINT": "bf16"} if in_bf16 else {})
 
-        self._tensor = openvino.Tensor
+        self._tensor, self._bf16 = openvino.Tensor, openvino.Type.bf16
+        if cache is CacheFormat.BF16:
+            self.rows = Bf16Rows
         core = openvino.Core()
         weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
         self._graphs = [
@@ -109,9 +111,15 @@ class OpenVinoEngine(CachedEngine):
             self._local.requests = [compiled.create_infer_request() for compiled in self._graphs]
         request = self._local.requests[graph]
         for place, part in enumerate(inputs):  # one by one: its own way from a list takes as long as two layers
-            request.set_input_tensor(place, self._tensor(part, shared_memory=True))
+            request.set_input_tensor(place, self._shared(part))
         request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
         return [request.get_output_tensor(place).data for place in range(len(self._graphs[graph].outputs))]
+
+    def _shared(self, part: Any) -> Any:
+        """A tensor over the array's memory; uint16 are the bits of bf16."""
+        if part.dtype == np.uint16:
+            return self._tensor(part, part.shape, self._bf16)
+        return self._tensor(part, shared_memory=True)
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
         return self._infer(0, [self._vectors(tokens_BL), last_B])

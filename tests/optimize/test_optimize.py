@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from optimize import build, calibration, export, gate, quantize, report
-from optimize.config import GateConfig, OptimizeConfig
+from optimize.config import CudaConfig, GateConfig, OptimizeConfig
 from recsys import dataset
+from recsys.cli import app
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError, DataError, GateError
-from recsys.contracts.precision import ItemFormat
+from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
 from recsys.model.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from recsys.pipeline.tables import release_summary
 from recsys.runtime.engines import Parts
 from recsys.runtime.index import ItemIndex
 from recsys.runtime.items import ItemTable
+from recsys.runtime.recommender import Recommender
 from recsys.runtime.release import Release
 from recsys.windows import WindowConfig
 from tests.conftest import cyclic_histories, write_features
@@ -217,6 +219,40 @@ def test_the_float_engine_is_the_reference_and_the_8_bit_one_is_near(
     np.testing.assert_allclose(float_engine.encode(windows), expected, atol=2e-5)
     rounded = Release.open(ring_releases).engine
     assert 0 < report.relative_error(expected, rounded.encode(windows)) < 0.05
+
+
+def test_a_release_may_be_served_by_the_float32_model_itself(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    places = [str(ring_checkpoint), "--features", str(ring_features), "--out", str(tmp_path)]
+    app(["optimize", "build", *places, "--engine", "reference"], standalone_mode=False)
+    assert ": float32 model, index of int8 items, " in capsys.readouterr().out
+    release, checkpoint = Release.open(tmp_path, num_threads=1), Checkpoint.open(ring_checkpoint)
+    assert release.engine.info.name == "float32 model"
+    assert max(release.manifest.metrics[name] for name in ("relative_error", "appended_error")) < 1e-5
+    windows = [np.arange(1, n + 1, dtype=np.int32) for n in (1, 3, 8)]
+    np.testing.assert_allclose(release.engine.encode(windows), encode(checkpoint.model, windows), rtol=1e-5, atol=1e-6)
+    Recommender(release).check()
+    assert Release.open(tmp_path, engine=EngineName.CPU).engine.info.name == "openvino"  # which every release holds
+
+
+def test_a_release_may_keep_sessions_in_bf16(ring_features: Path, ring_checkpoint: Path, tmp_path: Path) -> None:
+    config = OptimizeConfig(
+        gate=GateConfig(min_top10_overlap=0.9),
+        num_comparison_windows=0,
+        cache=CacheFormat.BF16,
+        cuda=CudaConfig(precision="float32", device="cpu"),
+    )
+    build.run(config, ring_checkpoint, ring_features, tmp_path)
+    event, window = np.array([9], dtype=np.int32), np.arange(1, 8, dtype=np.int32)
+    for engine in (EngineName.CPU, EngineName.CUDA):
+        release = Release.open(tmp_path, num_threads=1, engine=engine)
+        assert release.engine.info.cache is CacheFormat.BF16
+        session = release.engine.append(release.engine.open([window]), [event])[0]
+        assert session.size_bytes == 64 * 2 * 32 * 2  # events x keys and values of a layer x width x bytes
+        whole = release.engine.encode([np.concatenate([window, event])])
+        assert 0 < report.relative_error(whole, session.vector_D[None]) < 2e-2
+        Recommender(release).check()
 
 
 def test_8_bits_make_the_engine_smaller(

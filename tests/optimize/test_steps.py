@@ -237,6 +237,8 @@ def test_a_release_is_served_by_tiers_whose_threshold_it_names(
         ({"engine": "tiered"}, False),
         ({"engine": "tiered", "cuda": {"device": "cpu"}}, True),
         ({"cuda": {}}, True),  # beside the CPU engine, which serves
+        ({"engine": "reference"}, True),
+        ({"engine": "cuda", "reference": True}, False),
     ],
 )
 def test_an_engine_on_a_gpu_is_not_timed_against_the_float_model_on_the_cpu(
@@ -248,7 +250,20 @@ def test_an_engine_on_a_gpu_is_not_timed_against_the_float_model_on_the_cpu(
     assert (measured.float32_encode_ms is not None) == on_cpu
 
 
+@pytest.mark.parametrize("settings", [{"engine": "tensorrt"}, {"tensorrt": {}}])
+def test_plans_beside_sessions_in_bf16_are_refused_in_one_line(settings) -> None:
+    refused = r'^file: value error, cache = "bf16": TensorRT plans keep sessions in float16'
+    with pytest.raises(ConfigError, match=refused) as said:
+        OptimizeConfig.from_mapping({"cache": "bf16", **settings}, "file")
+    assert "\n" not in str(said.value)
+    assert OptimizeConfig(cache="float16", **settings).cache == "float16"
+
+
 def test_an_engine_that_a_release_was_built_without_is_refused(ring_releases: Path) -> None:
-    for engine, words in ((EngineName.CUDA, "without the cuda engine"), (EngineName.TENSORRT, "without TensorRT")):
+    for engine, words in (
+        (EngineName.CUDA, "without the cuda engine"),
+        (EngineName.TENSORRT, "without TensorRT"),
+        (EngineName.REFERENCE, r"without the float32 model; run .* reference = true under \[optimize\]"),
+    ):
         with pytest.raises(ConfigError, match=words):
             Release.open(ring_releases, engine=engine)

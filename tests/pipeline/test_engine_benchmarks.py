@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from optimize.config import GateConfig, OptimizeConfig
+from optimize.rounding import RoundedLinear
 from recsys import dataset
 from recsys.contracts import artifact
 from recsys.contracts.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
 from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
 from recsys.pipeline.case_process import main as case_process
+from recsys.runtime import openvino
 from recsys.training.config import Recipe
 from tests.conftest import write_events, write_features
 
@@ -96,13 +98,26 @@ def test_awq_alone_and_compensated_are_figures_of_their_own_by_hand() -> None:
     }
 
 
-def test_head_shapes_of_equal_width_are_compared(ring_features, tiny_recipe: Recipe, tmp_path) -> None:
+def test_head_shapes_of_equal_width_are_compared_as_a_release_would_serve_them(
+    ring_features, tiny_recipe: Recipe, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
+    timed, measure = [], heads_benchmark._timed
+    monkeypatch.setattr(heads_benchmark, "_timed", lambda some, *rest: timed.extend(some) or measure(some, *rest))
+    built, build = [], heads_benchmark.build_engine
+    monkeypatch.setattr(
+        heads_benchmark, "build_engine", lambda model, *rest: built.append(model) or build(model, *rest)
+    )
     values = heads_benchmark.run(ring_features, tiny_recipe, [1, 4], num_rounds=2, num_threads=1)
     assert [(row["num_heads"], row["head_dim"]) for row in values["rows"]] == [(1, 32), (4, 8)]
     assert any(row["on_frontier"] for row in values["rows"])
     heads_benchmark.picture(values, tmp_path / "heads.png")
     assert (tmp_path / "heads.png").stat().st_size > 1000
-    assert "4 x 8" in tables.heads_table(values)
+    table = tables.heads_table(values)
+    assert "4 x 8" in table
+    assert "int8 per channel (AWQ) weights, int8 items, float32 arithmetic, int8 sessions" in " ".join(table.split())
+    assert [type(model.decoder.layers[0].mlp.up_proj) for model in built] == [RoundedLinear, RoundedLinear]
+    assert [candidate.engine._items.codes is not None for candidate in timed] == [True, True]
     with pytest.raises(ConfigError, match="3 heads do not divide the inner width 32"):
         heads_benchmark.run(ring_features, tiny_recipe, [3], num_rounds=1, num_threads=1)
 

@@ -12,6 +12,7 @@ from optimize.report import relative_error
 from optimize.summaries import SummariesConfig
 from recsys import dataset
 from recsys.contracts.errors import ArtifactError
+from recsys.contracts.precision import EngineName
 from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
@@ -124,6 +125,21 @@ def test_a_release_brings_the_summaries_of_the_most_active_users(
     expected, found = now.engine.encode(contexts[:5]), release.engine.encode(contexts[:5])
     np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
     assert (found != expected).any()
+
+
+def test_the_float32_model_encodes_its_own_summaries(ring_features: Path, checkpoint: Path, tmp_path: Path) -> None:
+    config, model = config_of(max_users=5).model_copy(update={"reference": True}), Checkpoint.open(checkpoint).model
+    build.run(config, checkpoint, ring_features, tmp_path)
+    exact = Release.open(tmp_path, num_threads=1, engine=EngineName.REFERENCE)
+    contexts = [answer_context(history, exact.window) for history in dataset.load(ring_features, Protocol.TIME).fit]
+    assert max(num_windows(len(context), exact.window) for context in contexts) > 1
+    expected = encode(model, contexts)
+    assert relative_error(expected, exact.engine.encode(contexts)) < 1e-5
+    assert relative_error(expected, Release.open(tmp_path).engine.encode(contexts)) > 1e-3
+    served = config.model_copy(update={"engine": EngineName.REFERENCE})
+    _, manifest = build.run(served, checkpoint, ring_features, tmp_path / "served")
+    assert manifest.metrics["summaries"] is None  # stored ones are float16
+    assert StoredSummaries.VECTORS_FILE not in manifest.files
 
 
 def test_sessions_that_grew_over_their_summaries_answer_as_contexts_encoded_whole(

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,27 @@ def test_the_command_compares_layers_with_the_float32_model_and_across_machines(
     assert (row["keys"], row["values"]) == (0, 0)  # of this very engine
     app([*check[:-1], "--reference", str(saved)], standalone_mode=False)
     assert "relative error by layer" in capsys.readouterr().out
+
+
+def test_a_release_that_holds_the_float32_model_is_compared_with_it_without_a_checkpoint(
+    ring_features: Path, ring_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    config = OptimizeConfig(gate=GateConfig(min_top10_overlap=0.9), num_comparison_windows=0, reference=True)
+    build.run(config, ring_checkpoint, ring_features, tmp_path)
+    check = ["optimize", "check", str(tmp_path), "--threads", "1", "--json"]
+
+    def checked(*options: str) -> dict[str, Any]:
+        app([*check, *options], standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
+
+    by_engine = checked("--engine", "cpu", "--against", "reference", "--layers")
+    assert (by_engine["engine"], by_engine["against"]) == ("openvino", "float32 model")
+    assert by_engine == checked("--checkpoint", str(ring_checkpoint), "--layers")
+    assert 1e-4 < by_engine["max_relative_error"] < 0.03
+    itself = checked("--engine", "reference", "--checkpoint", str(ring_checkpoint), "--max-error", "1e-6")
+    assert itself["agrees"]
+    turned = checked("--engine", "reference", "--against", "cpu", "--layers")["by_layer"][0]
+    assert turned["values"] == pytest.approx(by_engine["by_layer"][0]["values"], rel=0.1)  # in each other's units
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Every engine keeps the same law: any split of a window into appends gives what one encode gives."""
 
 import copy
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from optimize import awq, calibration, quantize, tensorrt, tiers
 from optimize.rounding import WeightFormat
 from optimize.tensorrt import TensorRtConfig
 from recsys.contracts.errors import ConfigError
-from recsys.contracts.precision import CacheFormat, ItemFormat
+from recsys.contracts.precision import CacheFormat, EngineName, ItemFormat
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.incremental import AppendEvents, OpenWindow
@@ -24,6 +27,7 @@ from recsys.runtime.cache import EventRows, stacked
 from recsys.runtime.cached import CachedEngine
 from recsys.runtime.cuda import CudaEngine
 from recsys.runtime.engine import Engine, EngineInfo
+from recsys.runtime.engines import Parts, open_engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.plans import Here, PlanName
 from recsys.runtime.tensorrt import Loaded, TensorRtEngine, kept_names
@@ -35,10 +39,14 @@ CONFIG = ModelConfig(width=32, num_layers=2, num_heads=2, head_dim=16, feedforwa
 
 
 @pytest.fixture(scope="module")
-def model() -> SequenceModel:
-    """Rounded to 8 bits."""
+def float_model() -> SequenceModel:
     torch.manual_seed(0)
-    float_model = SequenceModel(CONFIG, NUM_ITEMS, WINDOW).eval()
+    return SequenceModel(CONFIG, NUM_ITEMS, WINDOW).eval()
+
+
+@pytest.fixture(scope="module")
+def model(float_model: SequenceModel) -> SequenceModel:
+    """Rounded to 8 bits."""
     statistics = calibration.collect(float_model, windows(40, 60))
     return awq.round_weights(float_model, statistics, WeightFormat(bits=8), clip=False, compensate=False)
 
@@ -151,6 +159,8 @@ def check_law(engine: Engine, model: SequenceModel, tolerance: float) -> None:
     [
         ("float32", CacheFormat.FLOAT32, 1e-5),
         ("float32", CacheFormat.INT8, 3e-2),
+        ("float32", CacheFormat.BF16, 2e-2),
+        ("bf16", CacheFormat.BF16, 3e-2),
         ("bf16", CacheFormat.FLOAT16, 3e-2),
     ],
 )
@@ -190,6 +200,49 @@ def test_torch_without_a_gpu_says_what_to_use(items: ItemTable, tmp_path: Path) 
 def test_a_device_that_is_none_is_refused_in_one_line(items: ItemTable, tmp_path: Path, device: str) -> None:
     with pytest.raises(ConfigError, match=rf"device '{device}': expected cpu"):
         CudaEngine.open_folder(tmp_path, items, model={}, window_size=8, cache=CacheFormat.FLOAT16, device=device)
+
+
+@pytest.fixture(scope="module")
+def reference_parts(float_model: SequenceModel, tmp_path_factory) -> Parts:
+    """Of a release whose items, sessions and other engines are rounded."""
+    folder, vectors_VD = tmp_path_factory.mktemp("reference"), float_model.embedding.weight.detach().numpy()
+    quantize.save_unrounded(float_model, vectors_VD, folder)
+    config = {"window": {"size": WINDOW}, "model": CONFIG.model_dump(), "cache": "int8", "engine": "cpu"}
+    return Parts(folder=folder, items=ItemTable.of(vectors_VD, ItemFormat.INT8), config=config, num_threads=1)
+
+
+def test_the_reference_is_the_trained_model_and_keeps_the_law(
+    reference_parts: Parts, float_model: SequenceModel, model: SequenceModel
+) -> None:
+    engine = open_engine(EngineName.REFERENCE, reference_parts)
+    check_law(engine, float_model, 1e-5)
+    assert error(encode(model, windows(90)), encode(float_model, windows(90))) > 1e-3  # which rounded ones are not
+    assert (engine.info.name, engine.info.cache, engine.info.window_size) == ("float32 model", "float32", WINDOW)
+    assert engine.info.precision == "float32 weights, items and arithmetic"
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_any_split_of_a_window_gives_the_trained_model_s_vector_by_the_reference(
+    reference_parts: Parts, float_model: SequenceModel, data: st.DataObject
+) -> None:
+    engine = open_engine(EngineName.REFERENCE, reference_parts)
+    (window,) = windows(data.draw(st.integers(1, WINDOW)), seed=data.draw(st.integers(0, 9)))
+    session = engine.open([window[: data.draw(st.integers(1, len(window)))]])[0]
+    while rest := len(window) - session.length:
+        events = window[session.length :][: data.draw(st.integers(1, rest))]
+        session = engine.append([session], [events])[0]
+    assert error(session.vector_D, encode(float_model, [window])[0]) < 1e-5
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_the_reference_without_torch_says_what_to_install(reference_parts: Parts, missing: str, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        ConfigError, match=r"the reference engine needs the extra: pip install 'recsys\[train\]'"
+    ) as said:
+        open_engine(EngineName.REFERENCE, reference_parts)
+    assert "\n" not in str(said.value)
 
 
 @pytest.mark.slow

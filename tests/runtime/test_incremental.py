@@ -23,7 +23,7 @@ from recsys.runtime.openvino import OpenVinoEngine
 from tests.architectures import ALSO_ALIKE, ARCHITECTURES, NAMED_ALIKE, OTHER_LAYERS, REFUSED
 
 NUM_ITEMS, WINDOW = 50, 150
-TOLERANCE = {CacheFormat.FLOAT32: 1e-5, CacheFormat.FLOAT16: 2e-3, CacheFormat.INT8: 3e-2}
+TOLERANCE = {CacheFormat.FLOAT32: 1e-5, CacheFormat.FLOAT16: 2e-3, CacheFormat.BF16: 2e-2, CacheFormat.INT8: 3e-2}
 """Of the relative error of a user vector after an append, by what the cache keeps."""
 
 
@@ -192,10 +192,20 @@ def test_a_window_does_not_grow_beyond_its_size(engines: dict[CacheFormat, OpenV
         engine.append([session], windows(2))
 
 
+def test_a_bf16_cache_keeps_the_nearest_number_of_8_bits(engines: dict[CacheFormat, OpenVinoEngine]) -> None:
+    whole = windows(70)
+    exact, found = (
+        engines[cache].kept(engines[cache].open(whole)[0]) for cache in (CacheFormat.FLOAT32, CacheFormat.BF16)
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, torch.from_numpy(exact).bfloat16().float().numpy())
+    assert np.abs(found / exact - 1).max() <= 2**-8
+
+
 def test_an_int8_cache_takes_less_than_a_third(engines: dict[CacheFormat, OpenVinoEngine]) -> None:
     sizes = {cache: engine.open(windows(60))[0].size_bytes for cache, engine in engines.items()}
     assert sizes[CacheFormat.FLOAT32] == BLOCK * 3 * 2 * 32 * 4  # events x layers x keys and values x width x bytes
-    assert sizes[CacheFormat.FLOAT16] == sizes[CacheFormat.FLOAT32] / 2
+    assert sizes[CacheFormat.FLOAT16] == sizes[CacheFormat.BF16] == sizes[CacheFormat.FLOAT32] / 2
     assert sizes[CacheFormat.INT8] == BLOCK * 3 * 2 * (32 + 2 * 4)  # and a scale for each of two heads
 
 

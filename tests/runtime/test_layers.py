@@ -86,7 +86,8 @@ def test_only_appends_that_go_wrong_show_only_there(model: SequenceModel) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cache", "least", "most"), [(CacheFormat.FLOAT16, 1e-5, 1e-3), (CacheFormat.INT8, 1e-3, 2e-2)]
+    ("cache", "least", "most"),
+    [(CacheFormat.FLOAT16, 1e-5, 1e-3), (CacheFormat.BF16, 1e-3, 4e-3), (CacheFormat.INT8, 1e-3, 2e-2)],
 )
 def test_how_sessions_are_kept_is_part_of_what_is_compared(model: SequenceModel, cache, least, most) -> None:
     for row in compared(model, engine(model, cache)).by_layer:
