@@ -11,8 +11,7 @@ import numpy as np
 from optimize import arithmetic, calibration, cost, gate, index, new_items, quantize, report, summaries, tiers
 from optimize.config import CudaConfig, OptimizeConfig
 from optimize.export import build_engine
-from optimize.index import Advance
-from optimize.steps import Rules, Steps
+from optimize.steps import Advance, Rules, Steps
 from optimize.tensorrt import TensorRtConfig, build_plans
 from recsys import dataset
 from recsys.contracts import artifact, packing
@@ -86,7 +85,7 @@ def run(
     artifact.check_parent(checkpoint.manifest, "features", data.manifest, checkpoint_folder)
     looks.read(out / looks.LOG_FILE)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{checkpoint.manifest.digest[:8]}"
-    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest}, _RULES)
+    steps = Steps(out, {"checkpoint": checkpoint.manifest.digest, "features": data.manifest.digest}, _RULES, advance)
     artifact.remove_leftovers(out)
     with artifact.writing(out / name, "release") as writer:
         resolved = _config(checkpoint, data, config) | write_parts(checkpoint, data, config, steps, writer)

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import faiss
 import numpy as np
 from pydantic import Field
 
+from optimize.steps import Advance
 from recsys.contracts.config import Config
 from recsys.contracts.ids import PAD, Floats
 from recsys.runtime.index import INDEX_FILE, IndexChoice, IndexKind, ItemIndex, blank, levelled, shifted
@@ -21,9 +21,6 @@ DEPTH = 100
 _POINTS_PER_CENTRE = 64
 _TIMED_QUERIES = 50
 _ADDED_AT_A_TIME = 65_536
-
-Advance = Callable[[str, int, int], None]
-"""Told of (step, done, total)."""
 
 
 class IndexConfig(Config):

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from optimize.index import Advance
+from optimize.steps import Advance
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset

@@ -14,6 +14,9 @@ from recsys.contracts import artifact
 from recsys.contracts.artifact import ArtifactWriter, Manifest
 from recsys.contracts.errors import ArtifactError, LockedError
 
+Advance = Callable[[str, int, int], None]
+"""Told of (step, done, total)."""
+
 
 class Rules(NamedTuple):
     """What a step's files depend on besides its settings and parents."""
@@ -43,8 +46,14 @@ class Steps:
     of a checkpoint until `remove`, or until these are no longer referred to, or their process ends, however it does.
     """
 
-    def __init__(self, releases: Path, parents: dict[str, str], rules: Mapping[str, Rules]) -> None:
-        """Take the steps of the checkpoint; `rules` are those of each step, by its name.
+    def __init__(
+        self,
+        releases: Path,
+        parents: dict[str, str],
+        rules: Mapping[str, Rules],
+        advance: Advance = lambda *_: None,
+    ) -> None:
+        """Take the steps of the checkpoint; `rules` are those of each step, by its name. `advance` hears of each.
 
         Raises:
             LockedError: another run has them.
@@ -52,6 +61,7 @@ class Steps:
         self.folder = releases / f".steps-{parents['checkpoint'][:8]}"
         self._parents = parents
         self._rules = rules
+        self._advance = advance
         self._let_go = weakref.finalize(self, _let_go, self.folder, _lock(self.folder))
 
     def run(
@@ -75,8 +85,12 @@ class Steps:
         done = _finished(place)
         if done is not None and (done.parents, done.config) == (parents, settings):
             return done
+        title = f"step {place.name}"
+        self._advance(title, 0, 1)
         with artifact.writing(place, "step") as writer:
-            return writer.commit(parents=parents, config=settings, metrics=make(writer.folder))
+            manifest = writer.commit(parents=parents, config=settings, metrics=make(writer.folder))
+        self._advance(title, 1, 1)
+        return manifest
 
     def place(self, name: str, part: int | None = None) -> Path:
         """The folder of a step or of its part."""

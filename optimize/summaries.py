@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from optimize.index import Advance
-from optimize.steps import Steps
+from optimize.steps import Advance, Steps
 from recsys.contracts.config import Config
 from recsys.contracts.ids import Tokens
 from recsys.dataset import Histories

@@ -114,8 +114,10 @@ def test_other_settings_and_damaged_steps_are_done_again(
         (folder / "file").write_text("content")
         return {"times": len(made)}
 
-    steps = Steps(tmp_path, {"checkpoint": "a" * 64}, RULES)
+    heard: list[tuple[str, int, int]] = []
+    steps = Steps(tmp_path, {"checkpoint": "a" * 64}, RULES, lambda *step: heard.append(step))
     assert [steps.run("one", {"x": x}, make).metrics["times"] for x in (1, 1, 2)] == [1, 1, 2]
+    assert heard == [("step one", 0, 1), ("step one", 1, 1)] * 2  # nothing of what was done before
     (steps.folder / "one" / "file").write_text("damaged")
     assert steps.run("one", {"x": 2}, make).metrics["times"] == 3
 
