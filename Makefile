@@ -49,7 +49,7 @@ peers:
 
 lock: $(INSTALLED)
 	{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; \
-	  grep -E '^(hatchling|editables|trove-classifiers|faiss-gpu|nvidia-[a-z-]+-cu12)==' constraints.txt; } > constraints.new
+	  grep -E '^(hatchling|editables|trove-classifiers|faiss-gpu|nvidia-[a-z-]+-cu12)==' constraints.txt; } | awk '!seen[$$0]++' > constraints.new
 	mv constraints.new constraints.txt
 
 clean:

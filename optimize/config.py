@@ -64,8 +64,8 @@ class OptimizeConfig(Config):
     cache: CacheFormat = CacheFormat.INT8
     """Keys and values of a session. float16 takes twice the memory and has about a tenth of the rounding error, which
     is less than that of 8-bit weights either way; cold users are encoded a little faster (`docs/benchmarks.md`). bf16
-    takes as much as float16 and rounds eight times as much, but nothing that bf16 arithmetic computes. TensorRT plans
-    have float16, whatever is named here."""
+    takes as much as float16 and rounds eight times as much; what bf16 arithmetic computes it keeps unchanged. TensorRT
+    plans have sessions in float16, and beside them bf16 is refused."""
     arithmetic: Arithmetic = Arithmetic.AUTO
     """Of the CPU engine; the gate judges by it."""
     new_items_share: float | None = Field(default=None, ge=0, le=1)
@@ -99,7 +99,7 @@ class OptimizeConfig(Config):
         if self.cache is CacheFormat.BF16 and EngineName.TENSORRT in self.engines:
             raise ValueError(
                 'cache = "bf16": TensorRT plans keep sessions in float16, which takes as much and rounds less; '
-                'use "float16", or "int8" for the CPU engine beside them'
+                'use "float16" or "int8" (of the CPU engine beside the plans)'
             )
         return self
 

@@ -7,7 +7,7 @@ are corrected for being many (Holm), and no verdict hangs on them.
 # U users, M metrics
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -47,7 +47,7 @@ class MetricComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is undefined is None."""
-        plain = {**asdict(self.difference), "p_value": self.p_value, "p_holm": self.p_holm}
+        plain = {**self.difference.to_json(), "p_value": self.p_value, "p_holm": self.p_holm}
         return {"metric": self.metric} | {
             name: None if value is None or np.isnan(value) else value for name, value in plain.items()
         }

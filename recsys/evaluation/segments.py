@@ -14,7 +14,7 @@ Nothing is dropped silently: users and items unknown at the cut are segments too
 # V items of the catalogue (a V axis has V + 1 entries, entry 0 = PAD)
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Segment:
             "num_users": self.num_users,
             "num_targets": self.num_targets,
             "values": {ranker: _plain(values) for ranker, values in self.values.items()},
-            "difference": None if self.difference is None else _plain(asdict(self.difference)),
+            "difference": None if self.difference is None else self.difference.to_json(),
         }
 
 

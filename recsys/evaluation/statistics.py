@@ -3,7 +3,8 @@
 # V values, U users, R resamples
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,10 @@ class PairedDifference:
     num_different: int
     """How many of them a and b differ for."""
     confidence: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is undefined is None."""
+        return {name: None if np.isnan(value) else value for name, value in asdict(self).items()}
 
 
 def paired_difference(

@@ -11,7 +11,7 @@ from recsys.runtime.consistency import REFERENCE_FILE, Consistency, Reference, T
 from recsys.runtime.engine import Engine
 from recsys.runtime.items import ItemTable
 from recsys.runtime.layers import in_units_of
-from recsys.runtime.reference import NAME, ReferenceEngine
+from recsys.runtime.reference import REFERENCE_NAME, ReferenceEngine
 from recsys.runtime.release import Release
 from recsys.runtime.summaries import Summaries, SummaryEngine, SummaryWeights
 
@@ -55,7 +55,7 @@ def run(
             else Release.open(path, num_threads=num_threads, engine=against, device=device).engine
         )
         known = Reference.of(other, release.index, windows, digest, by_layer=by_layer)
-        if known.kept is not None and NAME in (other.info.name, release.engine.info.name):
+        if known.kept is not None and REFERENCE_NAME in (other.info.name, release.engine.info.name):
             found = [release.engine.kept(session) for session in release.engine.open(windows)]
             known = replace(known, kept=in_units_of(found, known.kept))
     else:

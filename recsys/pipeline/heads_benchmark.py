@@ -65,7 +65,7 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
             _trained(features, data, recipe, num_heads, inner // num_heads, Path(folder) / str(num_heads), num_threads)
             for num_heads in heads
         ]
-        milliseconds = _timed(candidates, recipe.window.size, num_rounds)
+        milliseconds = _timed(candidates, recipe.window.most_rows, num_rounds)
     rows = [
         {
             "num_heads": candidate.num_heads,
@@ -117,7 +117,7 @@ def _trained(
 
 def _engine(checkpoint: Checkpoint, data: Dataset, folder: Path, num_threads: int) -> Engine:
     """The CPU engine as a release of the checkpoint would serve it."""
-    config, size = OptimizeConfig(), checkpoint.window.size
+    config, size = OptimizeConfig(), checkpoint.window.most_rows
     rounded = quantize.rounded(checkpoint, config, quantize.calibrate(checkpoint, data, config))
     build_engine(rounded, folder, size, config.cache)
     items = ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items)

@@ -42,7 +42,7 @@ def same_settings(note: Path, settings: Run) -> None:
     if not note.exists():
         write_text(note, json.dumps(settings))
     elif (known := json.loads(note.read_text())) != settings:
-        raise DataError(f"{note}: a run with {_changed(known, settings)}; give another --out")
+        raise DataError(f"{note}: a run with {_changed(known, settings)}, or of an older version; give another --out")
 
 
 def kept_looks(out: Path | None) -> Run:
@@ -77,7 +77,10 @@ class KeptRuns:
             return None
         stored, settings = json.loads(path.read_text()), self._settings
         if stored["settings"] != settings:
-            raise DataError(f"{path}: a training with {_changed(stored['settings'], settings)}; give another --out")
+            raise DataError(
+                f"{path}: a training with {_changed(stored['settings'], settings)}, or of an older "
+                "version; give another --out"
+            )
         return {key: np.array(value) if isinstance(value, list) else value for key, value in stored["run"].items()}
 
     def write(self, name: str, seed: int, run: Run) -> None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def _summary(rows: list[Row], num_days: int) -> Row:
         )
         user_ids = [user_id for row in compared for user_id in row["user_ids"]]
         result["num_user_nights"] = len(user_ids)
-        result["difference"] = asdict(paired_difference(started, scratch, seed=0, user_ids=user_ids))
+        result["difference"] = paired_difference(started, scratch, seed=0, user_ids=user_ids).to_json()
         seconds = {name: sum(row["seconds"][name] for row in compared) for name in (STARTED, SCRATCH)}
         result["seconds"] = {name: round(total, 1) for name, total in seconds.items()}
         result["seconds_per_night"] = {name: round(total / len(compared), 1) for name, total in seconds.items()}

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
+from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import Item, Tokens
-from recsys.runtime.recommender import Recommender, ScoredItem
-from recsys.whole_histories import WholeHistories
+from recsys.runtime.recommender import Recommender, ScoredItem, Users
 
 
 def run(
@@ -21,26 +20,23 @@ def run(
 ) -> list[ScoredItem]:
     """The k best items for one history: that of a user of the features, or that in a file.
 
-    `keep` says of an item whether it may be shown.
+    A user without an item that the release knows gets popular items. `keep` says of an item whether it may be shown.
 
     Raises:
         ConfigError: `keep` leaves no item.
         UnknownUserError: the features have no such user.
-        UnknownItemError: no item of the history is in the release.
+        UnknownItemError: no item of the file is in the release.
     """
-    if history is not None:
-        items = _read_history(history)
-    else:
-        assert user_id is not None
-        if features is None:
-            raise ConfigError("--user needs --features DIR: that is where the history is")
-        found = WholeHistories(features).of(user_id)
-        if found is None:
-            raise UnknownUserError(f"{features}: no user {user_id!r}; check the id, or give --history")
-        items = found
+    items = None if history is None else _read_history(history)
+    if items is None and features is None:
+        raise ConfigError("--user needs --features DIR: that is where the history is")
     recommender = Recommender.load(release)
     check_some_left(recommender, recommender.hidden((), keep))
-    return recommender.recommend(items, k, exclude_seen=exclude_seen, keep=keep)
+    if items is not None:
+        return recommender.recommend(items, k, exclude_seen=exclude_seen, keep=keep)
+    assert user_id is not None
+    assert features is not None
+    return recommender.recommend(Users(features, [user_id]), k, exclude_seen=exclude_seen, keep=keep)[user_id]
 
 
 def check_some_left(recommender: Recommender, hidden: Tokens) -> None:

@@ -5,7 +5,7 @@ No test set is looked at. What differs is a benchmark's own: see `histories_benc
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -273,9 +273,9 @@ def _row(found: list[Run], against: list[Run] | None, is_longer_U: npt.NDArray[n
     differences = of_longer = None
     if against is not None:
         of_reference = {metric: np.mean([one[metric] for one in against], axis=0) for metric in METRICS}
-        differences = {name: asdict(paired_difference(values[name], of_reference[name], seed=0)) for name in METRICS}
+        differences = {name: paired_difference(values[name], of_reference[name], seed=0).to_json() for name in METRICS}
         if is_longer_U.any():
-            of_longer = asdict(paired_difference(ndcg_of_longer_U, of_reference["ndcg@10"][is_longer_U], seed=0))
+            of_longer = paired_difference(ndcg_of_longer_U, of_reference["ndcg@10"][is_longer_U], seed=0).to_json()
     return {
         "num_users": len(is_longer_U),
         **{metric: float(of_users.mean()) for metric, of_users in values.items()},

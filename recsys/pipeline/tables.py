@@ -301,7 +301,8 @@ def items_table(items: Sequence["ScoredItem"]) -> str:
     table = _table("", "item_id", "score", "title")
     for item in items:
         table.add_row(item.item_id, f"{item.score:.3f}", item.title or "")
-    return _text(table)
+    popular = "popular items, for nothing is known of the user; scores are events of late"
+    return "\n".join([_text(table), *([popular] if any(item.is_popular for item in items) else [])])
 
 
 def windows_table(context: int, costs: Sequence["EncodeCost"]) -> str:
@@ -522,8 +523,9 @@ def forms_table(values: dict[str, Any]) -> str:
     choices = _table("trials by choice", "choice", "value", "trials", "best", "median")
     for name, groups in values["choices"].items():
         for value, row in groups.items():
-            figures = f"{row['best']:.4f}", f"{row['median']:.4f}"
-            choices.add_row(name, value, str(row["num_trials"]), *figures)
+            figures = str(row["num_trials"]), f"{row['best']:.4f}", f"{row['median']:.4f}"
+            label = _setting(name, {"True": True, "False": False}.get(value, value))
+            choices.add_row(name, label, *figures)
     parts.append(_text(choices))
     parts += [f"trial {row['trial']} ended early: {row['problem']}" for row in values["trials"] if row["problem"]]
     parts += [f"{name} left out: {why}" for name, why in values["left_out"].items()]

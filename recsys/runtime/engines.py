@@ -122,7 +122,6 @@ def _reference(parts: Parts) -> Engine:
         parts.items,
         model=parts.config["model"],
         window_size=parts.window_size,
-        num_threads=parts.num_threads,
     )
 
 

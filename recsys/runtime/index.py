@@ -365,8 +365,7 @@ def _on_gpu(index: Any) -> Any:
 
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         raise ConfigError(
-            "index.device = gpu needs a GPU and the extra `faiss-gpu`, installed last: "
-            "pip install --force-reinstall --no-deps faiss-gpu; use device = cpu"
+            "index.device = gpu needs a GPU and the extra: pip install 'recsys[faiss-gpu]'; use device = cpu"
         )
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 

@@ -179,7 +179,7 @@ class Recommender:
         if unknown:
             raise UnknownUserError(
                 f"{users.features}: {len(unknown)} of {len(users.user_ids)} users are not in it, "
-                f"the first is {unknown[0]!r}"
+                f"the first is {unknown[0]!r}; check the ids, or give a history"
             )
         answers: dict[str, list[ScoredItem]] = {user_id: [] for user_id in users.user_ids}
         for batch in self.batches(stored, k, users.user_ids, hidden, exclude_seen=exclude_seen):

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 # V items, D width
 
-FLOAT32 = "float32.safetensors"
+WEIGHTS_FILE = "float32.safetensors"
 """`decoder.NAME` for each weight of the decoder, and `items` [V + 1, D], row PAD first."""
-NAME = "float32 model"
+REFERENCE_NAME = "float32 model"
 _DECODER = "decoder."
 _ITEMS = "items"
 
@@ -40,29 +40,26 @@ class ReferenceEngine(CudaEngine):
         """
         exact = CacheFormat.FLOAT32
         super().__init__(model, items, window_size=window_size, cache=exact, precision="float32", device="cpu")
-        self._info = replace(self._info, name=NAME, precision="float32 weights, items and arithmetic")
+        self._info = replace(self._info, name=REFERENCE_NAME, precision="float32 weights, items and arithmetic")
 
     @classmethod
-    def of_release(
-        cls, folder: Path, items: ItemTable, *, model: dict[str, Any], window_size: int, num_threads: int
-    ) -> Self:
+    def of_release(cls, folder: Path, items: ItemTable, *, model: dict[str, Any], window_size: int) -> Self:
         """The engine of a release; `model` are the decoder's settings, `items` those of `load_items`.
 
-        The threads are torch's, and those of all that torch does in this process.
+        The threads are torch's own.
 
         Raises:
             ConfigError: torch is not installed, or the release was built without the float32 model.
         """
-        torch, _ = torch_on("cpu", "reference")
-        torch.set_num_threads(num_threads)
+        torch_on("cpu", "reference")
         arrays = {name.removeprefix(_DECODER): weights for name, weights in _arrays(folder, _DECODER).items()}
-        return cls(decoder_of(arrays, model, window_size, str(folder / FLOAT32)), items, window_size=window_size)
+        return cls(decoder_of(arrays, model, window_size, str(folder / WEIGHTS_FILE)), items, window_size=window_size)
 
 
 def save(decoder: Mapping[str, Floats], vectors_VD: Floats, folder: Path) -> None:
     """Write `float32.safetensors`: weights of the decoder by name, item vectors with row PAD first."""
     named = {f"{_DECODER}{name}": weights for name, weights in decoder.items()}
-    safetensors.numpy.save_file({**named, _ITEMS: vectors_VD.astype("float32")}, folder / FLOAT32)
+    safetensors.numpy.save_file({**named, _ITEMS: vectors_VD.astype("float32")}, folder / WEIGHTS_FILE)
 
 
 def load_items(folder: Path) -> ItemTable:
@@ -81,7 +78,7 @@ def _arrays(folder: Path, start: str) -> dict[str, Any]:
         ArtifactError: not such a file.
         ConfigError: there is none.
     """
-    path = folder / FLOAT32
+    path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ConfigError(
             f"{folder}: built without the float32 model; run `recsys optimize` with reference = true under [optimize] "
@@ -89,6 +86,9 @@ def _arrays(folder: Path, start: str) -> dict[str, Any]:
         )
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys()) if name.startswith(start)}
+            found = {name: file.get_tensor(name) for name in list(file.keys()) if name.startswith(start)}
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{path}: no float32 model: {error}; run `recsys optimize` again") from None
+    if not found:
+        raise ArtifactError(f"{path}: no float32 model: holds no {start}; run `recsys optimize` again")
+    return found

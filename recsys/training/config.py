@@ -124,7 +124,12 @@ class Recipe(Config):
         """The tables that a log's model and windows stand in, such as `sparse.model + long.window`."""
         is_sparse = self.sparse is not None and data.events_per_item < self.sparse.below
         is_long = self.long is not None and data.share_with_more_than(self.window.size) >= self.long.from_share
-        return _AND.join([SPARSE if is_sparse else DENSE, *([LONG] if is_long else [])])
+        return _named(is_sparse, is_long)
+
+    def form_like(self, form: str) -> str:
+        """Of another form's tables those that this recipe has."""
+        tables = form.split(_AND)
+        return _named(self.sparse is not None and SPARSE in tables, self.long is not None and LONG in tables)
 
     def settled(self, form: str) -> "Recipe":
         """With that form's model and windows as its only ones."""
@@ -153,6 +158,10 @@ class Recipe(Config):
             known = ", ".join(bundled_recipes())
             raise ConfigError(f"recipe {name_or_path!r}: expected one of {known}, or a path that ends in .toml")
         return cls.from_mapping(values, name_or_path)
+
+
+def _named(is_sparse: bool, is_long: bool) -> str:
+    return _AND.join([SPARSE if is_sparse else DENSE, *([LONG] if is_long else [])])
 
 
 def bundled_recipes() -> list[str]:

@@ -53,7 +53,10 @@ def _bind(study: Any, of: dict[str, Any], out: Path) -> None:
         return
     changed = [name for name, value in of.items() if study.user_attrs.get(name) != value]
     if changed:
-        raise DataError(f"{out / STUDY_FILE}: a study of another {changed[0]}; give the same one, or another --out")
+        raise DataError(
+            f"{out / STUDY_FILE}: a study of another {changed[0]}, or of an older version; "
+            "give the same one, or another --out"
+        )
 
 
 def go_on(

@@ -26,7 +26,7 @@ from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
 from recsys.training import curve
-from recsys.training.config import Recipe
+from recsys.training.config import LONG, Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
@@ -113,8 +113,8 @@ def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Proc
     They are those of the checkpoint `before`, if given.
     """
     form = asked_for = recipe.form_for(data)
-    if before is not None:
-        form = artifact.read_manifest(before).config.get("form", asked_for)  # files are verified where they are read
+    if before is not None:  # files are verified where they are read
+        form = _form_of(artifact.read_manifest(before), recipe, asked_for)
     reasons = []
     if recipe.sparse is not None:
         reasons.append(f"{data.events_per_item:,.2f} events on an item, sparse below {recipe.sparse.below:g}")
@@ -125,6 +125,14 @@ def _settled(recipe: Recipe, data: Dataset, before: Path | None, processes: Proc
         kept = "" if form == asked_for else f"; {before} is of {_tables(form)}, which is kept"
         _tell(f"{'; '.join(reasons)}: the recipe's {_tables(asked_for)}{kept}", processes)
     return form, recipe.settled(form)
+
+
+def _form_of(manifest: artifact.Manifest, recipe: Recipe, asked_for: str) -> str:
+    """The tables of this recipe that a checkpoint was made by; checkpoints of before do not say."""
+    form = manifest.config.get("form")
+    if form is None:  # none of them had windows for long histories
+        form = asked_for.removesuffix(f" + {LONG}")
+    return recipe.form_like(form)
 
 
 def _tables(form: str) -> str:

@@ -205,7 +205,9 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(shop: Path, tmp_path: Pat
     )
     assert "--map x=y" in refused_here("features", "build", shop / "log.csv.gz", "--map", "x=y", "--out", out)
     assert "no artifact here" in refused("train", tmp_path, "--out", out)
-    assert "no user 'nobody'" in refused("recommend", releases, "--features", features, "--user", "nobody")
+    assert "1 of 1 users are not in it, the first is 'nobody'" in refused(
+        "recommend", releases, "--features", features, "--user", "nobody"
+    )
     assert "no release here" in refused("evaluate", tmp_path, "--features", features)
     assert "--user with --features" in refused_here("recommend", releases)
     assert "give one of --user" in refused_here("recommend", releases, "--user", "u", "--all")

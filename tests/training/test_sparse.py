@@ -13,7 +13,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.summaries import SummaryModel
 from recsys.pipeline.nightly import _last_night
-from recsys.training import train
+from recsys.training import search, train
 from recsys.training.config import Recipe
 from recsys.training.start import mismatch
 from tests.conftest import NUM_ITEMS, write_features
@@ -194,3 +194,32 @@ def test_the_default_has_a_model_for_sparse_logs() -> None:
 def test_a_sparse_model_without_its_limit_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"recipe: sparse\.below: field required"):
         Recipe.from_mapping({"sparse": {"model": {}}}, "recipe")
+
+
+def test_nights_with_windows_for_long_histories_go_on_and_a_search_keeps_them(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    around = {user: [(start + n) % 30 + 1 for n in range(30)] for start, user in enumerate("abcdefgh")}
+    write_features(tmp_path / "features", around, NUM_ITEMS, split_ms=25)
+    recipe = with_long(tiny_recipe, 0.5, 9)
+    for name in ("checkpoint", "gate/checkpoint"):
+        trained(recipe, tmp_path / "features", tmp_path / name)
+    last, why_not = _last_night(tmp_path, with_long(tiny_recipe, 1.0, 9))  # fewer histories are long enough by now
+    assert (why_not, last) == (None, (tmp_path / "gate" / "checkpoint", tmp_path / "checkpoint"))
+    trained(with_long(tiny_recipe, 1.0, 9), tmp_path / "features", tmp_path / "on", start=tmp_path / "checkpoint")
+    assert artifact.read_manifest(tmp_path / "on").config["form"] == "model + long.window"
+    protocol = Protocol.TIME
+    search.run(recipe, tmp_path / "features", tmp_path / "s", protocol=protocol, num_trials=1, minutes=1)
+    found = Recipe.load(str(tmp_path / "s" / "recipe.toml"))
+    assert (found.window.summary_tokens, found.long) == (2, None)
+
+
+def test_a_form_is_of_tables_that_the_recipe_has(tiny_recipe: Recipe) -> None:
+    """A checkpoint of another recipe, or of before recipes had such tables, names what this one lacks."""
+    sparse, long = with_sparse(tiny_recipe, 1_000), with_long(tiny_recipe, 1.0, 9)
+    both = "sparse.model + long.window"
+    forms = [recipe.form_like(both) for recipe in (tiny_recipe, sparse, long)]
+    assert forms == ["model", "sparse.model", "model + long.window"]
+    of_before = artifact.Manifest.model_construct(config={})
+    assert train._form_of(of_before, long, "model + long.window") == "model"
+    assert train._form_of(of_before, sparse, "sparse.model") == "sparse.model"
