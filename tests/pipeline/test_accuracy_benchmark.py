@@ -158,7 +158,9 @@ def test_seeds_can_be_added_and_finished_ones_are_kept(stages: Stages, tmp_path:
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_done(stages: Stages, tmp_path: Path) -> None:
     stages.run(tmp_path, killed_at="optimize")
-    with pytest.raises(DataError, match=r"accuracy.json: a run with another recipe; give another --out"):
+    with pytest.raises(
+        DataError, match=r"accuracy.json: a run with another recipe, or of an older version; give another --out"
+    ):
         stages.run(tmp_path, recipe=Recipe.load("demo"))
     assert stages.made == []
 

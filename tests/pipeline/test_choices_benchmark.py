@@ -80,7 +80,7 @@ def test_finished_trainings_are_kept_and_those_of_other_settings_refused(
     first = run(ring_features, ["gap"], out=tmp_path)
     monkeypatch.setattr(rivals, "train_and_rank", lambda *_: pytest.fail("trained again"))
     assert run(ring_features, ["gap"], out=tmp_path) == first
-    with pytest.raises(DataError, match="a training with another epochs; give another --out"):
+    with pytest.raises(DataError, match="a training with another epochs, or of an older version; give another --out"):
         run(ring_features, ["gap"], out=tmp_path, epochs=0.3)
 
 

@@ -86,7 +86,7 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     monkeypatch.setattr(case_benchmark.train, "run", None)  # what is there is not trained again
     again = case_benchmark.run(ring_features, tiny_recipe, config, **given)
     assert again["accuracy_by_cause"] == values["accuracy_by_cause"]
-    with pytest.raises(DataError, match="a run with another optimize; give another --out"):
+    with pytest.raises(DataError, match="a run with another optimize, or of an older version; give another --out"):
         case_benchmark.run(ring_features, tiny_recipe, OptimizeConfig(bits=4), **given)
 
 

@@ -167,7 +167,7 @@ def test_another_study_in_the_same_folder_is_not_held_to_be_this_one(
 ) -> None:
     run(typed_features, tmp_path, 2)
     (tmp_path / study.STUDY_FILE).unlink()
-    with pytest.raises(DataError, match="a training with another study; give another --out"):
+    with pytest.raises(DataError, match="a training with another study, or of an older version; give another --out"):
         run(typed_features, tmp_path, 2)
 
 

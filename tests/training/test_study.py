@@ -55,7 +55,10 @@ def test_a_study_that_goes_on_tries_other_points_than_before(tmp_path: Path) -> 
 
 def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
     opened(tmp_path, log="a", users=3)
-    with pytest.raises(DataError, match=r"study\.db: a study of another users; give the same one, or another --out"):
+    with pytest.raises(
+        DataError,
+        match=r"study\.db: a study of another users, or of an older version; give the same one, or another --out",
+    ):
         opened(tmp_path, log="a", users=4)
 
 
