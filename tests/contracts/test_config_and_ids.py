@@ -49,7 +49,7 @@ def test_every_bundled_recipe_loads() -> None:
         ("[window]\nsize = 2\noverlap_share = 0.9", "leaves no stride"),
         ("[window]\nsize = 8\noverlap_share = 0.75\nsummary_tokens = 1", "a stride of 2: summaries need 4"),
         ("[window]\nnum_summaries = 0\nsummary_tokens = 1", "nobody would read them"),
-        ("[modell]\n", "unknown key 'modell'; known keys: model, sparse, training, window"),
+        ("[modell]\n", "unknown key 'modell'; known keys: long, model, sparse, training, window"),
         ("[model", "not valid TOML"),
     ],
 )
