@@ -52,6 +52,12 @@ class _Side:
     way: Way = "engine"
     """How histories are encoded when accuracy is measured."""
 
+    @property
+    def arithmetic(self) -> str:
+        """What the release's engine computes in."""
+        found: str = artifact.read_manifest(self.release).config["arithmetic"]
+        return found
+
     @cached_property
     def ndcg(self) -> dict[str, float]:
         """NDCG@10 of every user with a target, by user_id."""
@@ -123,6 +129,7 @@ def run(
             "accuracy_by_cause": _by_cause(runs),
             "memory": memory,
             "cache": config.cache.value,
+            "arithmetic": {name: runs[0][name].arithmetic for name in ("engine", "quantization")},
             "disk_bytes": disk,
             "num_items": {
                 name: len(Release.open(side.release).vocabulary)

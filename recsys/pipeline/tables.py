@@ -386,10 +386,11 @@ def case_summary(values: dict[str, Any]) -> str:
         words = case_report.STEPS[name]
         causes.add_row(words, f"{one['change']:+.2%}", f"{one['low']:+.2%}", f"{one['high']:+.2%}")
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
+    arithmetic = ", ".join(f"{name} {of}" for name, of in values["arithmetic"].items())
     kept = values["memory"]["cache"]
     sessions = f"{kept['num_sessions']} users kept in {values['cache']}, {kept['sessions_mb']:.1f} MB of the peak"
     return (
-        f"{_text(steps)}\nsessions: {sessions}\n\n{_text(figures)}\n\n{_text(causes)}\n\n"
+        f"{_text(steps)}\nsessions: {sessions}\narithmetic: {arithmetic}\n\n{_text(figures)}\n\n{_text(causes)}\n\n"
         f"users per second, eight in one call: {rates}\n"
         f"gate: {values['gate']}\n{looks_line(values)}"
     )

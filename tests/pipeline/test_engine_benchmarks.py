@@ -80,6 +80,8 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     assert (tmp_path / "case.png").stat().st_size > 1000
     assert "latency, warm user" in tables.case_summary(values)
     assert "sessions: 100 users kept in int8, " in tables.case_summary(values)
+    assert values["arithmetic"].keys() == {"engine", "quantization"}
+    assert f"arithmetic: engine {values['arithmetic']['engine']}, " in tables.case_summary(values)
     gates, sides = 4, len(case_report.STEPS)  # engine and cache are no releases of their own
     assert values["num_looks"] == gates + sides
     assert "looks at the test set in the log: 10, in 4 logs such as" in tables.case_summary(values)
