@@ -8,8 +8,8 @@ import pytest
 
 from recsys.contracts.errors import ConfigError, DataError, UnknownUserError
 from recsys.contracts.ids import Item, Vocabulary
-from recsys.pipeline import recommend_all
-from recsys.pipeline.tables import batch_summary
+from recsys.pipeline import recommend, recommend_all
+from recsys.pipeline.tables import batch_summary, items_table
 from recsys.runtime import recommender as recommender_module
 from recsys.runtime.filters import ItemFilters
 from recsys.runtime.recommender import Recommender, Users
@@ -107,6 +107,16 @@ def test_users_asked_for_in_place_of_a_history_have_the_same_lists_and_popular_o
     }
     with pytest.raises(UnknownUserError, match=r"1 of 2 users are not in it, the first is 'nobody'"):
         recommender.recommend(Users(with_unknown, ["known", "nobody"]))
+
+
+def test_the_one_off_answer_for_a_user_without_a_known_item_says_that_it_is_popular(
+    ring_releases: Path, with_unknown: Path, recommender: Recommender
+) -> None:
+    asked = {"features": with_unknown, "history": None, "k": 3, "exclude_seen": False}
+    new, known = (recommend.run(ring_releases, user_id=user_id, **asked) for user_id in ("new", "known"))
+    assert new == recommender.popular(3)
+    assert items_table(new).endswith("popular items, for nothing is known of the user; scores are events of late")
+    assert "popular" not in items_table(known)
 
 
 def test_users_without_a_known_item_have_no_rows_if_so_asked(
