@@ -4,9 +4,12 @@ Every look at a test set that leads to a choice wears it out; the report says ho
 Source: Dwork et al., Science 349(6248), 2015 (reuse of a holdout).
 """
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -74,31 +77,44 @@ def read(log: Path) -> list[Look]:
     """
     if not log.exists():
         return []
+    with log.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+        return _parsed(log, file.read())
+
+
+def record(log: Path, look: Look) -> int:
+    """Append a line, durable on return; returns how often this test set has been looked at, this time included.
+
+    Several may write and read at a time: none is lost, and nobody sees half a line.
+
+    Raises:
+        DataError: the log holds a line that is not a look; nothing is appended.
+    """
+    line = f"{look.model_dump_json()}\n".encode()
+    descriptor = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    with os.fdopen(descriptor, "rb") as file, _locked(descriptor, fcntl.LOCK_EX):
+        before = _parsed(log, file.read())
+        if os.write(descriptor, line) != len(line):
+            raise DataError(f"{log}: the disk is full; mend the last line, free some space and run again")
+        os.fsync(descriptor)
+    return 1 + sum(other.test_set == look.test_set for other in before)
+
+
+@contextmanager
+def _locked(descriptor: int, kind: int) -> Iterator[None]:
+    """The kernel's lock on an open file: without it a reader sees a line that crosses a page in two pieces."""
+    fcntl.flock(descriptor, kind)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _parsed(log: Path, content: bytes) -> list[Look]:
     looks = []
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
         try:
             looks.append(Look.model_validate_json(line))
         except ValidationError as error:
             problem = first_problem(error, list(Look.model_fields))
             raise DataError(f"{log}, line {number}: {problem}; mend the line, or move the file away") from None
     return looks
-
-
-def record(log: Path, look: Look) -> int:
-    """Append a line, durable on return; returns how often this test set has been looked at, this time included.
-
-    The line is written in one piece at the end of the file, so that none is lost of several who write at a time.
-
-    Raises:
-        DataError: the log holds a line that is not a look; nothing is appended.
-    """
-    read(log)
-    line = f"{look.model_dump_json()}\n".encode()
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        if os.write(descriptor, line) != len(line):
-            raise DataError(f"{log}: the disk is full; mend the last line, free some space and run again")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return sum(other.test_set == look.test_set for other in read(log))

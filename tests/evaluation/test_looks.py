@@ -1,5 +1,7 @@
+import fcntl
 import os
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -57,6 +59,21 @@ def test_no_line_is_lost_of_several_who_write_at_a_time(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4, get_context("fork")) as pool:
         list(pool.map(looks.record, [log] * 100, [look(f"t{number}") for number in range(100)]))
     assert sorted(found.test_set for found in looks.read(log)) == sorted(f"t{number}" for number in range(100))
+
+
+def test_nobody_sees_half_a_line_of_one_who_writes(tmp_path: Path) -> None:
+    log, line = tmp_path / "log.jsonl", f"{look('other').model_dump_json()}\n".encode()
+    looks.record(log, look("first"))
+    with ThreadPoolExecutor(2) as pool, log.open("ab", buffering=0) as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        writer.write(line[:20])
+        reading, recording = pool.submit(looks.read, log), pool.submit(looks.record, log, look("other"))
+        time.sleep(0.2)  # both would be done by now
+        assert (reading.done(), recording.done()) == (False, False)
+        writer.write(line[20:])
+        fcntl.flock(writer, fcntl.LOCK_UN)
+        assert [found.test_set for found in reading.result(timeout=30)][:2] == ["first", "other"]
+        assert recording.result(timeout=30) == 2
 
 
 def test_a_line_is_written_in_one_piece_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
