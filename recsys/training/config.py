@@ -16,7 +16,7 @@ from recsys.windows import WindowConfig
 
 DENSE, SPARSE, LONG = "model", "sparse.model", "long.window"
 """Names of a recipe's tables that its forms are made of."""
-_AND = " + "
+AND = " + "
 
 
 class Precision(StrEnum):
@@ -128,12 +128,12 @@ class Recipe(Config):
 
     def form_like(self, form: str) -> str:
         """Of another form's tables those that this recipe has."""
-        tables = form.split(_AND)
+        tables = form.split(AND)
         return _named(self.sparse is not None and SPARSE in tables, self.long is not None and LONG in tables)
 
     def settled(self, form: str) -> "Recipe":
         """With that form's model and windows as its only ones."""
-        tables = form.split(_AND)
+        tables = form.split(AND)
         model = self.sparse.model if self.sparse is not None and SPARSE in tables else self.model
         window = self.long.window if self.long is not None and LONG in tables else self.window
         return self.model_copy(update={"model": model, "window": window, "sparse": None, "long": None})
@@ -161,7 +161,7 @@ class Recipe(Config):
 
 
 def _named(is_sparse: bool, is_long: bool) -> str:
-    return _AND.join([SPARSE if is_sparse else DENSE, *([LONG] if is_long else [])])
+    return AND.join([SPARSE if is_sparse else DENSE, *([LONG] if is_long else [])])
 
 
 def bundled_recipes() -> list[str]:

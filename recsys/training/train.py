@@ -26,7 +26,7 @@ from recsys.model.summaries import build_model
 from recsys.peak_memory import peak_bytes
 from recsys.runtime.fusion import Fusion
 from recsys.training import curve
-from recsys.training.config import LONG, Recipe
+from recsys.training.config import AND, LONG, Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import Fitted
 from recsys.training.journal import Journal
@@ -131,12 +131,12 @@ def _form_of(manifest: artifact.Manifest, recipe: Recipe, asked_for: str) -> str
     """The tables of this recipe that a checkpoint was made by; checkpoints of before do not say."""
     form = manifest.config.get("form")
     if form is None:  # none of them had windows for long histories
-        form = asked_for.removesuffix(f" + {LONG}")
+        form = asked_for.removesuffix(f"{AND}{LONG}")
     return recipe.form_like(form)
 
 
 def _tables(form: str) -> str:
-    return "[" + form.replace(" + ", "] and [") + "]"
+    return "[" + form.replace(AND, "] and [") + "]"
 
 
 def _tell(line: str, processes: Processes) -> None:
