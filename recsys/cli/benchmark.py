@@ -78,7 +78,7 @@ def benchmark_nightly(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Training that starts from last night's checkpoint against training from scratch: accuracy and seconds."""
+    """Training that starts from last night's checkpoint against training from scratch: accuracy and processor time."""
     from recsys.pipeline import nightly_benchmark, tables
 
     values = nightly_benchmark.run(

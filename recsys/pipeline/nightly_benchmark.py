@@ -51,7 +51,8 @@ def run(
 
     Finished nights are kept in `folder` and not done again, so that a killed run goes on; `max_nights` ends this
     call after so many, 0 only prints. The first night is trained from scratch only: the second one starts from it.
-    Each ranking is a look at the day's events, written to `evaluations.jsonl` in `folder`.
+    Each ranking is a look at the day's events, written to `evaluations.jsonl` in `folder`. Seconds are the processor's,
+    of all threads: what else the machine does is not a training's cost.
 
     Raises:
         DataError: the log has no times, or not so many days.
@@ -86,7 +87,7 @@ def _last_days(features: Path, count: int) -> list[int]:
 
 def _settings(recipe: Recipe) -> Row:
     """What all nights of a folder have in common."""
-    return {**recipe.model_dump(mode="json"), "method": METHOD}
+    return {**recipe.model_dump(mode="json"), "method": METHOD, "seconds": "processor"}
 
 
 def _read(folder: Path, days: list[int], recipe: Recipe) -> list[Row]:
@@ -119,9 +120,9 @@ def _night(folder: Path, recipe: Recipe, days: list[int], number: int) -> Row:
         if start is not None and number == 0:
             shutil.copytree(scratch, here, dirs_exist_ok=True)
             continue
-        began = time.monotonic()
+        began = time.process_time()
         manifest = train.run(recipe, features, place, protocol=Protocol.TIME, start=start, split_ms=split_ms)
-        row["seconds"][name] = round(time.monotonic() - began, 2)
+        row["seconds"][name] = round(time.process_time() - began, 2)
         row["epochs"][name] = manifest.metrics["epochs"]
         row["values"][name] = values = _values(Checkpoint.open(place), data, test)
         look = Look.now(data, manifest.digest, float(np.mean(values[f"ndcg@{K}"])))
@@ -216,7 +217,7 @@ def picture(values: Row, path: Path) -> None:
                 label=name,
             )
     above.set_ylabel("NDCG@10 of the next day")
-    below.set_ylabel("seconds of training")
+    below.set_ylabel("processor seconds of training")
     below.set_ylim(bottom=0)
     below.tick_params(axis="x", rotation=60)
     above.legend(frameon=False)

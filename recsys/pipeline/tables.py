@@ -267,7 +267,7 @@ def nights_table(values: dict[str, Any]) -> str:
         spent = (
             f"{way} {values['seconds_per_night'][way]:,.0f} ({values['seconds'][way]:,.0f} in all)" for way in ways
         )
-        lines.append(f"seconds of training a night: {', '.join(spent)}")
+        lines.append(f"processor seconds of training a night: {', '.join(spent)}")
     return "\n".join([*lines, looks_line(values)])
 
 

@@ -97,7 +97,7 @@ def test_a_user_who_returns_on_many_nights_does_not_narrow_the_interval() -> Non
     assert returning["seconds_per_night"] == {STARTED: 10.5, SCRATCH: 20.0}
     text = tables.nights_table({**returning, "evaluation_logs": None})
     assert "120 users of a day, resampled by user: 10 different ones" in text
-    assert "seconds of training a night: from scratch 20 (240 in all), started 10 (126 in all)" in text
+    assert "processor seconds of training a night: from scratch 20 (240 in all), started 10 (126 in all)" in text
 
 
 def test_only_targets_of_the_day_and_their_users_are_ranked_for() -> None:
