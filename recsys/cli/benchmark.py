@@ -306,3 +306,19 @@ def benchmark_forms(
         protocol=protocol,
     )
     emit(as_json, values, tables.forms_table(values))
+
+
+@benchmark_app.command("fusion")
+def benchmark_fusion(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints of the same features, such as of several seeds.")
+    ],
+    features: FeaturesOption,
+    splits: Annotated[int, typer.Option(min=1, help="Ways to halve the validation users.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """What fusion with counts is made of: each term left out, other bounds, other searches, on validation."""
+    from recsys.pipeline import fusion_benchmark, tables
+
+    values = fusion_benchmark.run(features, checkpoints, num_splits=splits)
+    emit(as_json, values, tables.fusion_table(values))

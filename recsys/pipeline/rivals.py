@@ -230,7 +230,8 @@ def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, w
     table = TransitionTable.fit(split.train, of.num_items)
     known = [evidence(reachable(context, window), table) for context in split.contexts]
     num_recent_V = split.num_recent(of.num_items)
-    weights = fusion.bagged(fusion.Judges(vectors_UD, index, known, split.targets, without, num_recent_V))
+    judges = fusion.Judges(vectors_UD, index, known, split.targets, without, num_recent_V)
+    weights = fusion.bagged(fusion.candidates_of(judges))
     alone, _ = index.search(vectors_UD, 10, without)
     shifted = ItemIndex.build(
         index.vectors(np.arange(1, len(index) + 1, dtype=np.int32)), trend.shifts(weights.trend, num_recent_V)

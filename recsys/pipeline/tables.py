@@ -536,6 +536,22 @@ def forms_table(values: dict[str, Any]) -> str:
     return "\n".join([*parts, _rivals_table(values["comparison"]), f"other seeds, {whose} of the trials"])
 
 
+def fusion_table(values: dict[str, Any]) -> str:
+    """One line a way to find fusion's weights: what it is worth to other users, and the weights."""
+    title = (
+        f"{values['features']}: {len(values['checkpoints'])} trainings, {values['num_users']:,} validation users, each "
+        f"judged by weights of others, {values['num_splits']} times"
+    )
+    terms = list(values["ways"][values["reference"]]["weights"])
+    table = _table(title, "", "NDCG@10", "difference", "relative", *(term.replace("_", " ") for term in terms))
+    for name, row in values["ways"].items():
+        gap = row["difference"]
+        weights = (f"{row['weights'][term]:.3g}" for term in terms)
+        relative = f"{gap['relative']:+.2%}" if gap and gap["relative"] is not None else ""
+        table.add_row(name, f"{row['ndcg@10']:.4f}", _gap(gap), relative, *weights)
+    return "\n".join([_text(table, width=150), f"differences: to {values['reference']}, paired by user, 95 %"])
+
+
 def _rivals_table(values: dict[str, Any]) -> str:
     """One line a rival: what it ranks alone and fused, and the differences to the reference."""
     columns = ["", "NDCG@10", "difference", "recall@10", "fused NDCG@10", "difference", "training s"]

@@ -30,8 +30,6 @@ _STARTS = (_START, _START.model_copy(update={"recency": -0.3}))
 """Where the first searches begin: one seldom changes its mind on whether recent items are preferred or older ones."""
 _FACTORS = (-1.0, 0.0, 0.3, 0.6, 0.8, 1.25, 1.6, 3.0)
 """Tried on one weight at a time."""
-_MOST_WEIGHT = 30.0
-"""A term so many logits strong decides alone; a search that wants more would make scores that say nothing."""
 _MOST_SCALE = 10_000.0
 _LEAST_GAIN = 1e-5
 _MOST_JUDGED = 1_000
@@ -48,7 +46,21 @@ _DISCOUNT = 1 / np.log2(np.arange(2, 2 + DEPTH))
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidates:
+class Space:
+    """Where weights are looked for."""
+
+    without: frozenset[str] = frozenset()
+    """Fields of `Fusion` that stay 0."""
+    most_weight: float = 30.0
+    """A term so many logits strong decides alone; a search that wants more would make scores that say nothing."""
+
+    def start(self, fusion: Fusion) -> Fusion:
+        """The same weights without the terms that stay out."""
+        return fusion.model_copy(update=dict.fromkeys(self.without, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
     """The items that can reach a user's first ten, in rows of equal length, shape [U, C] each."""
 
     score: Floats
@@ -58,18 +70,25 @@ class _Candidates:
     gain: Floats
     """What an item in the first place adds to the user's NDCG."""
 
-    def of(self, users: npt.NDArray[np.int64]) -> "_Candidates":
+    def __len__(self) -> int:
+        return len(self.gain)
+
+    def of(self, users: npt.NDArray[np.int64]) -> "Candidates":
         """Those of some users."""
         rows = Evidence(*(getattr(self.evidence, name)[users] for name in Evidence.__slots__))
-        return _Candidates(self.score[users], rows, self.level[users], self.gain[users])
+        return Candidates(self.score[users], rows, self.level[users], self.gain[users])
 
     def ndcg(self, fusion: Fusion) -> float:
         """Mean NDCG@10 with these weights."""
+        return float(np.mean(self.ndcg_U(fusion)))
+
+    def ndcg_U(self, fusion: Fusion) -> npt.NDArray[np.float64]:
+        """NDCG@10 of each user with these weights, shape [U]."""
         fused = self.score + fusion.trend * self.level + self.evidence.terms(fusion)
         top = np.argpartition(-fused, DEPTH - 1, axis=1)[:, :DEPTH]
         order = np.argsort(-np.take_along_axis(fused, top, axis=1), axis=1, kind="stable")
         gains = np.take_along_axis(self.gain, np.take_along_axis(top, order, axis=1), axis=1)
-        return float(np.mean(gains @ _DISCOUNT))
+        return np.asarray(gains @ _DISCOUNT, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +107,42 @@ class Judges:
     """Events on each item in the last days, shape [V + 1]."""
 
 
-def fit(judges: Judges, start: Fusion) -> tuple[Fusion, float]:
+def fit(candidates: Candidates, start: Fusion) -> tuple[Fusion, float]:
     """The best weights found from `start` on, and their NDCG@10; all zero where nothing helps.
 
     They fit these users better than others (see `bagged`).
     """
-    return _fitted(_candidates(judges), start)
+    off = Fusion()
+    off_ndcg = candidates.ndcg(off)
+    if len(candidates) < MIN_USERS:
+        return off, off_ndcg
+    found = [_climbed(candidates, each, Space()) for each in (_STARTS if start.is_off else (start,))]
+    best, best_ndcg = max(found, key=lambda each: each[1])
+    return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
 
 
-def bagged(judges: Judges) -> Fusion:
+def bagged(candidates: Candidates, space: Space | None = None) -> Fusion:
     """Weights for users that nobody has seen yet: the mean of what random halves of these lead to.
 
     A search that climbs as long as it gains anything learns the users it is judged by (`docs/model.md`, Weights for
     other users). All halves begin at the start that led all users higher, so that no mean is taken of two hills.
     Source: Bühlmann and Yu, Annals of Statistics 30(4), 2002 (subagging).
     """
-    candidates, num_users = _candidates(judges), len(judges.targets)
+    space = space or Space()
+    num_users = len(candidates)
     size = min(num_users // 2, _MOST_IN_A_HALF)
-    if size < MIN_USERS:
-        return _fitted(candidates, Fusion())[0]
-    climbs = [(start, *_climbed(candidates, start)) for start in _STARTS]
+    if num_users < MIN_USERS:
+        return Fusion()
+    climbs = [(start, *_climbed(candidates, start, space)) for start in map(space.start, _STARTS)]
     start, plain, plain_ndcg = max(climbs, key=lambda each: each[2])
     off_ndcg = candidates.ndcg(Fusion())
     if plain_ndcg <= off_ndcg:
         return Fusion()
+    if size < MIN_USERS:
+        return plain
     generator = np.random.default_rng(0)
     halves = [np.sort(generator.permutation(num_users)[:size]) for _ in range(_NUM_HALVES)]
-    mean = _mean([_climbed(candidates.of(half), start)[0] for half in halves], plain)
+    mean = _mean([_climbed(candidates.of(half), start, space)[0] for half in halves], plain)
     return mean if candidates.ndcg(mean) > off_ndcg else plain
 
 
@@ -153,16 +181,6 @@ def temperature(judges: Judges, fusion: Fusion) -> float:
     return float(_TEMPERATURES[place])
 
 
-def _fitted(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:
-    off = Fusion()
-    off_ndcg = candidates.ndcg(off)
-    if len(candidates.gain) < MIN_USERS:
-        return off, off_ndcg
-    found = [_climbed(candidates, each) for each in (_STARTS if start.is_off else (start,))]
-    best, best_ndcg = max(found, key=lambda each: each[1])
-    return (best, best_ndcg) if best_ndcg > off_ndcg else (off, off_ndcg)
-
-
 def _mean(found: Sequence[Fusion], plain: Fusion) -> Fusion:
     """Of each weight; of the scale, which stands inside a logarithm, the geometric mean where it has a say."""
     means = {name: float(np.mean([getattr(each, name) for each in found])) for name in Fusion.model_fields}
@@ -170,33 +188,34 @@ def _mean(found: Sequence[Fusion], plain: Fusion) -> Fusion:
     return Fusion(**{**means, "transition_scale": float(np.exp(np.mean(np.log(scales))))})
 
 
-def _climbed(candidates: _Candidates, start: Fusion) -> tuple[Fusion, float]:
+def _climbed(candidates: Candidates, start: Fusion, space: Space) -> tuple[Fusion, float]:
     """Where no change of one weight is better any more."""
-    names = [name for name in Fusion.model_fields if name != "trend" or candidates.level.any()]
-    best = start if "trend" in names else start.model_copy(update={"trend": 0.0})
+    without = space.without if candidates.level.any() else space.without | {"trend"}
+    names = [name for name in Fusion.model_fields if name not in without]
+    best = start if candidates.level.any() else start.model_copy(update={"trend": 0.0})
     best_ndcg, improved = candidates.ndcg(best), True
     while improved:
         improved = False
-        for tried in _neighbours(best, names):
+        for tried in _neighbours(best, names, space.most_weight):
             ndcg = candidates.ndcg(tried)
             if ndcg > best_ndcg + _LEAST_GAIN:
                 best, best_ndcg, improved = tried, ndcg, True
     return best, best_ndcg
 
 
-def _neighbours(fusion: Fusion, names: Sequence[str]) -> Iterator[Fusion]:
-    """The same weights with one of these changed."""
+def _neighbours(fusion: Fusion, names: Sequence[str], most_weight: float) -> Iterator[Fusion]:
+    """The same weights with one of these changed, none stronger than that."""
     for name in names:
         value = getattr(fusion, name)
         for factor in _FACTORS:
             is_scale = name == "transition_scale"
-            most = _MOST_SCALE if is_scale else _MOST_WEIGHT
+            most = _MOST_SCALE if is_scale else most_weight
             tried = max(-most, min(most, (value or getattr(_START, name)) * factor))
             if tried > 0 or not is_scale:
                 yield fusion.model_copy(update={name: tried})
 
 
-def _candidates(judges: Judges) -> _Candidates:
+def candidates_of(judges: Judges) -> Candidates:
     """Per user the items that counts speak for, and the best of all others."""
     level_V = np.log1p(judges.num_recent_V[PAD + 1 :]).astype(np.float32)
     deviation = float(level_V.std())
@@ -214,7 +233,7 @@ def _candidates(judges: Judges) -> _Candidates:
         padded[u, :, : row.shape[1]] = row
     tokens, score, *columns, level = (padded[:, i].astype(np.float32) for i in range(6))
     gain = np.stack([_gain(tokens[u], wanted) for u, wanted in enumerate(judges.targets)])
-    return _Candidates(score, Evidence(tokens.astype(np.int32), *columns), level, gain)
+    return Candidates(score, Evidence(tokens.astype(np.int32), *columns), level, gain)
 
 
 def _gain(tokens_C: Floats, wanted: Tokens) -> Floats:

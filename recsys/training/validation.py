@@ -34,7 +34,7 @@ class Judge:
 
         With the best weights of fusion, which `fusion` then holds.
         """
-        self.fusion, ndcg = fusion.fit(self._judges(model), self.fusion)
+        self.fusion, ndcg = fusion.fit(fusion.candidates_of(self.judges(model)), self.fusion)
         return ndcg
 
     def settled(self, model: SequenceModel) -> tuple[Fusion, float]:
@@ -42,11 +42,12 @@ class Judge:
 
         Both are explained in `recsys/training/fusion.py`.
         """
-        judges = self._judges(model)
-        weights = fusion.bagged(judges)
+        judges = self.judges(model)
+        weights = fusion.bagged(fusion.candidates_of(judges))
         return weights, fusion.temperature(judges, weights)
 
-    def _judges(self, model: SequenceModel) -> fusion.Judges:
+    def judges(self, model: SequenceModel) -> fusion.Judges:
+        """The validation users as this model sees them."""
         vectors_UD = encode(model.eval(), self._windows)
         with torch.no_grad():
             index = ItemIndex.build(model.items_VD.cpu().numpy())

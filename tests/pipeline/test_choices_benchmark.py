@@ -90,9 +90,9 @@ def test_the_fused_figure_is_the_one_that_the_weights_were_chosen_by(
     found = []
     bagged = rivals.fusion.bagged
 
-    def seen(judges: fusion.Judges) -> Fusion:
-        weights = bagged(judges)
-        found.append(fusion._candidates(judges).ndcg(weights))
+    def seen(candidates: fusion.Candidates) -> Fusion:
+        weights = bagged(candidates)
+        found.append(candidates.ndcg(weights))
         return weights
 
     monkeypatch.setattr(rivals.fusion, "bagged", seen)

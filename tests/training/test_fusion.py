@@ -8,7 +8,7 @@ from recsys.dataset import Histories
 from recsys.runtime.fusion import Evidence, Fusion, evidence
 from recsys.runtime.index import ItemIndex
 from recsys.training import fusion
-from recsys.training.fusion import Judges
+from recsys.training.fusion import Judges, Space, candidates_of
 from recsys.transitions import TransitionTable
 
 NUM_ITEMS, NUM_USERS, NUM_EVENTS = 60, 80, 40
@@ -37,7 +37,7 @@ def most_frequent(history: Tokens) -> Tokens:
 def test_a_term_that_says_everything_gets_a_weight_that_is_still_a_logit() -> None:
     """Users take again what they took most: the more weight on frequency the better, without end."""
     targets = [most_frequent(history) for history in HISTORIES]
-    found, ndcg = fusion.fit(Judges(VECTORS, INDEX, known(), targets, None, NO_DATES), Fusion())
+    found, ndcg = fusion.fit(candidates_of(Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)), Fusion())
     assert ndcg > 0.9
     assert 0 < found.frequency <= 30
     weights = [value for name, value in found if name != "transition_scale"]
@@ -55,7 +55,7 @@ def test_terms_that_say_nothing_are_off() -> None:
     targets = [best_unseen(user) for user in range(NUM_USERS)]
     seen = [np.unique(history) for history in HISTORIES]
     nothing = [Evidence(each.tokens[:0], *(np.empty(0, dtype=np.float32),) * 3) for each in known()]
-    found, ndcg = fusion.fit(Judges(VECTORS, INDEX, nothing, targets, seen, NO_DATES), Fusion())
+    found, ndcg = fusion.fit(candidates_of(Judges(VECTORS, INDEX, nothing, targets, seen, NO_DATES)), Fusion())
     assert found == Fusion()
     assert ndcg == pytest.approx(1)
 
@@ -101,24 +101,47 @@ def test_what_is_taken_these_days_is_found_by_the_trend() -> None:
     num_recent[[11, 12, 13]] = 50
     targets = [np.array([11, 12, 13], dtype=np.int32)] * NUM_USERS
     judges = Judges(VECTORS, INDEX, known(), targets, None, num_recent)
-    found, ndcg = fusion.fit(judges, Fusion())
+    found, ndcg = fusion.fit(candidates_of(judges), Fusion())
     assert found.trend > 0
     assert ndcg > 0.6
     undated = Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)
-    found, without = fusion.fit(undated, Fusion())
+    found, without = fusion.fit(candidates_of(undated), Fusion())
     assert found.trend == 0
     assert without < ndcg / 2
 
 
 def test_bagged_weights_are_the_mean_of_halves_and_the_same_every_time() -> None:
     targets = [most_frequent(history) for history in HISTORIES]
-    judges = Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)
-    found = fusion.bagged(judges)
-    assert found == fusion.bagged(judges)
+    candidates = candidates_of(Judges(VECTORS, INDEX, known(), targets, None, NO_DATES))
+    found = fusion.bagged(candidates)
+    assert found == fusion.bagged(candidates)
     assert 0 < found.frequency <= 30
     assert found.trend == 0
 
 
 def test_too_few_users_are_not_halved() -> None:
-    few = Judges(VECTORS[:40], INDEX, known()[:40], [most_frequent(h) for h in HISTORIES[:40]], None, NO_DATES)
+    targets = [most_frequent(history) for history in HISTORIES[:40]]
+    few = candidates_of(Judges(VECTORS[:40], INDEX, known()[:40], targets, None, NO_DATES))
     assert fusion.bagged(few) == fusion.fit(few, Fusion())[0]
+
+
+def test_terms_can_be_left_out_and_bounded_otherwise() -> None:
+    targets = [most_frequent(history) for history in HISTORIES]
+    candidates = candidates_of(Judges(VECTORS, INDEX, known(), targets, None, NO_DATES))
+    repeats = frozenset({"base", "frequency", "recency"})
+    without = fusion.bagged(candidates, Space(without=repeats))
+    assert (without.base, without.frequency, without.recency) == (0, 0, 0)
+    weak, strong = (fusion.bagged(candidates, Space(most_weight=most)) for most in (2.0, 300.0))
+    assert 0 < weak.frequency <= 2 < strong.frequency <= 300
+    assert max(candidates.ndcg(without), candidates.ndcg(weak)) < candidates.ndcg(strong)
+
+
+def test_ndcg_is_the_mean_over_users() -> None:
+    targets = [most_frequent(history) for history in HISTORIES]
+    candidates = candidates_of(Judges(VECTORS, INDEX, known(), targets, None, NO_DATES))
+    weights = Fusion(frequency=3.0)
+    values = candidates.ndcg_U(weights)
+    assert values.shape == (NUM_USERS,)
+    assert candidates.ndcg(weights) == pytest.approx(values.mean())
+    some = np.array([3, 8])
+    assert candidates.of(some).ndcg_U(weights) == pytest.approx(values[some])
