@@ -124,13 +124,15 @@ def run(config: SimulateConfig, out: Path) -> Path:
     events = simulate(config)
     if config.split_by_day:
         for (day,), rows in events.group_by(pl.col("timestamp").str.head(10), maintain_order=True):
-            _write([rows], out / f"events-{day}.csv.gz")
+            write([rows], out / f"events-{day}.csv.gz")
     else:
-        _write(events.iter_slices(_ROWS_AT_ONCE), out)
+        write(events.iter_slices(_ROWS_AT_ONCE), out)
     return out
 
 
-def _write(parts: Iterable[pl.DataFrame], path: Path) -> None:
+def write(parts: Iterable[pl.DataFrame], path: Path) -> None:
+    """A log as CSV in gzip, whole or not at all; the same rows give the same bytes."""
+
     def fill(unfinished: Path) -> None:
         with unfinished.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
             for number, part in enumerate(parts):

@@ -133,6 +133,9 @@ def benchmark_case(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 1,
     rounds: Annotated[int, typer.Option(min=8, help="Timed answers a step.")] = 40,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 2,
+    window: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Events of a window, if not the recipe's; before reads two.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps what is trained: a killed run goes on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Where a .png of the latencies goes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on past the gate.")] = False,
@@ -142,9 +145,10 @@ def benchmark_case(
     """Unoptimised against optimised: latency, memory, disk and accuracy, split by cause."""
     from recsys.pipeline import case_benchmark, case_report, tables
 
+    chosen = load_recipe(recipe, None, max_minutes)
     values = case_benchmark.run(
         features,
-        load_recipe(recipe, None, max_minutes),
+        chosen if window is None else chosen.with_windows_of(window),
         optimize_config(config, num_threads=threads),
         num_seeds=seeds,
         num_rounds=rounds,

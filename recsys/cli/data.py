@@ -88,14 +88,23 @@ def features_simulate(
     items: Annotated[int | None, typer.Option()] = None,
     events: Annotated[int | None, typer.Option()] = None,
     seed: SeedOption = None,
+    taste_beyond: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Plant taste that was last seen more than so many events ago.")
+    ] = None,
 ) -> None:
     """Write the event log of a simulated shop; without options, the bundled sample.
 
     A .csv.gz file holds a small shop with structure to learn. A .csv or .parquet file, or a folder with a
     Parquet file a day, holds a plain log of any size: Zipf items, some histories over 10,000 events.
+    With --taste-beyond N, users buy items of brands that they last bought N to 1.4 N events ago.
     """
     from features import bulk, simulate
 
+    if taste_beyond is not None:
+        _simulate_planted(
+            out, taste_beyond, given({"num_users": users, "seed": seed}), given({"items": items, "events": events})
+        )
+        return
     if not out.name.endswith(".csv.gz"):
         num_events = 1_000_000 if events is None else events
         bulk_config = bulk.BulkConfig.from_mapping(
@@ -112,6 +121,21 @@ def features_simulate(
     sizes = {"num_users": users, "num_items": items, "num_events": events, "seed": seed}
     settings = simulate.SimulateConfig.from_mapping(given(sizes), "features simulate")
     print(simulate.run(settings, out))  # noqa: T201
+
+
+def _simulate_planted(out: Path, window_size: int, sizes: dict[str, int], fixed: dict[str, int]) -> None:
+    from features import simulate
+    from recsys.contracts.errors import ConfigError
+    from recsys.pipeline.planted_shop import PlantedShop
+
+    if fixed or not out.name.endswith(".csv.gz"):
+        found = f"--{next(iter(fixed))}" if fixed else str(out)
+        raise ConfigError(
+            f"{found}: with --taste-beyond the items are fixed, events follow from --users, and --out is a .csv.gz file"
+        )
+    shop = PlantedShop(**{"num_users": 600, **sizes}, window_size=window_size)
+    simulate.write([shop.log()], out)
+    print(out)  # noqa: T201
 
 
 @store_app.command("import")

@@ -1,4 +1,7 @@
-"""The mission's table: an unoptimised pipeline (all ids, full attention over 2,048, float32, eager) against ours."""
+"""The mission's table: an unoptimised pipeline (all ids, full attention over 2,048, float32, eager) against ours.
+
+Full attention reads two windows of the recipe; 2,048 are those of the default's.
+"""
 
 import itertools
 import json
@@ -29,7 +32,7 @@ from recsys.evaluation.statistics import PairedDifference, paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.pipeline import case_answers, case_latency, case_replay
 from recsys.pipeline.case_answers import Way
-from recsys.pipeline.case_latency import CONTEXT, Contenders
+from recsys.pipeline.case_latency import Contenders, context, lengths
 from recsys.pipeline.demo import sample_log
 from recsys.pipeline.kept_runs import kept_looks, same_settings, workplace
 from recsys.runtime.recommender import Recommender
@@ -103,16 +106,20 @@ def run(
             Release.open(float_after.release, num_threads=config.num_threads),
             Release.open(after.release, num_threads=config.num_threads),
         )
-        events = dataset.load(after.features, Protocol.TIME).fit.tokens[: 2 * CONTEXT]
-        shape = contenders.after.model.config, len(contenders.release.vocabulary), CONTEXT
+        num_read = context(recipe.window)
+        events = dataset.load(after.features, Protocol.TIME).fit.tokens[: 2 * num_read]
+        shape = contenders.after.model.config, len(contenders.release.vocabulary), num_read
         with case_replay.running(*shape, config.num_threads) as peer:
             peers = {} if peer is None else {"replay": peer.answer}
             latency = case_latency.measure(contenders, events, num_rounds, config.num_threads, peers)
+        answered = config.num_threads, lengths(recipe.window)
         memory = {
-            **{name: _process("eager", runs[0][name].checkpoint, config) for name in ("before", "pruning", "window")},
-            "engine": _process("release", float_after.release, config),
-            "quantization": _process("release", after.release, config),
-            "cache": _process("sessions", after.release, config),
+            **{
+                name: _process("eager", runs[0][name].checkpoint, *answered) for name in ("before", "pruning", "window")
+            },
+            "engine": _process("release", float_after.release, *answered),
+            "quantization": _process("release", after.release, *answered),
+            "cache": _process("sessions", after.release, *answered),
         }
         disk = {"before": _size(before.release), "float32": _size(float_after.release), "after": _size(after.release)}
         accuracy = _accuracy(runs, "before", "quantization")
@@ -136,6 +143,7 @@ def run(
                 for name, side in (("before", before), ("after", after))
             },
             "num_seeds": num_seeds,
+            "window": recipe.window.model_dump(),
             **kept_looks(out),
             "gate": manifest.metrics["gate"],
             **_without_summaries(latency, manifest.metrics.get("summaries")),
@@ -149,7 +157,8 @@ def _sides(
     values = recipe.model_dump()
     values["training"]["seed"] = seed
     ours = Recipe.from_mapping(values, "recipe")
-    window = WindowConfig(size=CONTEXT, overlap_share=1 / CONTEXT)
+    num_read = context(recipe.window)
+    window = WindowConfig(size=num_read, overlap_share=1 / num_read)
     full = Recipe.from_mapping({**values, "window": window.model_dump()}, "recipe")
     all_items = _with_all_items(features, folder / f"all-items-{seed}")
     plain = _float(config)
@@ -204,8 +213,9 @@ def _release(checkpoint: Path, features: Path, config: OptimizeConfig, out: Path
     return artifact.resolve_release(out)
 
 
-def _process(kind: str, folder: Path, config: OptimizeConfig) -> dict[str, float]:
-    command = [sys.executable, "-m", "recsys.pipeline.case_process", kind, str(folder), str(config.num_threads)]
+def _process(kind: str, folder: Path, num_threads: int, of_lengths: list[int]) -> dict[str, float]:
+    arguments = kind, str(folder), str(num_threads), ",".join(map(str, of_lengths))
+    command = [sys.executable, "-m", "recsys.pipeline.case_process", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)  # noqa: S603
     if done.returncode:
         raise DataError(f"{' '.join(command[1:])} failed: {done.stderr[-300:].strip()}")

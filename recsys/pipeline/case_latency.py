@@ -18,12 +18,16 @@ from recsys.windows import WindowConfig, answer_context, open_window
 
 # B users
 
-CONTEXT = 2048
 WITHOUT_SUMMARIES = "cold without stored summaries"
 """The step of releases whose windows leave some; in the others those of a user are at hand."""
 NUM_LENGTHS = 8
-"""Lengths of histories that are answered, evenly over `CONTEXT` and the stride that follows, its last one too: there
-the open window is of every length it can have. At exactly 2,048 events it is short, which flatters."""
+"""Lengths of histories that are answered, evenly over twice a window and the stride that follows, its last one too:
+there the open window is of every length it can have. At exactly 2,048 events it is short, which flatters."""
+
+
+def context(window: WindowConfig) -> int:
+    """Events that full attention reads: two windows, 2,048 of the default's."""
+    return 2 * window.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def throughput(contenders: Contenders, events: Tokens, num_rounds: int) -> dict[
     window, engine = contenders.release.window, contenders.release.engine
     histories = [_history(events, length) for length in lengths(window)]
     contexts = [answer_context(history, window) for history in histories]
-    full = [history[-CONTEXT:] for history in histories]
+    full = [history[-context(window) :] for history in histories]
     sessions = engine.open([_with_room(context, window, window.size // 2) for context in contexts])
     new = [events[i : i + 1] for i in range(NUM_LENGTHS)]
 
@@ -91,7 +95,7 @@ def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int
     window = contenders.release.window
     histories = [_history(events, length) for length in lengths(window)]
     contexts = [answer_context(history, window) for history in histories]
-    full = [history[-CONTEXT:] for history in histories]
+    full = [history[-context(window) :] for history in histories]
     after = contenders.after.model
 
     def eager(model: SequenceModel, inputs: list[Tokens]) -> Callable[[int], float]:
@@ -121,7 +125,7 @@ def _steps(contenders: Contenders, events: Tokens) -> Mapping[str, Callable[[int
         "engine": engine(contenders.float_release, contexts),
         "quantization": cold,
         "cache": _warm(contenders.release, contexts, events),
-        "cold at exactly 2,048": engine(contenders.release, [contexts[0]] * NUM_LENGTHS),
+        f"cold at exactly {context(window):,}": engine(contenders.release, [contexts[0]] * NUM_LENGTHS),
     }
     return steps | ({WITHOUT_SUMMARIES: without_summaries} if window.summary_tokens else {})
 
@@ -152,7 +156,8 @@ def _warm(release: Release, contexts: list[Tokens], events: Tokens) -> Callable[
 
 def lengths(window: WindowConfig) -> list[int]:
     """Events of the histories that are answered, 2,048 to 2,764 in windows of 1,024 that share 30 %."""
-    return [int(length) for length in np.linspace(CONTEXT, CONTEXT + window.stride - 1, NUM_LENGTHS).round()]
+    least = context(window)
+    return [int(length) for length in np.linspace(least, least + window.stride - 1, NUM_LENGTHS).round()]
 
 
 def _asked(answer: Callable[[], float]) -> Callable[[int], float]:

@@ -1,8 +1,8 @@
 """What a process that answers costs: run as a module of its own, so that nothing else is in its memory.
 
 python -m recsys.pipeline.case_process eager CHECKPOINT | release RELEASE | sessions RELEASE, with the number of threads
-after it. `release` keeps nothing of a user; `sessions` keeps the encoded window of everybody who was answered. Both
-warm up before they answer, as the endpoint does.
+after it and the lengths of the histories to answer, by commas. `release` keeps nothing of a user; `sessions` keeps the
+encoded window of everybody who was answered. Both warm up before they answer, as the endpoint does.
 """
 
 import json
@@ -22,13 +22,11 @@ from recsys.runtime.engine import Session
 
 _Start = Callable[[Path, int], tuple[Callable[[Tokens], object], int]]
 """From a folder and a number of threads to what answers a history, and the number of items."""
-LENGTHS = range(2048, 2765, 102)
-"""Histories over one stride: with the fifth of them the open window is full, which costs most memory."""
 NUM_SESSIONS = 100
-"""Users whose sessions are kept, with histories of these lengths in turn."""
+"""Users whose sessions are kept, with histories of those lengths in turn."""
 
 
-def main(kind: str, folder: str, num_threads: str) -> None:
+def main(kind: str, folder: str, num_threads: str, lengths: str) -> None:
     """Print a line of JSON: seconds from the process's start to the first answer, and the most memory.
 
     Beside them the number of sessions that are kept, and what these take.
@@ -37,8 +35,8 @@ def main(kind: str, folder: str, num_threads: str) -> None:
     kinds: dict[str, _Start] = {"eager": _eager, "release": _release, "sessions": partial(_sessions, kept)}
     answer, num_items = kinds[kind](Path(folder), int(num_threads))
     generator = np.random.default_rng(0)
-    first_s = 0.0
-    for length in islice(cycle(LENGTHS), NUM_SESSIONS if kind == "sessions" else len(LENGTHS)):
+    first_s, answered = 0.0, [int(length) for length in lengths.split(",")]
+    for length in islice(cycle(answered), NUM_SESSIONS if kind == "sessions" else len(answered)):
         answer(generator.integers(1, num_items + 1, length).astype(np.int32))
         first_s = first_s or _age_s()
     measured = {

@@ -1,16 +1,23 @@
 """The picture of `recsys benchmark case`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STEPS = {
-    "before": "all ids, full attention over 2,048, float32, eager",
-    "pruning": "+ rare ids pruned",
-    "window": "+ window of 1,024, 30 % shared",
-    "engine": "+ engine: fused attention, last layer for the last event alone",
-    "quantization": "+ 8-bit weights and items",
-    "cache": "+ kept keys and values, each new event appended",
-}
+STEPS = ("before", "pruning", "window", "engine", "quantization", "cache")
+
+
+def words(window: Mapping[str, Any]) -> dict[str, str]:
+    """What each step switches on, with windows of these settings."""
+    size, shared = window["size"], window["overlap_share"]
+    return {
+        "before": f"all ids, full attention over {2 * size:,}, float32, eager",
+        "pruning": "+ rare ids pruned",
+        "window": f"+ window of {size:,}, {shared:.0%} shared".replace("%", " %"),
+        "engine": "+ engine: fused attention, last layer for the last event alone",
+        "quantization": "+ 8-bit weights and items",
+        "cache": "+ kept keys and values, each new event appended",
+    }
 
 
 def picture(values: dict[str, Any], path: Path) -> None:
@@ -20,7 +27,9 @@ def picture(values: dict[str, Any], path: Path) -> None:
     latency = [values["latency_ms"][name] for name in STEPS]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(list(STEPS.values()), latency, color=["tab:gray", *["tab:blue"] * (len(STEPS) - 1)])
+    bars = axes.barh(
+        list(words(values["window"]).values()), latency, color=["tab:gray", *["tab:blue"] * (len(STEPS) - 1)]
+    )
     axes.bar_label(bars, [f" {value:.1f} ms" for value in latency])
     axes.set_xscale("log")
     axes.set_xlim(right=max(latency) * 3)

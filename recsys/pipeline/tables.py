@@ -357,7 +357,8 @@ def case_summary(values: dict[str, Any]) -> str:
     """Latency by step, then the figures beside those to beat: an A100 with TensorRT."""
     latency = values["latency_ms"]
     steps = _table("one user, median", "switched on", "ms", "times faster than before", "peak MB")
-    for name, words in case_report.STEPS.items():
+    switched_on = case_report.words(values["window"])
+    for name, words in switched_on.items():
         peak_mb = values["memory"][name]["peak_mb"]
         steps.add_row(words, f"{latency[name]:.2f}", f"{latency['before'] / latency[name]:.1f}", f"{peak_mb:.0f}")
     figures = _table("after against before", "figure", "value", "to beat")
@@ -383,8 +384,7 @@ def case_summary(values: dict[str, Any]) -> str:
         figures.add_row(name, value, rival)
     causes = _table("NDCG@10 by cause", "switched on", "change", "at least", "at most")
     for name, one in values["accuracy_by_cause"].items():
-        words = case_report.STEPS[name]
-        causes.add_row(words, f"{one['change']:+.2%}", f"{one['low']:+.2%}", f"{one['high']:+.2%}")
+        causes.add_row(switched_on[name], f"{one['change']:+.2%}", f"{one['low']:+.2%}", f"{one['high']:+.2%}")
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in values["users_per_second"].items())
     arithmetic = ", ".join(f"{name} {of}" for name, of in values["arithmetic"].items())
     kept = values["memory"]["cache"]

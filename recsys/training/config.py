@@ -142,6 +142,18 @@ class Recipe(Config):
         """Settled for such a log."""
         return self.settled(self.form_for(data))
 
+    def with_windows_of(self, size: int) -> "Recipe":
+        """With so many events in a window, in each of its forms.
+
+        Raises:
+            ConfigError: windows of that size cannot be cut, or leave summaries.
+        """
+        values = self.model_dump()
+        for table in (values, values["long"] or {}):
+            if "window" in table:
+                table["window"]["size"] = size
+        return self.from_mapping(values, f"windows of {size}")
+
     @classmethod
     def load(cls, name_or_path: str) -> "Recipe":
         """A bundled recipe by name, or a TOML file by path.

@@ -200,6 +200,20 @@ def test_no_users_items_or_events_are_a_mistake_and_no_default(tmp_path: Path, o
     assert not any(tmp_path.iterdir())
 
 
+def test_a_shop_with_planted_taste_is_written_and_the_same_every_time(tmp_path: Path) -> None:
+    def command(out: str, *more: str) -> list[str]:
+        return ["simulate", "--out", str(tmp_path / out), "--taste-beyond", "32", "--users", "20", *more]
+
+    for out in ("one.csv.gz", "two.csv.gz"):
+        CliRunner().invoke(features_app, command(out, "--seed", "1"), catch_exceptions=False)
+    assert (tmp_path / "one.csv.gz").read_bytes() == (tmp_path / "two.csv.gz").read_bytes()
+    assert pl.read_csv(tmp_path / "one.csv.gz")["user_id"].n_unique() == 20
+    with pytest.raises(ConfigError, match="--items: with --taste-beyond the items are fixed"):
+        CliRunner().invoke(features_app, command("three.csv.gz", "--items", "9"), catch_exceptions=False)
+    with pytest.raises(ConfigError, match=r"three.parquet: with --taste-beyond .*--out is a .csv.gz file"):
+        CliRunner().invoke(features_app, command("three.parquet"), catch_exceptions=False)
+
+
 @pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
 def test_a_plain_log_is_its_days_in_order_and_nothing_else_is_left(tmp_path: Path, name: str) -> None:
     config = bulk.BulkConfig(num_users=50, num_items=20, num_events=3_000, num_days=3)

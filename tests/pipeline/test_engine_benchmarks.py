@@ -17,6 +17,7 @@ from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads
 from recsys.pipeline.case_process import main as case_process
 from recsys.runtime import openvino
 from recsys.training.config import Recipe
+from recsys.windows import WindowConfig
 from tests.conftest import write_events, write_features
 
 KEYS = {
@@ -140,13 +141,21 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
     assert beaten == [False, False, True, False]
 
 
+def test_the_case_names_the_windows_it_is_of() -> None:
+    words = case_report.words(WindowConfig(size=32).model_dump())
+    assert list(words) == list(case_report.STEPS)
+    assert words["before"] == "all ids, full attention over 64, float32, eager"
+    assert words["window"] == "+ window of 32, 30 % shared"
+    assert case_report.words(WindowConfig().model_dump())["before"].startswith("all ids, full attention over 2,048,")
+
+
 def test_a_process_reports_what_it_cost(ring_releases, capsys) -> None:
     release = str(artifact.resolve_release(ring_releases))
-    case_process("release", release, "1")
+    case_process("release", release, "1", "16,18,20")
     without = json.loads(capsys.readouterr().out)
     assert without["peak_mb"] > 0
     assert (without["num_sessions"], without["sessions_mb"]) == (0, 0)
-    case_process("sessions", release, "1")
+    case_process("sessions", release, "1", "16,18,20")
     kept = json.loads(capsys.readouterr().out)
     # each has room for 64 events: 1 layer x keys and values x width 32 in int8, and a float32 scale for each of 2 heads
     assert (kept["num_sessions"], kept["sessions_mb"]) == (100, 100 * 64 * 2 * (32 + 2 * 4) / 1e6)

@@ -4,12 +4,24 @@ import numpy as np
 import pytest
 import torch
 
+from features import build as features_build
+from features import simulate
+from features.config import FeaturesConfig
 from recsys import dataset
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import CacheFormat
+from recsys.contracts.protocol import Protocol
 from recsys.model.reference import encode
 from recsys.pipeline import histories_benchmark, histories_cost, tables
-from recsys.pipeline.planted_shop import ITEMS_OF_A_BRAND, NUM_BRANDS, NUM_ITEMS, NUM_PLAIN, NUM_TASTES, PlantedShop
+from recsys.pipeline.planted_shop import (
+    ITEMS_OF_A_BRAND,
+    NUM_BRANDS,
+    NUM_ITEMS,
+    NUM_PLAIN,
+    NUM_TASTES,
+    PlantedShop,
+    item_id,
+)
 from recsys.pipeline.rivals import MODEL, Sample, sample, train_and_rank
 from recsys.windows import WindowConfig
 from tests.conftest import NUM_ITEMS as NUM_RING_ITEMS
@@ -37,6 +49,29 @@ def test_a_planted_target_is_of_the_users_brand_and_was_last_seen_more_than_a_wi
         known += len(same_taste) > 0
     assert known == len(split.contexts)
     assert max(int(context.max()) for context in split.contexts) <= NUM_ITEMS
+
+
+def test_the_log_of_the_planted_shop_is_cut_before_each_target(tmp_path: Path) -> None:
+    split, log = SHOP.split(), tmp_path / "planted.csv.gz"
+    simulate.write([SHOP.log()], log)
+    features_build.run(FeaturesConfig(min_count=1), [log], tmp_path / "features")
+    data = dataset.load(tmp_path / "features", Protocol.TIME)
+    test = data.test_set()
+    names = [item.item_id for item in data.vocabulary.items]
+    assert len(test.contexts) == len(split.contexts) == 30
+    assert test.contexts.user_ids == [f"u{user:05d}" for user in range(30)]
+    for context, target, kept, later in zip(split.contexts, split.targets, test.contexts, test.targets, strict=True):
+        assert [names[token - 1] for token in kept] == [item_id(int(token)) for token in context]
+        if later[0] > 0:  # else nobody had bought it before the cut
+            assert names[later[0] - 1] == item_id(int(target[0]))
+    assert np.mean([later[0] > 0 for later in test.targets]) > 0.5
+    assert sum(map(len, test.targets)) == pytest.approx(sum(map(len, split.contexts)) / 9, abs=2)
+
+
+def test_items_of_the_planted_shop_have_names_of_their_own() -> None:
+    names = [item_id(token) for token in range(1, NUM_ITEMS + 1)]
+    assert len(set(names)) == NUM_ITEMS
+    assert (names[0], names[NUM_PLAIN], names[-1]) == ("plain-01", "taste-1", "taste-3-brand-8-4")
 
 
 def test_all_rivals_predict_each_event_once_an_epoch() -> None:

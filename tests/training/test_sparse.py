@@ -179,6 +179,18 @@ def test_the_default_has_windows_for_long_histories() -> None:
     assert recipe.settled("sparse.model + long.window").model == recipe.sparse.model
 
 
+def test_windows_of_another_size_are_so_in_every_form() -> None:
+    default = Recipe.load("default")
+    small = default.with_windows_of(32)
+    assert small.long is not None
+    assert default.long is not None
+    assert small.window == default.window.model_copy(update={"size": 32})
+    assert small.long.window == default.long.window.model_copy(update={"size": 32})
+    assert small.model_copy(update={"window": default.window, "long": default.long}) == default
+    with pytest.raises(ConfigError, match="windows of 1"):
+        default.with_windows_of(1)
+
+
 def test_the_default_has_a_model_for_sparse_logs() -> None:
     recipe = Recipe.load("default")
     assert recipe.sparse is not None
