@@ -79,7 +79,7 @@ def benchmark_nightly(
     as_json: JsonOption = False,
 ) -> None:
     """Training that starts from last night's checkpoint against training from scratch: accuracy and processor time."""
-    from recsys.pipeline import nightly_benchmark, tables
+    from recsys.pipeline import benchmark_tables, nightly_benchmark
 
     values = nightly_benchmark.run(
         features_config(format_name, columns, timestamp_format, None, config),
@@ -91,7 +91,7 @@ def benchmark_nightly(
     )
     if picture is not None:
         nightly_benchmark.picture(values, picture)
-    emit(as_json, values, tables.nights_table(values))
+    emit(as_json, values, benchmark_tables.nights_table(values))
 
 
 @benchmark_app.command("features")
@@ -100,10 +100,10 @@ def benchmark_features(
     as_json: JsonOption = False,
 ) -> None:
     """Memory and speed of the feature job on a simulated log, beside plain polars and RecTools."""
-    from recsys.pipeline import features_benchmark, tables
+    from recsys.pipeline import benchmark_tables, features_benchmark
 
     values = features_benchmark.run(events)
-    emit(as_json, values, tables.features_cost_table(values))
+    emit(as_json, values, benchmark_tables.features_cost_table(values))
 
 
 @benchmark_app.command("train")
@@ -118,11 +118,11 @@ def benchmark_train(
     as_json: JsonOption = False,
 ) -> None:
     """Real tokens a second and peak memory of training at width 128, beside RePlay and RecTools where installed."""
-    from recsys.pipeline import tables, train_benchmark
+    from recsys.pipeline import benchmark_tables, train_benchmark
 
     settings = features_config(format_name, columns, timestamp_format, None, None) if sources else None
     values = train_benchmark.run(settings, sources or [], seconds, rounds, threads)
-    emit(as_json, values, tables.figures_table(values))
+    emit(as_json, values, benchmark_tables.figures_table(values))
 
 
 @benchmark_app.command("case")
@@ -143,7 +143,7 @@ def benchmark_case(
     as_json: JsonOption = False,
 ) -> None:
     """Unoptimised against optimised: latency, memory, disk and accuracy, split by cause."""
-    from recsys.pipeline import case_benchmark, case_report, tables
+    from recsys.pipeline import benchmark_tables, case_benchmark, case_report
 
     chosen = load_recipe(recipe, None, max_minutes)
     values = case_benchmark.run(
@@ -157,7 +157,7 @@ def benchmark_case(
     )
     if picture is not None:
         case_report.picture(values, picture)
-    emit(as_json, values, tables.case_summary(values))
+    emit(as_json, values, benchmark_tables.case_summary(values))
 
 
 @benchmark_app.command("engine")
@@ -172,7 +172,7 @@ def benchmark_engine(
     as_json: JsonOption = False,
 ) -> None:
     """Latency and throughput of opening and continuing windows, by length and batch, and the cost of a session."""
-    from recsys.pipeline import engine_benchmark, tables
+    from recsys.pipeline import benchmark_tables, engine_benchmark
 
     values = engine_benchmark.run(
         releases,
@@ -183,7 +183,7 @@ def benchmark_engine(
         device=device,
         batches=numbers(batches, "--batches"),
     )
-    emit(as_json, values, tables.engine_table(values))
+    emit(as_json, values, benchmark_tables.engine_table(values))
 
 
 @benchmark_app.command("windows")
@@ -196,11 +196,11 @@ def benchmark_windows(
     from dataclasses import asdict
 
     from recsys.model.flops import compare_windows
-    from recsys.pipeline import tables
+    from recsys.pipeline import benchmark_tables
 
     costs = compare_windows(context, load_recipe(recipe, None, None).model)
     rows = [{**asdict(cost), "window": cost.window.model_dump()} for cost in costs]
-    emit(as_json, {"context": context, "settings": rows}, tables.windows_table(context, costs))
+    emit(as_json, {"context": context, "settings": rows}, benchmark_tables.windows_table(context, costs))
 
 
 @benchmark_app.command("serve")
@@ -212,12 +212,12 @@ def benchmark_serve(
     as_json: JsonOption = False,
 ) -> None:
     """A real server under an open-loop load: late and degraded answers, percentiles, capacity, overload, memory."""
-    from recsys.pipeline import kill_benchmark, serve_benchmark, tables
+    from recsys.pipeline import benchmark_tables, kill_benchmark, serve_benchmark
 
     values = serve_benchmark.run(releases, requests, events)
     if kills:
         values |= kill_benchmark.run(releases, kills)
-    emit(as_json, values, tables.figures_table(values))
+    emit(as_json, values, benchmark_tables.figures_table(values))
 
 
 @benchmark_app.command("histories")
@@ -237,7 +237,7 @@ def benchmark_histories(
     as_json: JsonOption = False,
 ) -> None:
     """Long histories: the last window against summaries of earlier ones, full attention and a band; what each costs."""
-    from recsys.pipeline import histories_benchmark, tables
+    from recsys.pipeline import histories_benchmark, rivals_tables
 
     values = histories_benchmark.run(
         features,
@@ -249,7 +249,7 @@ def benchmark_histories(
         reference=against,
         longer_than=longer_than,
     )
-    emit(as_json, values, tables.histories_table(values))
+    emit(as_json, values, rivals_tables.histories_table(values))
 
 
 @benchmark_app.command("choices")
@@ -267,7 +267,7 @@ def benchmark_choices(
     as_json: JsonOption = False,
 ) -> None:
     """What the default is made of: inputs, loss, output and blocks against others, on validation."""
-    from recsys.pipeline import choices_benchmark, tables
+    from recsys.pipeline import choices_benchmark, rivals_tables
 
     values = choices_benchmark.run(
         features,
@@ -279,7 +279,7 @@ def benchmark_choices(
         names=only,
         out=out,
     )
-    emit(as_json, values, tables.choices_table(values))
+    emit(as_json, values, rivals_tables.choices_table(values))
 
 
 @benchmark_app.command("forms")
@@ -296,7 +296,7 @@ def benchmark_forms(
     as_json: JsonOption = False,
 ) -> None:
     """A search over loss, output, blocks, inputs and how they are trained, all at once, on validation."""
-    from recsys.pipeline import forms_benchmark, tables
+    from recsys.pipeline import forms_benchmark, rivals_tables
 
     values = forms_benchmark.run(
         features,
@@ -309,7 +309,7 @@ def benchmark_forms(
         num_seeds=seeds,
         protocol=protocol,
     )
-    emit(as_json, values, tables.forms_table(values))
+    emit(as_json, values, rivals_tables.forms_table(values))
 
 
 @benchmark_app.command("fusion")
@@ -322,7 +322,7 @@ def benchmark_fusion(
     as_json: JsonOption = False,
 ) -> None:
     """What fusion with counts is made of: each term left out, other bounds, other searches, on validation."""
-    from recsys.pipeline import fusion_benchmark, tables
+    from recsys.pipeline import fusion_benchmark, rivals_tables
 
     values = fusion_benchmark.run(features, checkpoints, num_splits=splits)
-    emit(as_json, values, tables.fusion_table(values))
+    emit(as_json, values, rivals_tables.fusion_table(values))

@@ -112,19 +112,19 @@ def heads_command(
     features: FeaturesOption,
     heads: Annotated[str, typer.Option(help="Numbers of heads, by commas; the inner width stays.")] = "1,2,4,8",
     recipe: RecipeOption = "default",
-    max_minutes: Annotated[float, typer.Option(help="Training of each shape.")] = 1.0,
+    max_minutes: Annotated[float, typer.Option(help="Each training.")] = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each shape.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, max=400, help="Timed calls a shape.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     picture: Annotated[Path | None, typer.Option(help="Draw the frontier here, a .png file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Heads x head_dim at equal width: latency on the CPU engine, accuracy after a short training, the frontier."""
-    from recsys.pipeline import heads_benchmark, tables
+    from recsys.pipeline import benchmark_tables, heads_benchmark
 
     shapes = numbers(heads, "--heads")
-    values = heads_benchmark.run(
-        features, load_recipe(recipe, None, max_minutes), shapes, num_rounds=rounds, num_threads=threads
-    )
+    chosen = load_recipe(recipe, None, max_minutes)
+    values = heads_benchmark.run(features, chosen, shapes, num_seeds=seeds, num_rounds=rounds, num_threads=threads)
     if picture is not None:
         heads_benchmark.picture(values, picture)
-    emit(as_json, values, tables.heads_table(values))
+    emit(as_json, values, benchmark_tables.heads_table(values))

@@ -5,30 +5,21 @@ was chosen on. No test set is looked at.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
-import torch
 
-from recsys import dataset
-from recsys.contracts import artifact
-from recsys.contracts.errors import ArtifactError, DataError
-from recsys.contracts.protocol import Protocol
+from recsys.contracts.errors import DataError
 from recsys.evaluation.statistics import paired_difference
-from recsys.model.checkpoint import START_FILE, Checkpoint
 from recsys.pipeline import progress
+from recsys.pipeline.validation_users import validation_users
 from recsys.runtime.fusion import Fusion
-from recsys.training.config import Recipe
-from recsys.training.fusion import MIN_USERS, Candidates, Space, bagged, candidates_of, fit
-from recsys.training.validation import Judge
+from recsys.training.fusion import MIN_USERS, Candidates, Space, bagged, fit
 
 REFERENCE = "as served"
 _TRANSITIONS = frozenset({"transition"})
 _REPEATS = frozenset({"base", "frequency", "recency"})
-_TABLES = ("model", "window", "training")
 
 
 def _among(space: Space) -> Callable[[Candidates], Fusion]:
@@ -49,14 +40,6 @@ WAYS: dict[str, Callable[[Candidates], Fusion]] = {
 """How weights are found on half of the users."""
 
 
-@dataclass(frozen=True, slots=True)
-class Users:
-    """One model's validation users."""
-
-    user_ids: list[str]
-    candidates: Candidates
-
-
 def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict[str, Any]:
     """Compare the ways on the validation users of each checkpoint, by its weights before it absorbed their events.
 
@@ -72,6 +55,11 @@ def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict
     with progress.bar("fusion") as advance:
         for done, place in enumerate(checkpoints):
             users = validation_users(features, place)
+            if len(users.user_ids) < 2 * MIN_USERS:
+                raise DataError(
+                    f"{features}: {len(users.user_ids)} validation users, expected {2 * MIN_USERS} or more: weights "
+                    "are found on half of them; get more events"
+                )
             for split in range(num_splits):
                 shuffled = np.random.default_rng(split).permutation(len(users.user_ids))
                 halves = np.array_split(shuffled, 2)
@@ -101,32 +89,3 @@ def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict
             for name, each in found.items()
         },
     }
-
-
-def validation_users(features: Path, place: Path) -> Users:
-    """Those of a checkpoint, as its weights saw them before they absorbed their events."""
-    manifest = artifact.verify(place, "checkpoint")
-    protocol = Protocol(manifest.config["protocol"])
-    data = dataset.load(features, protocol)
-    artifact.check_parent(manifest, "features", data.manifest, place)
-    recipe = Recipe.from_mapping({name: manifest.config[name] for name in _TABLES}, f"{place}: recipe")
-    validation = data.validation(recipe.training.num_validation_users, recipe.training.seed)
-    seen_ms = manifest.metrics.get("trained_before_ms")
-    is_cut_elsewhere = validation.from_ms is not None and (seen_ms is None or seen_ms > validation.from_ms)
-    if START_FILE not in manifest.files or manifest.config["refit"] or is_cut_elsewhere:
-        raise ArtifactError(
-            f"{place}: has no weights that have not seen what validation holds out; train a checkpoint of these "
-            "features without --refit"
-        )
-    if len(validation.targets) < 2 * MIN_USERS:
-        raise DataError(
-            f"{features}: {len(validation.targets)} validation users, expected {2 * MIN_USERS} or more: weights are "
-            "found on half of them; get more events"
-        )
-    model = Checkpoint.open(place).model
-    weights = safetensors.torch.load_file(place / START_FILE)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    judge = Judge(validation, len(data.vocabulary), recipe, mask_seen=protocol.masks_seen)
-    return Users(validation.user_ids, candidates_of(judge.judges(model)))

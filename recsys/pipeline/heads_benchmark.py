@@ -21,12 +21,15 @@ from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import Arithmetic
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
+from recsys.evaluation.statistics import paired_difference
 from recsys.model import incremental
 from recsys.model.checkpoint import Checkpoint
+from recsys.pipeline.validation_users import validation_users
 from recsys.runtime.engine import Engine
+from recsys.runtime.fusion import Fusion
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
-from recsys.training import train
+from recsys.training import fusion, train
 from recsys.training.config import Recipe
 
 WARM_UP_ROUNDS = 2
@@ -38,14 +41,22 @@ class _Candidate:
 
     num_heads: int
     head_dim: int
-    ndcg10: float
-    """NDCG@10 on the validation part of the fitted events."""
+    ndcg_of_users: dict[str, list[float]]
+    """NDCG@10 on the validation part of the fitted events, of each user by each training that looked at them."""
+    ndcg_of_seeds: list[float]
     epochs: float
+    """Of the best round, the mean over trainings."""
     engine: Engine
+    """Of the first training."""
 
 
-def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int, num_threads: int) -> dict[str, Any]:
-    """Train each shape alike, time all in turns, and mark those that no other beats in both.
+def run(
+    features: Path, recipe: Recipe, heads: Sequence[int], *, num_seeds: int, num_rounds: int, num_threads: int
+) -> dict[str, Any]:
+    """Train each shape alike with each of so many seeds, time all in turns, and mark those that no other beats in both.
+
+    Beside the means stands what a shape's accuracy differs by from the recipe's own, if that is among them, paired by
+    user.
 
     Raises:
         ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
@@ -53,7 +64,7 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
     """
     data = dataset.load(features, Protocol.TIME)
     recipe = recipe.for_log(data)
-    inner = recipe.model.num_heads * recipe.model.head_dim
+    own, inner = recipe.model.num_heads, recipe.model.num_heads * recipe.model.head_dim
     for num_heads in heads:
         if num_heads < 1 or inner % num_heads or inner // num_heads < 4 or inner // num_heads % 2:
             raise ConfigError(
@@ -62,7 +73,9 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
             )
     with tempfile.TemporaryDirectory(prefix="recsys-heads-") as folder:
         candidates = [
-            _trained(features, data, recipe, num_heads, inner // num_heads, Path(folder) / str(num_heads), num_threads)
+            _candidate(
+                features, data, _shaped(recipe, num_heads), num_seeds, Path(folder) / str(num_heads), num_threads
+            )
             for num_heads in heads
         ]
         milliseconds = _timed(candidates, recipe.window.most_rows, num_rounds)
@@ -71,8 +84,10 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
             "num_heads": candidate.num_heads,
             "head_dim": candidate.head_dim,
             **{f"{call}_ms": round(float(np.median(times)), 3) for call, times in milliseconds[place].items()},
-            "validation_ndcg@10": candidate.ndcg10,
-            "epochs": candidate.epochs,
+            "validation_ndcg@10": float(np.mean(candidate.ndcg_of_seeds)),
+            "spread": float(np.std(candidate.ndcg_of_seeds)),
+            "difference": _difference(candidate, candidates, own),
+            "epochs": round(candidate.epochs, 4),
             "precision": candidate.engine.info.precision,
             "cache": candidate.engine.info.cache.value,
         }
@@ -80,7 +95,14 @@ def run(features: Path, recipe: Recipe, heads: Sequence[int], *, num_rounds: int
     ]
     for row in rows:
         row["on_frontier"] = not any(_beats(other, row) for other in rows)
-    return {"width": recipe.model.width, "inner_width": inner, "num_threads": num_threads, "rows": rows}
+    return {
+        "width": recipe.model.width,
+        "inner_width": inner,
+        "own_heads": own,
+        "num_seeds": num_seeds,
+        "num_threads": num_threads,
+        "rows": rows,
+    }
 
 
 def picture(values: dict[str, Any], path: Path) -> None:
@@ -100,19 +122,45 @@ def picture(values: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _trained(
-    features: Path, data: Dataset, recipe: Recipe, num_heads: int, head_dim: int, folder: Path, num_threads: int
-) -> _Candidate:
+def _shaped(recipe: Recipe, num_heads: int) -> Recipe:
+    """The recipe with so many heads of equal inner width."""
     values = recipe.model_dump()
-    values["model"] |= {"num_heads": num_heads, "head_dim": head_dim}
-    ours = Recipe.from_mapping(values, "recipe")
-    incremental.check(ours.model, ours.window.most_rows)
-    manifest = train.run(ours, features, folder / "checkpoint", protocol=Protocol.TIME)
-    metrics = manifest.metrics
-    if metrics["validation_ndcg@10"] is None:
-        raise DataError(f"{features}: the validation has no users, so shapes cannot be compared; get more events")
-    engine = _engine(Checkpoint.open(folder / "checkpoint"), data, folder, num_threads)
-    return _Candidate(num_heads, head_dim, metrics["validation_ndcg@10"], metrics["epochs"], engine)
+    inner = recipe.model.num_heads * recipe.model.head_dim
+    values["model"] |= {"num_heads": num_heads, "head_dim": inner // num_heads}
+    return Recipe.from_mapping(values, "recipe")
+
+
+def _candidate(
+    features: Path, data: Dataset, recipe: Recipe, num_seeds: int, folder: Path, num_threads: int
+) -> _Candidate:
+    incremental.check(recipe.model, recipe.window.most_rows)
+    ndcg_of_users: dict[str, list[float]] = {}
+    ndcg_of_seeds, epochs = [], []
+    for seed in range(num_seeds):
+        values = recipe.model_dump()
+        values["training"]["seed"] = seed
+        place = folder / f"checkpoint-{seed}"
+        manifest = train.run(Recipe.from_mapping(values, "recipe"), features, place, protocol=Protocol.TIME)
+        if manifest.metrics["validation_ndcg@10"] is None:
+            raise DataError(f"{features}: the validation has no users, so shapes cannot be compared; get more events")
+        users = validation_users(features, place)
+        ndcg_U = users.candidates.ndcg_U(fusion.fit(users.candidates, Fusion())[0])
+        for user_id, ndcg in zip(users.user_ids, ndcg_U, strict=True):
+            ndcg_of_users.setdefault(user_id, []).append(float(ndcg))
+        ndcg_of_seeds.append(float(ndcg_U.mean()))
+        epochs.append(manifest.metrics["epochs"])
+    engine = _engine(Checkpoint.open(folder / "checkpoint-0"), data, folder, num_threads)
+    shape = recipe.model.num_heads, recipe.model.head_dim
+    return _Candidate(*shape, ndcg_of_users, ndcg_of_seeds, float(np.mean(epochs)), engine)
+
+
+def _difference(candidate: _Candidate, candidates: Sequence[_Candidate], own: int) -> dict[str, Any] | None:
+    """To the recipe's own shape; None of itself, and where that is not among them."""
+    of_own = next((each for each in candidates if each.num_heads == own), None)
+    if of_own is None or candidate is of_own:
+        return None
+    ours, theirs = (np.array([np.mean(v) for v in each.ndcg_of_users.values()]) for each in (candidate, of_own))
+    return paired_difference(ours, theirs, seed=0).to_json()
 
 
 def _engine(checkpoint: Checkpoint, data: Dataset, folder: Path, num_threads: int) -> Engine:

@@ -6,7 +6,7 @@ import pytest
 
 from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import PAD
-from recsys.pipeline import choices_benchmark, rivals, tables
+from recsys.pipeline import choices_benchmark, rivals, rivals_tables
 from recsys.pipeline.kept_runs import KeptRuns
 from recsys.runtime.fusion import Fusion
 from recsys.training import fusion
@@ -35,7 +35,7 @@ def test_each_rival_has_figures_and_paired_differences(typed_features: Path) -> 
             assert 0 <= row[metric] <= 1
             if name != "default":
                 assert row["differences"][metric]["difference"] == pytest.approx(row[metric] - default[metric])
-    assert "differences: to default" in tables.choices_table(values)
+    assert "differences: to default" in rivals_tables.choices_table(values)
 
 
 def test_types_that_are_not_wanted_are_read_and_not_predicted(typed_features: Path) -> None:

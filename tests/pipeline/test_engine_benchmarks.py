@@ -13,7 +13,7 @@ from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.ids import Vocabulary
 from recsys.contracts.protocol import Protocol
 from recsys.evaluation import looks
-from recsys.pipeline import case_benchmark, case_report, engine_benchmark, heads_benchmark, tables
+from recsys.pipeline import benchmark_tables, case_benchmark, case_report, engine_benchmark, heads_benchmark
 from recsys.pipeline.case_process import main as case_process
 from recsys.runtime import openvino
 from recsys.training.config import Recipe
@@ -38,7 +38,7 @@ def test_the_engine_benchmark_measures_every_call(ring_releases) -> None:
     seen = values["every_length"]
     assert seen["num_lengths"] == 8 - 2 + 1
     assert min(seen["new_ms"], seen["again_ms"]) > 0
-    table = tables.engine_table(values)
+    table = benchmark_tables.engine_table(values)
     assert "a session of a full window keeps 5,120 bytes" in table
     assert "windows of 7 lengths" in table
 
@@ -50,7 +50,7 @@ def test_eager_torch_is_timed_beside_the_engine_over_one_window_and_two(ring_rel
         (size, 3),
         (2 * size, 3),
     }
-    assert "eager" in tables.engine_table(values)
+    assert "eager" in benchmark_tables.engine_table(values)
     with pytest.raises(ConfigError, match="--device abacus: "):
         engine_benchmark.run(ring_releases, 1, 1, checkpoint=ring_checkpoint, device="abacus")
 
@@ -59,7 +59,7 @@ def test_what_a_gpu_is_used_for_stands_beside_each_row(ring_releases, monkeypatc
     watch = SimpleNamespace(used=lambda *_: {"gpu_memory_mb": 512.0, "sm_share": 0.25, "tensor_share": None})
     monkeypatch.setattr(engine_benchmark.GpuWatch, "open", lambda: watch)
     values = engine_benchmark.run(ring_releases, 1, 1)
-    table = tables.engine_table(values)
+    table = benchmark_tables.engine_table(values)
     assert "512.00" in table
     assert "0.25" in table
     opened, *_ = (row for row in values["rows"] if row["call"] == "open")
@@ -79,13 +79,13 @@ def test_the_case_has_every_figure_and_a_picture(ring_features, tiny_recipe: Rec
     assert values["num_items"] == {"before": 30, "after": 30}
     case_report.picture(values, tmp_path / "case.png")
     assert (tmp_path / "case.png").stat().st_size > 1000
-    assert "latency, warm user" in tables.case_summary(values)
-    assert "sessions: 100 users kept in int8, " in tables.case_summary(values)
+    assert "latency, warm user" in benchmark_tables.case_summary(values)
+    assert "sessions: 100 users kept in int8, " in benchmark_tables.case_summary(values)
     assert values["arithmetic"].keys() == {"engine", "quantization"}
-    assert f"arithmetic: engine {values['arithmetic']['engine']}, " in tables.case_summary(values)
+    assert f"arithmetic: engine {values['arithmetic']['engine']}, " in benchmark_tables.case_summary(values)
     gates, sides = 4, len(case_report.STEPS)  # engine and cache are no releases of their own
     assert values["num_looks"] == gates + sides
-    assert "looks at the test set in the log: 10, in 4 logs such as" in tables.case_summary(values)
+    assert "looks at the test set in the log: 10, in 4 logs such as" in benchmark_tables.case_summary(values)
     monkeypatch.setattr(case_benchmark.train, "run", None)  # what is there is not trained again
     again = case_benchmark.run(ring_features, tiny_recipe, config, **given)
     assert again["accuracy_by_cause"] == values["accuracy_by_cause"]
@@ -111,18 +111,28 @@ def test_head_shapes_of_equal_width_are_compared_as_a_release_would_serve_them(
     monkeypatch.setattr(
         heads_benchmark, "build_engine", lambda model, *rest: built.append(model) or build(model, *rest)
     )
-    values = heads_benchmark.run(ring_features, tiny_recipe, [1, 4], num_rounds=2, num_threads=1)
-    assert [(row["num_heads"], row["head_dim"]) for row in values["rows"]] == [(1, 32), (4, 8)]
+    seeds, fit = [], heads_benchmark.train.run
+    monkeypatch.setattr(
+        heads_benchmark.train, "run", lambda of, *rest, **more: seeds.append(of.training.seed) or fit(of, *rest, **more)
+    )
+    short = tiny_recipe.model_copy(update={"training": tiny_recipe.training.model_copy(update={"max_epochs": 3})})
+    values = heads_benchmark.run(ring_features, short, [2, 4], num_seeds=2, num_rounds=2, num_threads=1)
+    assert [(row["num_heads"], row["head_dim"]) for row in values["rows"]] == [(2, 16), (4, 8)]
     assert any(row["on_frontier"] for row in values["rows"])
+    own, four = values["rows"]
+    assert own["difference"] is None
+    apart = four["validation_ndcg@10"] - own["validation_ndcg@10"]
+    assert four["difference"]["difference"] == pytest.approx(apart)
+    assert seeds == [0, 1, 0, 1]
     heads_benchmark.picture(values, tmp_path / "heads.png")
     assert (tmp_path / "heads.png").stat().st_size > 1000
-    table = tables.heads_table(values)
+    table = benchmark_tables.heads_table(values)
     assert "4 x 8" in table
     assert "int8 per channel (AWQ) weights, int8 items, float32 arithmetic, int8 sessions" in " ".join(table.split())
-    assert [type(model.decoder.layers[0].mlp.up_proj) for model in built] == [RoundedLinear, RoundedLinear]
-    assert [candidate.engine._items.codes is not None for candidate in timed] == [True, True]
+    assert [type(model.decoder.layers[0].mlp.up_proj) for model in built] == [RoundedLinear] * 2
+    assert [candidate.engine._items.codes is not None for candidate in timed] == [True] * 2
     with pytest.raises(ConfigError, match="3 heads do not divide the inner width 32"):
-        heads_benchmark.run(ring_features, tiny_recipe, [3], num_rounds=1, num_threads=1)
+        heads_benchmark.run(ring_features, tiny_recipe, [3], num_seeds=1, num_rounds=1, num_threads=1)
 
 
 def test_head_shapes_are_not_compared_where_the_validation_has_no_users(tiny_recipe: Recipe, tmp_path) -> None:
@@ -130,7 +140,7 @@ def test_head_shapes_are_not_compared_where_the_validation_has_no_users(tiny_rec
     events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
     write_events(tmp_path / "features", events, 2, {"split_ms": 1})
     with pytest.raises(DataError, match="features: the validation has no users, so shapes cannot be compared"):
-        heads_benchmark.run(tmp_path / "features", tiny_recipe, [1, 4], num_rounds=1, num_threads=1)
+        heads_benchmark.run(tmp_path / "features", tiny_recipe, [1, 4], num_seeds=1, num_rounds=1, num_threads=1)
 
 
 def test_the_frontier_is_what_nothing_beats_in_both() -> None:

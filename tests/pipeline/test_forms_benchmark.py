@@ -15,7 +15,7 @@ from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
 from recsys.model.event_inputs import MOST_GAP, EventInputsModel
 from recsys.model.rival_blocks import FIRST_SCALE, CosineModel, GatedModel, HstuModel
-from recsys.pipeline import choices_benchmark, forms_benchmark, rivals, tables
+from recsys.pipeline import choices_benchmark, forms_benchmark, rivals, rivals_tables
 from recsys.pipeline.forms import BLOCKS, INPUTS, OUTPUTS, SCHEDULES, Forms, combined
 from recsys.pipeline.forms_benchmark import Space, rival
 from recsys.training import study
@@ -148,7 +148,7 @@ def test_the_first_trial_is_what_choices_trains_as_the_default(typed_features: P
     assert trial["fused_ndcg@10"] == pytest.approx(choices["rivals"]["default"]["fused_ndcg@10"])
     assert trial["ndcg@10"] == pytest.approx(choices["rivals"]["default"]["ndcg@10"])
     assert values["comparison"] is None
-    assert "the default's form is the best trial" in tables.forms_table(values)
+    assert "the default's form is the best trial" in rivals_tables.forms_table(values)
 
 
 def test_a_study_goes_on_and_is_bound_to_its_settings(typed_features: Path, tmp_path: Path, worth: list[Any]) -> None:
@@ -185,7 +185,7 @@ def test_the_best_form_is_compared_with_other_seeds_and_where_there_are_any_othe
     comparison = values["comparison"]
     assert comparison["on_other_users"] is on_others
     assert comparison["rivals"]["trial 1"]["differences"]["fused_ndcg@10"]["difference"] == pytest.approx(0.1)
-    assert ("other users than those of the trials" in tables.forms_table(values)) is on_others
+    assert ("other users than those of the trials" in rivals_tables.forms_table(values)) is on_others
 
 
 def test_a_form_whose_loss_is_no_number_is_worth_nothing_and_ends_no_search(
@@ -204,7 +204,7 @@ def test_a_form_whose_loss_is_no_number_is_worth_nothing_and_ends_no_search(
     assert [row["trial"] for row in values["trials"]] == [2, 0, 1]
     assert values["trials"][-1]["fused_ndcg@10"] == 0
     assert "trial 1 ended early: step 3, 2 windows of users 'u01', the first begins with items 'sku-4'" in (
-        tables.forms_table(values)
+        rivals_tables.forms_table(values)
     )
 
 
@@ -235,7 +235,7 @@ def test_choices_are_summed_up_by_value_and_ranges_by_halves() -> None:
 
 def test_the_table_has_every_setting_and_figure(typed_features: Path, tmp_path: Path, worth: list[Any]) -> None:
     values = run(typed_features, tmp_path, 12)
-    text = tables.forms_table(values)
+    text = rivals_tables.forms_table(values)
     losses = {row["loss"] for row in values["trials"]}
     assert losses == set(forms_benchmark.LOSSES)
     for row in values["trials"]:

@@ -5,10 +5,13 @@ import pytest
 
 from recsys.contracts.errors import ArtifactError, DataError
 from recsys.contracts.protocol import Protocol
-from recsys.pipeline import fusion_benchmark, tables
+from recsys.pipeline import fusion_benchmark, rivals_tables
 from recsys.pipeline.fusion_benchmark import REFERENCE
+from recsys.pipeline.validation_users import validation_users
+from recsys.runtime.fusion import Fusion
 from recsys.training import train
 from recsys.training.config import Recipe
+from recsys.training.fusion import fit
 from tests.conftest import NUM_ITEMS, write_features
 
 
@@ -56,7 +59,7 @@ def test_a_term_that_matters_is_missed_by_users_it_was_not_found_on(
     for name, out in left_out.items():
         assert {term for term in terms if ways[name]["weights"][term] == 0} >= out
     assert max(abs(ways["10 logits at most"]["weights"][term]) for term in terms) <= 10
-    text = tables.fusion_table(values)
+    text = rivals_tables.fusion_table(values)
     assert "2 trainings, 100 validation users" in text
     assert "| without repeats" in text
 
@@ -94,6 +97,5 @@ def test_too_few_users_to_halve_are_named(tiny_recipe: Recipe, tmp_path: Path) -
 def test_weights_are_those_from_before_absorbing(repeats: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
     place = tmp_path / "checkpoint"
     manifest = train.run(short(tiny_recipe), repeats, place, protocol=Protocol.TIME)
-    users = fusion_benchmark.validation_users(repeats, place)
-    found = fusion_benchmark.fit(users.candidates, fusion_benchmark.Fusion())[1]
+    found = fit(validation_users(repeats, place).candidates, Fusion())[1]
     assert found == pytest.approx(manifest.metrics["validation_ndcg@10"], abs=1e-6)

@@ -12,7 +12,7 @@ from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import CacheFormat
 from recsys.contracts.protocol import Protocol
 from recsys.model.reference import encode
-from recsys.pipeline import histories_benchmark, histories_cost, tables
+from recsys.pipeline import histories_benchmark, histories_cost, rivals_tables
 from recsys.pipeline.planted_shop import (
     ITEMS_OF_A_BRAND,
     NUM_BRANDS,
@@ -105,7 +105,7 @@ def test_each_rival_has_figures_a_paired_difference_and_costs_in_one_row(monkeyp
         expected = values["rivals"][name]["ndcg@10"] - values["rivals"]["last window"]["ndcg@10"]
         assert gap["difference"] == pytest.approx(expected)
     assert all(row["num_users"] == 30 and row.keys() >= set(COSTS) for row in values["rivals"].values())
-    table = tables.histories_table(values)
+    table = rivals_tables.histories_table(values)
     assert "differences: to last window" in table
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines[-4:]] == list(values["rivals"])
@@ -164,8 +164,8 @@ def test_users_with_fewer_events_than_a_window_may_be_compared_too(
     assert of_last["num_users"] == of_band["difference"]["num_users"] == num_longer
     assert of_last["difference"] is None
     assert of_band["difference"]["difference"] == pytest.approx(of_band["ndcg@10"] - of_last["ndcg@10"])
-    assert f"of the {num_longer} longer" in " ".join(tables.histories_table(values).split())
-    assert ("are needed for a verdict" in tables.histories_table(values)) == (num_longer < 20)
+    assert f"of the {num_longer} longer" in " ".join(rivals_tables.histories_table(values).split())
+    assert ("are needed for a verdict" in rivals_tables.histories_table(values)) == (num_longer < 20)
 
 
 def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_features: Path) -> None:

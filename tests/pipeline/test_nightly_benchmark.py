@@ -12,7 +12,7 @@ from features.simulate import run as simulate
 from recsys.contracts.errors import DataError
 from recsys.dataset import Histories, TestSet
 from recsys.evaluation import looks
-from recsys.pipeline import nightly_benchmark, tables
+from recsys.pipeline import benchmark_tables, nightly_benchmark
 from recsys.pipeline.nightly_benchmark import SCRATCH, STARTED
 from recsys.training.config import Recipe
 
@@ -54,7 +54,7 @@ def test_a_killed_comparison_goes_on_with_the_next_night(log: Path, recipe: Reci
     ]
     assert [look.value for look in looks.read(folder / "evaluations.jsonl")] == ranked
     assert whole["num_looks"] == 5
-    assert f"looks at the test set in the log: 5, in {folder}" in tables.nights_table(whole)
+    assert f"looks at the test set in the log: 5, in {folder}" in benchmark_tables.nights_table(whole)
     old = [json.dumps({key: value for key, value in row.items() if key != "user_ids"}) for row in rows]
     (folder / "nights.jsonl").write_text("\n".join(old))  # rows without ids
     again = nightly_benchmark.run(FeaturesConfig(), recipe, [log], folder, 2, max_nights=0)
@@ -95,7 +95,7 @@ def test_a_user_who_returns_on_many_nights_does_not_narrow_the_interval() -> Non
         assert found["num_user_nights"] == 120
         assert found["difference"]["difference"] == pytest.approx(0.05)
     assert returning["seconds_per_night"] == {STARTED: 10.5, SCRATCH: 20.0}
-    text = tables.nights_table({**returning, "evaluation_logs": None})
+    text = benchmark_tables.nights_table({**returning, "evaluation_logs": None})
     assert "120 users of a day, resampled by user: 10 different ones" in text
     assert "processor seconds of training a night: from scratch 20 (240 in all), started 10 (126 in all)" in text
 

@@ -17,7 +17,7 @@ from recsys.dataset import Protocol
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
 from recsys.model.summaries import SummaryModel
-from recsys.pipeline import case_latency, case_sessions, consistency, tables
+from recsys.pipeline import benchmark_tables, case_latency, case_sessions, consistency
 from recsys.pipeline.case_benchmark import _without_summaries
 from recsys.pipeline.case_latency import Contenders
 from recsys.runtime.consistency import Consistency, Tolerance
@@ -166,7 +166,7 @@ def test_the_case_tells_cold_with_stored_summaries_from_cold_without(checkpoint:
     assert min(case_latency.throughput(contenders, events, 1).values()) > 0
     said = _without_summaries({**found, "before": 10.0, case_latency.WITHOUT_SUMMARIES: 4.0}, {"num_windows": 3})
     assert said == {"latency_ratio_cold_without_summaries": 2.5, "summaries": {"num_windows": 3}}
-    assert tables._without_summaries(said)[0][1] == "2.5 x faster"
+    assert benchmark_tables._without_summaries(said)[0][1] == "2.5 x faster"
 
 
 def test_answers_by_the_open_window_alone_are_measured_beside_whole_ones(
