@@ -17,7 +17,7 @@ from recsys.pipeline.validation_users import validation_users
 from recsys.runtime.fusion import Fusion
 from recsys.training.fusion import MIN_USERS, Candidates, Space, bagged, fit
 
-REFERENCE = "as served"
+REFERENCE, COUNTS_ALONE = "as served", "counts alone, no decoder"
 _TRANSITIONS = frozenset({"transition"})
 _REPEATS = frozenset({"base", "frequency", "recency"})
 
@@ -33,6 +33,7 @@ WAYS: dict[str, Callable[[Candidates], Fusion]] = {
     "without repeats": _among(Space(without=_REPEATS)),
     "without the trend": _among(Space(without=frozenset({"trend"}))),
     "the decoder alone": lambda _: Fusion(),
+    COUNTS_ALONE: bagged,
     "10 logits at most": _among(Space(most_weight=10)),
     "100 logits at most": _among(Space(most_weight=100)),
     "no bound": _among(Space(most_weight=1e6)),
@@ -64,11 +65,12 @@ def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict
                 shuffled = np.random.default_rng(split).permutation(len(users.user_ids))
                 halves = np.array_split(shuffled, 2)
                 for chosen_on, judged in (halves, halves[::-1]):
-                    others = users.candidates.of(judged)
                     for name, way in WAYS.items():
-                        weights = way(users.candidates.of(chosen_on))
+                        is_blind = name == COUNTS_ALONE
+                        seen = users.candidates.without_the_decoder() if is_blind else users.candidates
+                        weights = way(seen.of(chosen_on))
                         found[name].append(weights)
-                        for user, ndcg in zip(judged, others.ndcg_U(weights), strict=True):
+                        for user, ndcg in zip(judged, seen.of(judged).ndcg_U(weights), strict=True):
                             values[name].setdefault(users.user_ids[user], []).append(float(ndcg))
                 advance(place.name, done * num_splits + split + 1, len(checkpoints) * num_splits)
     means = {name: np.array([np.mean(each) for each in of_users.values()]) for name, of_users in values.items()}

@@ -8,7 +8,7 @@ what follows what; where one event is held out they are the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,10 @@ class Candidates:
         """Those of some users."""
         rows = Evidence(*(getattr(self.evidence, name)[users] for name in Evidence.__slots__))
         return Candidates(self.score[users], rows, self.level[users], self.gain[users])
+
+    def without_the_decoder(self) -> "Candidates":
+        """The same items, of which counts alone say anything."""
+        return replace(self, score=np.where(np.isinf(self.score), self.score, np.float32(0)))
 
     def ndcg(self, fusion: Fusion) -> float:
         """Mean NDCG@10 with these weights."""

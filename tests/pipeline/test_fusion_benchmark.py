@@ -49,6 +49,7 @@ def test_a_term_that_matters_is_missed_by_users_it_was_not_found_on(
     lost = ways["without repeats"]["difference"]
     assert lost["high"] < 0
     assert lost["difference"] == pytest.approx(ways["without repeats"]["ndcg@10"] - ways[REFERENCE]["ndcg@10"])
+    assert ways[fusion_benchmark.COUNTS_ALONE]["ndcg@10"] > ways["the decoder alone"]["ndcg@10"]
     terms = {"base", "frequency", "recency", "transition", "trend"}
     left_out = {
         "without repeats": {"base", "frequency", "recency"},

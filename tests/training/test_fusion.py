@@ -1,5 +1,7 @@
 """The search for the weights of late fusion, on users whose truth is made by one term."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -145,3 +147,11 @@ def test_ndcg_is_the_mean_over_users() -> None:
     assert candidates.ndcg(weights) == pytest.approx(values.mean())
     some = np.array([3, 8])
     assert candidates.of(some).ndcg_U(weights) == pytest.approx(values[some])
+
+
+def test_without_the_decoder_counts_alone_order_the_same_items() -> None:
+    targets = [most_frequent(history) for history in HISTORIES]
+    judges = Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)
+    blind, weights = candidates_of(judges).without_the_decoder(), Fusion(frequency=3.0, base=1.0)
+    flat = candidates_of(replace(judges, vectors_UD=np.zeros_like(VECTORS)))
+    assert blind.ndcg(weights) == pytest.approx(flat.ndcg(weights), abs=0.02)
