@@ -134,7 +134,13 @@ def benchmark_case(
     rounds: Annotated[int, typer.Option(min=8, help="Timed answers a step.")] = 40,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both sides.")] = 2,
     window: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="Events of a window, if not the recipe's; before reads two.")
+        int | None,
+        typer.Option(
+            min=8,
+            max=1024,
+            help="Events of a window in place of the recipe's; full attention reads two. Logs with longer histories "
+            "then get the recipe's windows for long logs.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps what is trained: a killed run goes on.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Where a .png of the latencies goes.")] = None,

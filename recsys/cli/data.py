@@ -96,7 +96,7 @@ def features_simulate(
 
     A .csv.gz file holds a small shop with structure to learn. A .csv or .parquet file, or a folder with a
     Parquet file a day, holds a plain log of any size: Zipf items, some histories over 10,000 events.
-    With --taste-beyond N, users buy items of brands that they last bought N to 1.4 N events ago.
+    With --taste-beyond N, 600 users, or as many as asked for, buy brands that they last bought N to 1.4 N events ago.
     """
     from features import bulk, simulate
 
@@ -133,7 +133,10 @@ def _simulate_planted(out: Path, window_size: int, sizes: dict[str, int], fixed:
         raise ConfigError(
             f"{found}: with --taste-beyond the items are fixed, events follow from --users, and --out is a .csv.gz file"
         )
-    shop = PlantedShop(**{"num_users": 600, **sizes}, window_size=window_size)
+    sizes = {"num_users": 600, "seed": 0, **sizes}
+    if sizes["num_users"] < 1 or sizes["seed"] < 0:
+        raise ConfigError(f"--users {sizes['num_users']} --seed {sizes['seed']}: expected 1 or more, and 0 or more")
+    shop = PlantedShop(**sizes, window_size=window_size)
     simulate.write([shop.log()], out)
     print(out)  # noqa: T201
 

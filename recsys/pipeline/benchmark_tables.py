@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recsys.pipeline import case_report
-from recsys.pipeline.plain_text import as_text, gap, new_table, relative
+from recsys.pipeline.plain_text import as_text, gap, new_table, paired, relative
 from recsys.pipeline.tables import looks_line
 
 if TYPE_CHECKING:  # the feature job's must not wait for torch
@@ -18,7 +18,7 @@ def nights_table(values: dict[str, Any]) -> str:
 
     ways = (SCRATCH, STARTED)
     title = f"{values['num_nights_compared']} of {values['num_days']} nights compared, NDCG@10 of the next day"
-    columns = [f"{what}, {way}" for what in ("NDCG@10", "seconds", "epochs") for way in ways]
+    columns = [f"{what}, {way}" for what in ("NDCG@10", "processor s", "epochs") for way in ways]
     table = new_table(title, "day", "users", *columns)
     for night in values["nights"]:
         ndcgs = [f"{night['ndcg@10'][way]:.4f}" if way in night["ndcg@10"] else "" for way in ways]
@@ -149,13 +149,17 @@ def heads_table(values: dict[str, Any]) -> str:
             f"{row['num_heads']} x {row['head_dim']}",
             f"{row['open_ms']:.2f}",
             f"{row['append_ms']:.2f}",
-            f"{row['validation_ndcg@10']:.4f}",
+            f"{row['validation_ndcg@10']:.4f}" + ("" if row["spread"] is None else f" ± {row['spread']:.4f}"),
             gap(row["difference"]),
             f"{row['epochs']:.1f}",
             "yes" if row["on_frontier"] else "",
         )
-    seeds = f"{values['num_seeds']} trainings of a shape, validation"
-    return f"{as_text(rows)}\n{seeds}; differences: to the recipe's {values['own_heads']} heads, paired by user, 95 %"
+    seeds = "1 training" if values["num_seeds"] == 1 else f"{values['num_seeds']} trainings"
+    lines = [f"{seeds} of a shape, validation users by weights of fusion that were found on others"]
+    if any(row["difference"] for row in values["rows"]):
+        own = f"the recipe's {values['own_heads']} heads"
+        lines.append(f"{paired(own)}; other seeds may differ by more")
+    return "\n".join([as_text(rows), *lines])
 
 
 def engine_table(values: dict[str, Any]) -> str:

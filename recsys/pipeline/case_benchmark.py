@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,12 @@ def run(
         with case_replay.running(*shape, config.num_threads) as peer:
             peers = {} if peer is None else {"replay": peer.answer}
             latency = case_latency.measure(contenders, events, num_rounds, config.num_threads, peers)
-        answered = config.num_threads, lengths(recipe.window)
+        process = partial(_process, num_threads=config.num_threads, of_lengths=lengths(recipe.window))
         memory = {
-            **{
-                name: _process("eager", runs[0][name].checkpoint, *answered) for name in ("before", "pruning", "window")
-            },
-            "engine": _process("release", float_after.release, *answered),
-            "quantization": _process("release", after.release, *answered),
-            "cache": _process("sessions", after.release, *answered),
+            **{name: process("eager", runs[0][name].checkpoint) for name in ("before", "pruning", "window")},
+            "engine": process("release", float_after.release),
+            "quantization": process("release", after.release),
+            "cache": process("sessions", after.release),
         }
         disk = {"before": _size(before.release), "float32": _size(float_after.release), "after": _size(after.release)}
         accuracy = _accuracy(runs, "before", "quantization")

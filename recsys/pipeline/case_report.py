@@ -9,11 +9,12 @@ STEPS = ("before", "pruning", "window", "engine", "quantization", "cache")
 
 def words(window: Mapping[str, Any]) -> dict[str, str]:
     """What each step switches on, with windows of these settings."""
-    size, shared = window["size"], window["overlap_share"]
+    size, shared, leaves = window["size"], window["overlap_share"], window["summary_tokens"]
+    summaries = f", {leaves} summaries each" if leaves else ""
     return {
         "before": f"all ids, full attention over {2 * size:,}, float32, eager",
         "pruning": "+ rare ids pruned",
-        "window": f"+ window of {size:,}, {shared:.0%} shared".replace("%", " %"),
+        "window": f"+ window of {size:,}, {100 * shared:g} % shared{summaries}",
         "engine": "+ engine: fused attention, last layer for the last event alone",
         "quantization": "+ 8-bit weights and items",
         "cache": "+ kept keys and values, each new event appended",

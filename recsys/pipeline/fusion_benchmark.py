@@ -1,10 +1,12 @@
 """What late fusion is made of: its terms left out, bounded otherwise or searched for otherwise, on **validation**.
 
-Weights are found on one half of the validation users and judged by the other, so that none is judged by users it
-was chosen on. No test set is looked at.
+Weights are found on one half of the validation users and judged by the other (`validation_users.by_others`). The
+decoder is the one whose round all of them chose, fused: alone it would have been stopped elsewhere. No test set is
+looked at.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +15,39 @@ import numpy as np
 from recsys.contracts.errors import DataError
 from recsys.evaluation.statistics import paired_difference
 from recsys.pipeline import progress
-from recsys.pipeline.validation_users import validation_users
+from recsys.pipeline.validation_users import ValidationUsers, by_others, validation_users
 from recsys.runtime.fusion import Fusion
-from recsys.training.fusion import MIN_USERS, Candidates, Space, bagged, fit
+from recsys.training.fusion import MIN_USERS, Candidates, Space, bagged, candidates_of, fit
 
-REFERENCE, COUNTS_ALONE = "as served", "counts alone, no decoder"
-_TRANSITIONS = frozenset({"transition"})
-_REPEATS = frozenset({"base", "frequency", "recency"})
-
-
-def _among(space: Space) -> Callable[[Candidates], Fusion]:
-    return lambda candidates: bagged(candidates, space)
+REFERENCE = "as served"
+LEAST_USERS = 4 * MIN_USERS
+"""Each half is halved again where weights are the mean of what halves lead to."""
 
 
-WAYS: dict[str, Callable[[Candidates], Fusion]] = {
-    REFERENCE: bagged,
-    "one search, no halves": lambda candidates: fit(candidates, Fusion())[0],
-    "without transitions": _among(Space(without=_TRANSITIONS)),
-    "without repeats": _among(Space(without=_REPEATS)),
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How weights are found on half of the users, and what is known of these."""
+
+    find: Callable[[Candidates], Fusion]
+    hears_the_decoder: bool = True
+
+
+def _among(space: Space) -> Way:
+    return Way(lambda candidates: bagged(candidates, space))
+
+
+WAYS = {
+    REFERENCE: Way(bagged),
+    "one search, no halves": Way(lambda candidates: fit(candidates, Fusion())[0]),
+    "without transitions": _among(Space(without=frozenset({"transition"}))),
+    "without repeats": _among(Space(without=frozenset({"base", "frequency", "recency"}))),
     "without the trend": _among(Space(without=frozenset({"trend"}))),
-    "the decoder alone": lambda _: Fusion(),
-    COUNTS_ALONE: bagged,
+    "the decoder alone": Way(lambda _: Fusion()),
+    "counts alone": Way(bagged, hears_the_decoder=False),
     "10 logits at most": _among(Space(most_weight=10)),
     "100 logits at most": _among(Space(most_weight=100)),
-    "no bound": _among(Space(most_weight=1e6)),
+    "a million logits at most": _among(Space(most_weight=1e6)),
 }
-"""How weights are found on half of the users."""
 
 
 def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict[str, Any]:
@@ -49,29 +58,25 @@ def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict
 
     Raises:
         ArtifactError: no checkpoint of these features, or one whose weights have all seen what validation holds out.
-        DataError: fewer than twice 30 validation users.
+        DataError: checkpoints of several protocols, or too few validation users to halve them twice.
     """
     values: dict[str, dict[str, list[float]]] = {name: {} for name in WAYS}
     found: dict[str, list[Fusion]] = {name: [] for name in WAYS}
+    protocols = {}
     with progress.bar("fusion") as advance:
         for done, place in enumerate(checkpoints):
             users = validation_users(features, place)
-            if len(users.user_ids) < 2 * MIN_USERS:
-                raise DataError(
-                    f"{features}: {len(users.user_ids)} validation users, expected {2 * MIN_USERS} or more: weights "
-                    "are found on half of them; get more events"
-                )
+            protocols[users.protocol] = place
+            _check(features, users, protocols)
+            heard = candidates_of(users.judges)
+            blind = replace(users.judges, vectors_UD=np.zeros_like(users.judges.vectors_UD))
+            unheard = candidates_of(blind)
             for split in range(num_splits):
-                shuffled = np.random.default_rng(split).permutation(len(users.user_ids))
-                halves = np.array_split(shuffled, 2)
-                for chosen_on, judged in (halves, halves[::-1]):
-                    for name, way in WAYS.items():
-                        is_blind = name == COUNTS_ALONE
-                        seen = users.candidates.without_the_decoder() if is_blind else users.candidates
-                        weights = way(seen.of(chosen_on))
-                        found[name].append(weights)
-                        for user, ndcg in zip(judged, seen.of(judged).ndcg_U(weights), strict=True):
-                            values[name].setdefault(users.user_ids[user], []).append(float(ndcg))
+                for name, way in WAYS.items():
+                    ndcg_U, weights = by_others(heard if way.hears_the_decoder else unheard, way.find, split)
+                    found[name] += weights
+                    for user_id, ndcg in zip(users.user_ids, ndcg_U, strict=True):
+                        values[name].setdefault(user_id, []).append(float(ndcg))
                 advance(place.name, done * num_splits + split + 1, len(checkpoints) * num_splits)
     means = {name: np.array([np.mean(each) for each in of_users.values()]) for name, of_users in values.items()}
     return {
@@ -91,3 +96,14 @@ def run(features: Path, checkpoints: Sequence[Path], *, num_splits: int) -> dict
             for name, each in found.items()
         },
     }
+
+
+def _check(features: Path, users: ValidationUsers, protocols: dict[Any, Path]) -> None:
+    if len(protocols) > 1:
+        named = " and ".join(f"{place} of {protocol}" for protocol, place in protocols.items())
+        raise DataError(f"{named}: figures of several protocols have no mean; give checkpoints of one")
+    if len(users.user_ids) < LEAST_USERS:
+        raise DataError(
+            f"{features}: {len(users.user_ids)} validation users, expected {LEAST_USERS} or more, as they are halved "
+            "twice; get more events"
+        )

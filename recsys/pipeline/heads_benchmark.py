@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from optimize import arithmetic, quantize
 from optimize.config import OptimizeConfig
@@ -24,7 +25,7 @@ from recsys.dataset import Dataset
 from recsys.evaluation.statistics import paired_difference
 from recsys.model import incremental
 from recsys.model.checkpoint import Checkpoint
-from recsys.pipeline.validation_users import validation_users
+from recsys.pipeline.validation_users import by_others, validation_users
 from recsys.runtime.engine import Engine
 from recsys.runtime.fusion import Fusion
 from recsys.runtime.items import ItemTable
@@ -42,7 +43,8 @@ class _Candidate:
     num_heads: int
     head_dim: int
     ndcg_of_users: dict[str, list[float]]
-    """NDCG@10 on the validation part of the fitted events, of each user by each training that looked at them."""
+    """NDCG@10 on the validation part of the fitted events, of each user by each training that looked at them, with
+    weights of fusion that were found on other users."""
     ndcg_of_seeds: list[float]
     epochs: float
     """Of the best round, the mean over trainings."""
@@ -56,7 +58,7 @@ def run(
     """Train each shape alike with each of so many seeds, time all in turns, and mark those that no other beats in both.
 
     Beside the means stands what a shape's accuracy differs by from the recipe's own, if that is among them, paired by
-    user.
+    user. Weights of fusion are found on other users than they are judged by.
 
     Raises:
         ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
@@ -84,8 +86,8 @@ def run(
             "num_heads": candidate.num_heads,
             "head_dim": candidate.head_dim,
             **{f"{call}_ms": round(float(np.median(times)), 3) for call, times in milliseconds[place].items()},
-            "validation_ndcg@10": float(np.mean(candidate.ndcg_of_seeds)),
-            "spread": float(np.std(candidate.ndcg_of_seeds)),
+            "validation_ndcg@10": float(_means(candidate).mean()),
+            "spread": float(np.std(candidate.ndcg_of_seeds)) if num_seeds > 1 else None,
             "difference": _difference(candidate, candidates, own),
             "epochs": round(candidate.epochs, 4),
             "precision": candidate.engine.info.precision,
@@ -144,7 +146,7 @@ def _candidate(
         if manifest.metrics["validation_ndcg@10"] is None:
             raise DataError(f"{features}: the validation has no users, so shapes cannot be compared; get more events")
         users = validation_users(features, place)
-        ndcg_U = users.candidates.ndcg_U(fusion.fit(users.candidates, Fusion())[0])
+        ndcg_U, _ = by_others(fusion.candidates_of(users.judges), lambda half: fusion.fit(half, Fusion())[0], seed=0)
         for user_id, ndcg in zip(users.user_ids, ndcg_U, strict=True):
             ndcg_of_users.setdefault(user_id, []).append(float(ndcg))
         ndcg_of_seeds.append(float(ndcg_U.mean()))
@@ -159,8 +161,12 @@ def _difference(candidate: _Candidate, candidates: Sequence[_Candidate], own: in
     of_own = next((each for each in candidates if each.num_heads == own), None)
     if of_own is None or candidate is of_own:
         return None
-    ours, theirs = (np.array([np.mean(v) for v in each.ndcg_of_users.values()]) for each in (candidate, of_own))
-    return paired_difference(ours, theirs, seed=0).to_json()
+    return paired_difference(_means(candidate), _means(of_own), seed=0).to_json()
+
+
+def _means(candidate: _Candidate) -> npt.NDArray[np.float64]:
+    """Of each user over the trainings that looked at them; every shape's look at the same."""
+    return np.array([np.mean(values) for values in candidate.ndcg_of_users.values()])
 
 
 def _engine(checkpoint: Checkpoint, data: Dataset, folder: Path, num_threads: int) -> Engine:

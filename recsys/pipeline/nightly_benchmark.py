@@ -52,7 +52,7 @@ def run(
     Finished nights are kept in `folder` and not done again, so that a killed run goes on; `max_nights` ends this
     call after so many, 0 only prints. The first night is trained from scratch only: the second one starts from it.
     Each ranking is a look at the day's events, written to `evaluations.jsonl` in `folder`. Seconds are the processor's,
-    of all threads: what else the machine does is not a training's cost.
+    of all threads: what else the machine does is not a training's cost. What a GPU does is not in them.
 
     Raises:
         DataError: the log has no times, or not so many days.
@@ -99,11 +99,9 @@ def _read(folder: Path, days: list[int], recipe: Recipe) -> list[Row]:
     recipes = [row.pop("recipe") for row in rows]
     if [row["day"] for row in rows] != days[: len(rows)] or any(r != _settings(recipe) for r in recipes):
         raise DataError(
-            f"{place}: nights of another log, recipe or number of days; give the same ones or another --out"
+            f"{place}: nights of another log, recipe or number of days, or of an older version; give the same ones "
+            "or another --out"
         )
-    for row in rows:
-        if "user_ids" not in row:  # rows of before have none; the features know them
-            row["user_ids"] = _data_and_test(folder / "features", row["day"])[1].contexts.user_ids
     return rows
 
 

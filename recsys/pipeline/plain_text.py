@@ -35,6 +35,11 @@ def gap(found: dict[str, Any] | None) -> str:
     return "" if found is None else f"{found['difference']:+.4f} ({found['low']:+.4f} … {found['high']:+.4f})"
 
 
+def paired(reference: str) -> str:
+    """What differences in a table are."""
+    return f"differences: to {reference}, 95 % intervals, paired by user"
+
+
 def trials_text(trials: list[dict[str, Any]], title: str, width: int) -> str:
     """All settings and figures but the seconds."""
     short = {"num_layers": "layers", "learning_rate": "rate", "weight_decay": "decay", "num_negatives": "negatives"}

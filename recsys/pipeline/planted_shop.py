@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.config import FeaturesConfig
 from recsys.dataset import Histories, ValidationSet
 
 NUM_TASTES = 3
@@ -23,8 +24,8 @@ _NEXT_SHARE = 0.85
 """How often a plain item is followed by its successor."""
 _BOUGHT = 2
 """Items of a visit."""
-CUT: Final = 0.9
-"""Quantile of a log's times where the features cut it."""
+_CUT: Final = FeaturesConfig().split_quantile
+"""Of a log's times, where features are cut by default."""
 _START: Final = datetime(2026, 1, 1)
 _CUT_DAY, _DAYS_AFTER = 90, 10
 
@@ -56,7 +57,7 @@ class PlantedShop:
         return ValidationSet(train, list(train), targets)
 
     def log(self) -> pl.DataFrame:
-        """The same users as an event log whose 0.9 quantile of time falls before that purchase of each.
+        """The same users as an event log that features cut, by default, at that purchase of each.
 
         Columns user_id, item_id, timestamp, in order of time. So a tenth of the events come after the histories of
         `split`: the two purchases first, then what the users went on to do.
@@ -64,7 +65,7 @@ class PlantedShop:
         generator = np.random.default_rng(self.seed)
         walks = self._walks(generator)
         num_before = [len(walk.row) - _BOUGHT for walk in walks]
-        num_after = math.ceil(sum(num_before) / CUT) + 1 - sum(num_before)
+        num_after = math.ceil(sum(num_before) / _CUT) + 1 - sum(num_before)
         parts = []
         for u, (walk, before) in enumerate(zip(walks, num_before, strict=True)):
             after = num_after // self.num_users + (u < num_after % self.num_users)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from recsys.evaluation.statistics import LEAST_DIFFERENT
-from recsys.pipeline.plain_text import as_text, gap, new_table, setting, trials_text
+from recsys.pipeline.plain_text import as_text, gap, new_table, paired, setting, trials_text
 
 
 def choices_table(values: dict[str, Any]) -> str:
@@ -33,10 +33,8 @@ def forms_table(values: dict[str, Any]) -> str:
 
 def fusion_table(values: dict[str, Any]) -> str:
     """One line a way to find fusion's weights: what it is worth to other users, and the weights."""
-    title = (
-        f"{values['features']}: {len(values['checkpoints'])} trainings, {values['num_users']:,} validation users, each "
-        f"judged by weights of others, {values['num_splits']} times"
-    )
+    trainings, splits = len(values["checkpoints"]), values["num_splits"]
+    title = f"{values['features']}: {trainings} trainings, {values['num_users']:,} validation users halved {splits} x"
     terms = list(values["ways"][values["reference"]]["weights"])
     table = new_table(title, "", "NDCG@10", "difference", "relative", *(term.replace("_", " ") for term in terms))
     for name, row in values["ways"].items():
@@ -44,7 +42,8 @@ def fusion_table(values: dict[str, Any]) -> str:
         weights = (f"{row['weights'][term]:.3g}" for term in terms)
         change = f"{found['relative']:+.2%}" if found and found["relative"] is not None else ""
         table.add_row(name, f"{row['ndcg@10']:.4f}", gap(found), change, *weights)
-    return "\n".join([as_text(table, width=150), f"differences: to {values['reference']}, paired by user, 95 %"])
+    what = "NDCG@10: the mean of all later events and the next one, of users whose weights were found on others"
+    return "\n".join([as_text(table, width=150), what, paired(values["reference"])])
 
 
 def _rivals_table(values: dict[str, Any]) -> str:
@@ -54,7 +53,7 @@ def _rivals_table(values: dict[str, Any]) -> str:
     for name, row in values["rivals"].items():
         alone, fused = _accuracy(row)
         table.add_row(name, *alone, f"{row['recall@10']:.4f}", *fused, f"{row['training_s']:.0f}")
-    return "\n".join([as_text(table, width=140), _paired(values)])
+    return "\n".join([as_text(table, width=140), paired(values["reference"])])
 
 
 def histories_table(values: dict[str, Any]) -> str:
@@ -80,7 +79,7 @@ def histories_table(values: dict[str, Any]) -> str:
             f"{row['session_kb']:,.1f}",
         )
     costs = f"costs: of the same models for a history of {values['history_of_costs']:,} events, eager torch, one thread"
-    lines = [_paired(values), f"{costs}, sessions in {values['cache']}"]
+    lines = [paired(values["reference"]), f"{costs}, sessions in {values['cache']}"]
     if 0 < num_longer < LEAST_DIFFERENT:
         lines.append(f"longer than a window: only {num_longer} users, {LEAST_DIFFERENT} are needed for a verdict")
     return "\n".join([as_text(table, width=260), *lines])
@@ -102,7 +101,3 @@ def _compared(values: dict[str, Any]) -> str:
 
 def _size(values: dict[str, Any]) -> str:
     return f"{values['num_users']:,} users, {values['num_events']:,} events, windows of {values['window']['size']:,}"
-
-
-def _paired(values: dict[str, Any]) -> str:
-    return f"differences: to {values['reference']}, 95 % intervals, paired by user"

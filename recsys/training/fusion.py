@@ -8,7 +8,7 @@ what follows what; where one event is held out they are the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class Space:
     """Where weights are looked for."""
 
     without: frozenset[str] = frozenset()
-    """Fields of `Fusion` that stay 0."""
+    """Weights that stay 0."""
     most_weight: float = 30.0
     """A term so many logits strong decides alone; a search that wants more would make scores that say nothing."""
 
@@ -77,10 +77,6 @@ class Candidates:
         """Those of some users."""
         rows = Evidence(*(getattr(self.evidence, name)[users] for name in Evidence.__slots__))
         return Candidates(self.score[users], rows, self.level[users], self.gain[users])
-
-    def without_the_decoder(self) -> "Candidates":
-        """The same items, of which counts alone say anything."""
-        return replace(self, score=np.where(np.isinf(self.score), self.score, np.float32(0)))
 
     def ndcg(self, fusion: Fusion) -> float:
         """Mean NDCG@10 with these weights."""
@@ -194,8 +190,9 @@ def _mean(found: Sequence[Fusion], plain: Fusion) -> Fusion:
 
 def _climbed(candidates: Candidates, start: Fusion, space: Space) -> tuple[Fusion, float]:
     """Where no change of one weight is better any more."""
-    without = space.without if candidates.level.any() else space.without | {"trend"}
-    names = [name for name in Fusion.model_fields if name not in without]
+    out = space.without if candidates.level.any() else space.without | {"trend"}
+    out = out | {"transition_scale"} if "transition" in out else out
+    names = [name for name in Fusion.model_fields if name not in out]
     best = start if candidates.level.any() else start.model_copy(update={"trend": 0.0})
     best_ndcg, improved = candidates.ndcg(best), True
     while improved:
@@ -227,7 +224,7 @@ def candidates_of(judges: Judges) -> Candidates:
     for u, (vector_D, evidence) in enumerate(zip(judges.vectors_UD, judges.known, strict=True)):
         scores_V = judges.index.all_scores(vector_D)
         assert scores_V is not None
-        unit = float(scores_V.std()) / deviation if deviation else 0.0
+        unit = (float(scores_V.std()) or 1.0) / deviation if deviation else 0.0
         out = _NOTHING if judges.exclude is None else judges.exclude[u]
         rows.append(_row(scores_V, evidence, out, level_V, unit))
     width = max(DEPTH, *(row.shape[1] for row in rows))

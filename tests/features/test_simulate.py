@@ -206,8 +206,17 @@ def test_a_shop_with_planted_taste_is_written_and_the_same_every_time(tmp_path: 
 
     for out in ("one.csv.gz", "two.csv.gz"):
         CliRunner().invoke(features_app, command(out, "--seed", "1"), catch_exceptions=False)
-    assert (tmp_path / "one.csv.gz").read_bytes() == (tmp_path / "two.csv.gz").read_bytes()
-    assert pl.read_csv(tmp_path / "one.csv.gz")["user_id"].n_unique() == 20
+    CliRunner().invoke(features_app, command("other.csv.gz", "--seed", "2"), catch_exceptions=False)
+    CliRunner().invoke(
+        features_app, command("far.csv.gz", "--seed", "1", "--taste-beyond", "64"), catch_exceptions=False
+    )
+    one, two, other, far = ((tmp_path / f"{name}.csv.gz").read_bytes() for name in ("one", "two", "other", "far"))
+    assert one == two != other
+    assert pl.read_csv(far).height > 1.8 * pl.read_csv(one).height
+    assert pl.read_csv(one)["user_id"].n_unique() == 20
+    for mistake in (("--users", "0"), ("--seed", "-1")):
+        with pytest.raises(ConfigError, match=f"{' '.join(mistake)}.*expected 1 or more, and 0 or more"):
+            CliRunner().invoke(features_app, command("three.csv.gz", *mistake), catch_exceptions=False)
     with pytest.raises(ConfigError, match="--items: with --taste-beyond the items are fixed"):
         CliRunner().invoke(features_app, command("three.csv.gz", "--items", "9"), catch_exceptions=False)
     with pytest.raises(ConfigError, match=r"three.parquet: with --taste-beyond .*--out is a .csv.gz file"):

@@ -156,6 +156,8 @@ def test_the_case_names_the_windows_it_is_of() -> None:
     assert list(words) == list(case_report.STEPS)
     assert words["before"] == "all ids, full attention over 64, float32, eager"
     assert words["window"] == "+ window of 32, 30 % shared"
+    summaries = case_report.words(WindowConfig(size=32, summary_tokens=4).model_dump())
+    assert summaries["window"] == "+ window of 32, 30 % shared, 4 summaries each"
     assert case_report.words(WindowConfig().model_dump())["before"].startswith("all ids, full attention over 2,048,")
 
 

@@ -55,13 +55,11 @@ def test_a_killed_comparison_goes_on_with_the_next_night(log: Path, recipe: Reci
     assert [look.value for look in looks.read(folder / "evaluations.jsonl")] == ranked
     assert whole["num_looks"] == 5
     assert f"looks at the test set in the log: 5, in {folder}" in benchmark_tables.nights_table(whole)
-    old = [json.dumps({key: value for key, value in row.items() if key != "user_ids"}) for row in rows]
-    (folder / "nights.jsonl").write_text("\n".join(old))  # rows without ids
     again = nightly_benchmark.run(FeaturesConfig(), recipe, [log], folder, 2, max_nights=0)
     assert json.dumps(again) == json.dumps(whole)  # as text, since nothing is hit and nan is not itself
     nightly_benchmark.picture(whole, tmp_path / "nights.png")
     assert (tmp_path / "nights.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(DataError, match="nights of another log, recipe or number of days"):
+    with pytest.raises(DataError, match="nights of another log, recipe or number of days, or of an older version"):
         nightly_benchmark.run(FeaturesConfig(), Recipe(), [log], folder, 2, max_nights=None)
 
 

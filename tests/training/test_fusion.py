@@ -1,7 +1,5 @@
 """The search for the weights of late fusion, on users whose truth is made by one term."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -149,9 +147,11 @@ def test_ndcg_is_the_mean_over_users() -> None:
     assert candidates.of(some).ndcg_U(weights) == pytest.approx(values[some])
 
 
-def test_without_the_decoder_counts_alone_order_the_same_items() -> None:
-    targets = [most_frequent(history) for history in HISTORIES]
-    judges = Judges(VECTORS, INDEX, known(), targets, None, NO_DATES)
-    blind, weights = candidates_of(judges).without_the_decoder(), Fusion(frequency=3.0, base=1.0)
-    flat = candidates_of(replace(judges, vectors_UD=np.zeros_like(VECTORS)))
-    assert blind.ndcg(weights) == pytest.approx(flat.ndcg(weights), abs=0.02)
+def test_where_the_decoder_says_nothing_the_trend_brings_its_items() -> None:
+    """Nobody has had them, nothing leads to them, and the decoder's scores are all alike."""
+    num_recent = NO_DATES.copy()
+    num_recent[[11, 12, 13]] = 50
+    nothing = [Evidence(np.empty(0, dtype=np.int32), *(np.empty(0, dtype=np.float32),) * 3)] * NUM_USERS
+    targets = [np.array([11, 12, 13], dtype=np.int32)] * NUM_USERS
+    blind = candidates_of(Judges(np.zeros_like(VECTORS), INDEX, nothing, targets, None, num_recent))
+    assert blind.ndcg(Fusion(trend=1.0)) == pytest.approx(1)
