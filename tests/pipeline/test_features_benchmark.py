@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recsys.pipeline.tables import features_cost_table
+from recsys.pipeline.benchmark_tables import features_cost_table
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"verify", "read", "store", "merge", "figures", "tables and report"}
