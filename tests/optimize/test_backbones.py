@@ -74,7 +74,7 @@ def test_a_decoder_without_an_engine_trains_and_is_refused_before_anything_is_co
 def test_shapes_of_a_decoder_without_an_engine_are_not_compared(ring_features: Path) -> None:
     recipe = small_recipe("default", architecture="granite")
     with pytest.raises(ConfigError, match="'granite': no engine can be built"):
-        heads_benchmark.run(ring_features, recipe, [2], num_rounds=1, num_threads=1)
+        heads_benchmark.run(ring_features, recipe, [2], num_seeds=1, num_rounds=1, num_threads=1)
 
 
 def test_appends_and_encodings_of_experts_equal_transformers(tmp_path: Path) -> None:
