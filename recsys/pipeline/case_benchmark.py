@@ -107,7 +107,7 @@ def run(
             Release.open(after.release, num_threads=config.num_threads),
         )
         num_read = context(recipe.window)
-        events = dataset.load(after.features, Protocol.TIME).fit.tokens[: 2 * num_read]
+        events = data.fit.tokens[: 2 * num_read]
         shape = contenders.after.model.config, len(contenders.release.vocabulary), num_read
         with case_replay.running(*shape, config.num_threads) as peer:
             peers = {} if peer is None else {"replay": peer.answer}

@@ -53,7 +53,7 @@ class PlantedShop:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         times = np.concatenate([np.arange(length) for length in lengths])
         train = Histories([f"u{u}" for u in range(self.num_users)], offsets, tokens, times)
-        targets = [np.array(walk.row[-_BOUGHT:][:1], dtype=np.int32) for walk in walks]
+        targets = [np.array([walk.row[-_BOUGHT]], dtype=np.int32) for walk in walks]
         return ValidationSet(train, list(train), targets)
 
     def log(self) -> pl.DataFrame:
