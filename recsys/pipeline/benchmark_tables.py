@@ -159,6 +159,11 @@ def heads_table(values: dict[str, Any]) -> str:
     if any(row["difference"] for row in values["rows"]):
         own = f"the recipe's {values['own_heads']} heads"
         lines.append(f"{paired(own)}; other seeds may differ by more")
+    found, own_heads = values["found_heads"], values["own_heads"]
+    whose = "the recipe's own" if found == own_heads else f"not the recipe's {own_heads}"
+    named = f"{found} heads" if found else "no shape that none beats"
+    lines.append(f"found: {named}, {whose}. One shape beats another if it is quicker (by")
+    lines.append("5 % or more) and not less accurate, or more accurate (the interval is above 0) and not slower")
     return "\n".join([as_text(rows), *lines])
 
 

@@ -34,6 +34,8 @@ from recsys.training import fusion, train
 from recsys.training.config import Recipe
 
 WARM_UP_ROUNDS = 2
+SAME_SPEED = 1.05
+"""Shapes whose times differ by less take turns in being the quicker one, from run to run and from host to host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,11 @@ class _Candidate:
 def run(
     features: Path, recipe: Recipe, heads: Sequence[int], *, num_seeds: int, num_rounds: int, num_threads: int
 ) -> dict[str, Any]:
-    """Train each shape alike with each of so many seeds, time all in turns, and mark those that no other beats in both.
+    """Train each shape alike with each of so many seeds, time all in turns, and mark those that no other beats.
 
-    Beside the means stands what a shape's accuracy differs by from the recipe's own, if that is among them, paired by
-    user. Weights of fusion are found on other users than they are judged by.
+    Found is the recipe's own shape unless another beats it, else the quickest that none beats. Beside the means stands
+    what a shape's accuracy differs by from the recipe's own, if that is among them, paired by user. Weights of fusion
+    are found on other users than they are judged by.
 
     Raises:
         ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
@@ -95,12 +98,15 @@ def run(
         }
         for place, candidate in enumerate(candidates)
     ]
-    for row in rows:
-        row["on_frontier"] = not any(_beats(other, row) for other in rows)
+    open_ms = [float(np.median(times["open"])) for times in milliseconds]
+    on_frontier = _frontier(open_ms, [_means(candidate) for candidate in candidates])
+    for row, is_on in zip(rows, on_frontier, strict=True):
+        row["on_frontier"] = is_on
     return {
         "width": recipe.model.width,
         "inner_width": inner,
         "own_heads": own,
+        "found_heads": _found(rows, own),
         "num_seeds": num_seeds,
         "num_threads": num_threads,
         "rows": rows,
@@ -108,18 +114,20 @@ def run(
 
 
 def picture(values: dict[str, Any], path: Path) -> None:
-    """Latency against accuracy, the frontier joined."""
+    """Latency against accuracy with the intervals of differences to the recipe's own shape, the frontier joined."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for row in values["rows"]:
         colour = "tab:blue" if row["on_frontier"] else "tab:gray"
-        axes.plot(row["open_ms"], row["validation_ndcg@10"], "o", color=colour)
-        name = f" {row['num_heads']} x {row['head_dim']}"
-        axes.annotate(name, (row["open_ms"], row["validation_ndcg@10"]))
+        ndcg, apart = row["validation_ndcg@10"], row["difference"]
+        reach = apart and [[apart["difference"] - apart["low"]], [apart["high"] - apart["difference"]]]
+        axes.errorbar(row["open_ms"], ndcg, yerr=reach, fmt="o", color=colour, capsize=3, elinewidth=0.7)
+        axes.annotate(f" {row['num_heads']} x {row['head_dim']}", (row["open_ms"], ndcg))
     best = sorted((row["open_ms"], row["validation_ndcg@10"]) for row in values["rows"] if row["on_frontier"])
     axes.plot(*zip(*best, strict=True), color="tab:blue", linewidth=1)
+    axes.margins(0.15)
     axes.set(xlabel="a full window encoded, median ms", ylabel="validation NDCG@10", title="heads x head_dim")
     figure.savefig(path, dpi=120)
 
@@ -208,8 +216,23 @@ def _timed(candidates: Sequence[_Candidate], window_size: int, num_rounds: int) 
     return found
 
 
-def _beats(other: dict[str, Any], row: dict[str, Any]) -> bool:
-    """At least as quick and as accurate, and better in one of the two."""
-    theirs = (-other["open_ms"], other["validation_ndcg@10"])
-    ours = (-row["open_ms"], row["validation_ndcg@10"])
-    return theirs != ours and all(a >= b for a, b in zip(theirs, ours, strict=True))
+def _frontier(open_ms: Sequence[float], ndcg_NU: Sequence[npt.NDArray[np.float64]]) -> list[bool]:
+    """Whether no other shape beats each.
+
+    One beats another if it is quicker and not less accurate, or more accurate and not slower. Times are the same
+    within `SAME_SPEED`; accuracies are where the 95 % interval of their difference, paired by user, reaches 0.
+    """
+    shapes = range(len(open_ms))
+
+    def beats(a: int, b: int) -> bool:
+        is_quicker, is_slower = open_ms[a] * SAME_SPEED < open_ms[b], open_ms[a] > open_ms[b] * SAME_SPEED
+        apart = paired_difference(ndcg_NU[a], ndcg_NU[b], seed=0)
+        return (is_quicker and apart.high >= 0) or (apart.low > 0 and not is_slower)
+
+    return [not any(beats(a, b) for a in shapes if a != b) for b in shapes]
+
+
+def _found(rows: Sequence[dict[str, Any]], own: int) -> int | None:
+    """Heads of the recipe's own shape if none beats it, else of the quickest that none beats."""
+    best = {row["num_heads"]: row["open_ms"] for row in rows if row["on_frontier"]}
+    return own if own in best else min(best, key=lambda num_heads: best[num_heads], default=None)

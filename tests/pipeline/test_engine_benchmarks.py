@@ -128,6 +128,7 @@ def test_head_shapes_of_equal_width_are_compared_as_a_release_would_serve_them(
     assert (tmp_path / "heads.png").stat().st_size > 1000
     table = benchmark_tables.heads_table(values)
     assert "4 x 8" in table
+    assert f"found: {values['found_heads']} heads, " in table
     assert "int8 per channel (AWQ) weights, int8 items, float32 arithmetic, int8 sessions" in " ".join(table.split())
     assert [type(model.decoder.layers[0].mlp.up_proj) for model in built] == [RoundedLinear] * 2
     assert [candidate.engine._items.codes is not None for candidate in timed] == [True] * 2
@@ -143,12 +144,28 @@ def test_head_shapes_are_not_compared_where_the_validation_has_no_users(tiny_rec
         heads_benchmark.run(tmp_path / "features", tiny_recipe, [1, 4], num_seeds=1, num_rounds=1, num_threads=1)
 
 
-def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+def test_the_frontier_is_what_nothing_certainly_beats() -> None:
+    noise_U = np.random.default_rng(0).normal(0, 0.1, 200)
+    level_U = np.full(200, 0.5)
+    shapes = {
+        "quick": (1.0, level_U),
+        "as quick, as far as anybody knows": (1.04, level_U + noise_U - noise_U.mean() - 0.001),
+        "slow": (1.2, level_U + noise_U - noise_U.mean() + 0.001),
+        "slow and better": (1.2, level_U + 0.1),
+        "better, but not as good": (1.2, level_U + 0.05),
+    }
+    milliseconds, ndcg_NU = zip(*shapes.values(), strict=True)
+    kept = heads_benchmark._frontier(milliseconds, ndcg_NU)
+    assert dict(zip(shapes, kept, strict=True)) == dict(zip(shapes, [True, True, False, True, False], strict=True))
+
+
+def test_the_own_shape_is_found_unless_it_is_beaten() -> None:
     rows = [
-        {"open_ms": ms, "validation_ndcg@10": ndcg} for ms, ndcg in ((1.0, 0.1), (2.0, 0.2), (2.0, 0.15), (2.0, 0.2))
+        {"num_heads": heads, "open_ms": ms, "on_frontier": is_on}
+        for heads, ms, is_on in ((1, 2.0, True), (2, 1.98, True), (4, 3.0, False))
     ]
-    beaten = [any(heads_benchmark._beats(other, row) for other in rows) for row in rows]
-    assert beaten == [False, False, True, False]
+    assert [heads_benchmark._found(rows, own) for own in (1, 2, 4)] == [1, 2, 2]
+    assert heads_benchmark._found(rows[2:], 4) is None
 
 
 def test_the_case_names_the_windows_it_is_of() -> None:
