@@ -12,7 +12,8 @@ Source: Lin et al., AWQ, MLSys 2024.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,29 @@ from optimize.rounding import RoundedLinear, RoundedWeight, WeightFormat
 from recsys.model.decoder import SequenceModel
 
 _EXPONENTS = torch.linspace(0, 1, 21).tolist()
-_CLIPS = torch.linspace(1.0, 0.5, 11).tolist()
-"""Shares of a channel's largest weight that the largest code stands for."""
+_CLIPS = torch.linspace(1.1, 0.4, 71).tolist()
+"""Shares of a channel's largest weight that the largest code stands for. Close together: at 8 bits a hundredth moves
+the largest weights by more than a code, so that other weights are near one."""
+_COMPENSATED_CLIPS = torch.linspace(1.05, 0.7, 15).tolist()
+"""Tried where errors are made up for, which takes longer; one share for all groups of a channel."""
+_SWEEPS = 4
+"""Over the groups of a matrix; after them hardly a share changes any more."""
+_MOST_TRIED = 2**22
+"""Weights at a time, all shares together: channels are searched apart, so that memory stays flat."""
 
 _FOLDED = 1e-4
 """Largest share of an output that folding may change: rounding of float32 is far below, another function far above."""
+
+
+class Rounding(StrEnum):
+    """How the weights of a matrix become codes."""
+
+    NEAREST = "nearest"
+    """Each to the nearest code, scaled by its channel's or group's largest weight."""
+    CLIPPED = "clipped"
+    """The same with channels and groups clipped where the output is nearest to what it was."""
+    COMPENSATED = "compensated"
+    """One input after another, each error made up for by the inputs to come (GPTQ), channels clipped for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,38 +101,56 @@ def search_scale(weights: Sequence[Tensor], statistics: InputStatistics, format_
 
 
 def search_clip(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> Tensor:
-    """Per channel and group, the share of the largest weight to clip at, shape [O, G]."""
-    group_I = format_.group_of(weight_OI.shape[1])
-    num_groups = format_.num_groups(weight_OI.shape[1])
-    errors = []
-    for clip in _CLIPS:
-        difference_OI = (rounding.nearest(weight_OI, format_, clip).dense() - weight_OI).double()
-        errors.append(
-            torch.stack(
-                [
-                    rounding.output_error(difference_OI[:, group_I == g], gram_II[group_I == g][:, group_I == g])
-                    for g in range(num_groups)
-                ],
-                dim=1,
-            )
-        )
-    return torch.tensor(_CLIPS)[torch.stack(errors).argmin(dim=0)]
+    """Per channel and group, the share of the largest weight to clip at, shape [O, G].
+
+    Groups start with the share that is best for each alone. Then they choose again in turns, as what one rounds wrong
+    another may make up for: the error is that of the whole output, and no choice makes it larger.
+    """
+    parts = [_clip(part_OI, gram_II, format_) for part_OI in _channels(weight_OI, len(_CLIPS))]
+    return torch.tensor(_CLIPS)[torch.cat(parts)]
+
+
+def _clip(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> Tensor:
+    """Places among the shares, shape [O, G]."""
+    num_inputs = weight_OI.shape[1]
+    members = [(format_.group_of(num_inputs) == g).nonzero()[:, 0] for g in range(format_.num_groups(num_inputs))]
+    tried_COI = torch.stack([_difference(rounding.nearest(weight_OI, format_, clip), weight_OI) for clip in _CLIPS])
+    own_COG = torch.stack([rounding.output_error(tried_COI[..., at], gram_II[at][:, at]) for at in members], dim=-1)
+    chosen_OG = own_COG.argmin(dim=0)
+    rows = torch.arange(len(weight_OI))
+    difference_OI = torch.cat([tried_COI[chosen_OG[:, g], rows][:, at] for g, at in enumerate(members)], dim=1)
+    for _ in range(_SWEEPS if len(members) > 1 else 0):
+        for g, at in enumerate(members):
+            difference_OI[:, at] = 0
+            pull_OK = 2 * (difference_OI @ gram_II[:, at])
+            whole_CO = own_COG[..., g] + (tried_COI[..., at] * pull_OK).sum(dim=-1)
+            chosen_OG[:, g] = whole_CO.argmin(dim=0)
+            difference_OI[:, at] = tried_COI[chosen_OG[:, g], rows][:, at]
+    return chosen_OG
+
+
+def compensated(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> RoundedWeight:
+    """Rounded by `rounding.compensated`, each channel clipped at the share that leaves the least output error then."""
+    codes, scales = [], []
+    for part_OI in _channels(weight_OI, len(_COMPENSATED_CLIPS)):
+        tried_NI = part_OI.repeat(len(_COMPENSATED_CLIPS), 1)
+        clip_N1 = torch.tensor(_COMPENSATED_CLIPS).repeat_interleave(len(part_OI))[:, None]
+        found = rounding.compensated(tried_NI, format_, gram_II, clip_N1)
+        error_CO = rounding.output_error(_difference(found, tried_NI), gram_II).view(-1, len(part_OI))
+        best_O = error_CO.argmin(dim=0) * len(part_OI) + torch.arange(len(part_OI))
+        codes.append(found.codes_OI[best_O])
+        scales.append(found.scales_OG[best_O])
+    return RoundedWeight(torch.cat(codes), torch.cat(scales), format_)
 
 
 @torch.inference_mode()
 def round_weights(
-    model: SequenceModel, calibration: Calibration, format_: WeightFormat, *, clip: bool, compensate: bool
+    model: SequenceModel, calibration: Calibration, format_: WeightFormat, way: Rounding
 ) -> SequenceModel:
     """A copy of the model whose decoder matrices are rounded, once."""
     rounded = copy.deepcopy(model)
     for name, linear in list(linears(rounded)):
-        gram_II = calibration[name].mean_gram_II
-        share: Tensor | float = search_clip(linear.weight, gram_II, format_) if clip else 1.0
-        weight: RoundedWeight
-        if compensate:
-            weight = rounding.compensated(linear.weight, format_, gram_II, share)
-        else:
-            weight = rounding.nearest(linear.weight, format_, share)
+        weight = _rounded(linear.weight, calibration[name].mean_gram_II, format_, way)
         parent, _, leaf = name.rpartition(".")
         setattr(
             rounded.decoder.get_submodule(parent),
@@ -123,10 +160,31 @@ def round_weights(
     return rounded
 
 
+def _rounded(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat, way: Rounding) -> RoundedWeight:
+    match way:
+        case Rounding.NEAREST:
+            return rounding.nearest(weight_OI, format_)
+        case Rounding.CLIPPED:
+            return rounding.nearest(weight_OI, format_, search_clip(weight_OI, gram_II, format_))
+        case Rounding.COMPENSATED:
+            return compensated(weight_OI, gram_II, format_)
+        case _:
+            assert_never(way)
+
+
 def _rounding_error(weight_OI: Tensor, scale_I: Tensor, gram_II: Tensor, format_: WeightFormat) -> float:
     scaled_OI = weight_OI * scale_I.float()
-    difference_OI = (rounding.nearest(scaled_OI, format_).dense() - scaled_OI) / scale_I
+    difference_OI = _difference(rounding.nearest(scaled_OI, format_), scaled_OI) / scale_I
     return float(rounding.output_error(difference_OI, gram_II).sum())
+
+
+def _difference(rounded: RoundedWeight, weight_OI: Tensor) -> Tensor:
+    return (rounded.dense() - weight_OI).double()
+
+
+def _channels(weight_OI: Tensor, num_tried: int) -> Sequence[Tensor]:
+    """Some output channels at a time."""
+    return torch.split(weight_OI, max(1, _MOST_TRIED // (num_tried * weight_OI.shape[1])))
 
 
 def _centred(scale_I: Tensor) -> Tensor:

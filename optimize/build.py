@@ -42,11 +42,11 @@ _TIMES_AS_MANY = 4
 """Users of the gate's next look, where the last one did not decide."""
 _RULES = {
     "calibration": Rules(1, ("torch", "transformers")),
-    "rounded": Rules(1, ("torch",)),
+    "rounded": Rules(2, ("torch",)),
     "cpu": Rules(1, ("torch", "openvino")),
     "tensorrt": Rules(3, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
     "index": Rules(2, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
-    "methods": Rules(1, ("torch",)),
+    "methods": Rules(2, ("torch",)),
     "summaries": Rules(1, ("torch", "openvino")),
 }
 """What each step depends on besides its settings and parents."""

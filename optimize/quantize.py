@@ -41,7 +41,8 @@ def rounded(checkpoint: Checkpoint, config: OptimizeConfig, statistics: Calibrat
     if config.weights is None:
         return checkpoint.model
     folded, scaled = awq.fold(checkpoint.model, statistics, config.weights)
-    return awq.round_weights(folded, scaled, config.weights, clip=True, compensate=config.compensate)
+    way = awq.Rounding.COMPENSATED if config.compensate else awq.Rounding.CLIPPED
+    return awq.round_weights(folded, scaled, config.weights, way)
 
 
 def save(model: SequenceModel, folder: Path) -> None:
@@ -120,11 +121,11 @@ def compare_methods(
     others = calibration.others(data.fit, checkpoint.window, size, config.num_comparison_windows, seed)
     folded, scaled = awq.fold(model, statistics, format_)
     methods: dict[str, Callable[[], SequenceModel]] = {
-        "plain rounding": lambda: awq.round_weights(model, statistics, format_, clip=False, compensate=False),
-        "AWQ": lambda: awq.round_weights(folded, scaled, format_, clip=True, compensate=False),
-        "AWQ, compensated": lambda: awq.round_weights(folded, scaled, format_, clip=True, compensate=True),
+        "plain rounding": lambda: awq.round_weights(model, statistics, format_, awq.Rounding.NEAREST),
+        "AWQ": lambda: awq.round_weights(folded, scaled, format_, awq.Rounding.CLIPPED),
+        "AWQ, compensated": lambda: awq.round_weights(folded, scaled, format_, awq.Rounding.COMPENSATED),
         "AWQ, compensated, int8 inputs (W8A8)": lambda: _with_rounded_inputs(
-            awq.round_weights(folded, scaled, format_, clip=True, compensate=True)
+            awq.round_weights(folded, scaled, format_, awq.Rounding.COMPENSATED)
         ),
         "dynamic int8": lambda: _dynamic(model),
         "items int8 alone": lambda: _with_rounded_items(model),

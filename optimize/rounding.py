@@ -122,8 +122,8 @@ def compensated(
 
 
 def output_error(difference_OI: Tensor, gram_II: Tensor) -> Tensor:
-    """Mean of (Δw · x)² per output channel over the events behind `gram_II`, shape [O]."""
-    return ((difference_OI.to(gram_II.dtype) @ gram_II) * difference_OI).sum(dim=1).clamp_min(0)
+    """Mean of (Δw · x)² per output channel over the events behind `gram_II`, shape [..., O]."""
+    return ((difference_OI.to(gram_II.dtype) @ gram_II) * difference_OI).sum(dim=-1).clamp_min(0)
 
 
 def _codes(weight: Tensor, scale: Tensor, format_: WeightFormat) -> Tensor:

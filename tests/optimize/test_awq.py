@@ -129,8 +129,38 @@ def test_each_search_lowers_the_error_it_searches() -> None:
 
     plain = error(rounding.nearest(weight_OI, WeightFormat(bits=4)))
     assert error(rounding.nearest(weight_OI, WeightFormat(bits=4), clip_OG)) < plain
-    assert error(rounding.compensated(weight_OI, WeightFormat(bits=4), gram_II)) < 0.8 * plain
+    made_up_for = error(rounding.compensated(weight_OI, WeightFormat(bits=4), gram_II))
+    assert made_up_for < 0.8 * plain
+    assert error(awq.compensated(weight_OI, gram_II, WeightFormat(bits=4))) < made_up_for
     assert scaled_error(weight_OI, statistics, WeightFormat(bits=4)) < 0.8 * plain
+
+
+@pytest.mark.parametrize("format_", [WeightFormat(bits=4), FOUR], ids=["channel", "groups"])
+def test_clips_are_the_best_for_the_whole_output_whatever_is_searched_at_a_time(
+    format_: WeightFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight_OI, _, statistics = random_layer()
+    gram_II = statistics.mean_gram_II
+
+    def error_O(clip_OG: torch.Tensor | float) -> torch.Tensor:
+        rounded = rounding.nearest(weight_OI, format_, clip_OG)
+        return rounding.output_error((rounded.dense() - weight_OI).double(), gram_II)
+
+    clip_OG = awq.search_clip(weight_OI, gram_II, format_)
+    best_O = error_O(clip_OG)
+    for group in range(clip_OG.shape[1]):
+        for clip in awq._CLIPS:
+            other_OG = clip_OG.clone()
+            other_OG[:, group] = clip
+            assert (
+                error_O(other_OG) >= best_O * (1 - 1e-4)
+            ).float().mean() > 0.98  # some turn more often than they may
+    compensated = awq.compensated(weight_OI, gram_II, format_)
+    monkeypatch.setattr(awq, "_MOST_TRIED", 1)
+    assert torch.equal(awq.search_clip(weight_OI, gram_II, format_), clip_OG)
+    again = awq.compensated(weight_OI, gram_II, format_)
+    assert torch.equal(again.codes_OI, compensated.codes_OI)
+    assert torch.equal(again.scales_OG, compensated.scales_OG)
 
 
 def scaled_error(weight_OI: torch.Tensor, statistics: InputStatistics, format_: WeightFormat) -> float:
@@ -151,9 +181,9 @@ def test_awq_is_nearer_to_the_reference_than_plain_rounding(
     def error(rounded: SequenceModel) -> float:
         return float(np.linalg.norm(encode(rounded, windows(1)) - reference))
 
-    plain = error(awq.round_weights(model, statistics, format_, clip=False, compensate=False))
-    alone = error(awq.round_weights(folded, scaled, format_, clip=True, compensate=False))
-    both = error(awq.round_weights(folded, scaled, format_, clip=True, compensate=True))
+    plain = error(awq.round_weights(model, statistics, format_, awq.Rounding.NEAREST))
+    alone = error(awq.round_weights(folded, scaled, format_, awq.Rounding.CLIPPED))
+    both = error(awq.round_weights(folded, scaled, format_, awq.Rounding.COMPENSATED))
     assert alone < alone_share * plain
     assert both < share * plain
 

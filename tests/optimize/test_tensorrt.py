@@ -37,7 +37,7 @@ def small() -> SequenceModel:
 
 def rounded(model: SequenceModel, format_: WeightFormat) -> SequenceModel:
     statistics = calibration.collect(model, [np.arange(1, 21, dtype=np.int32)])
-    return awq.round_weights(model, statistics, format_, clip=False, compensate=False)
+    return awq.round_weights(model, statistics, format_, awq.Rounding.NEAREST)
 
 
 @pytest.mark.slow

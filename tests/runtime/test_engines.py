@@ -48,7 +48,7 @@ def float_model() -> SequenceModel:
 def model(float_model: SequenceModel) -> SequenceModel:
     """Rounded to 8 bits."""
     statistics = calibration.collect(float_model, windows(40, 60))
-    return awq.round_weights(float_model, statistics, WeightFormat(bits=8), clip=False, compensate=False)
+    return awq.round_weights(float_model, statistics, WeightFormat(bits=8), awq.Rounding.NEAREST)
 
 
 @pytest.fixture(scope="module")

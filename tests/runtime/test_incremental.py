@@ -215,7 +215,7 @@ def test_rounded_weights_are_the_rounded_model_and_stay_codes(model: SequenceMod
     sizes = {}
     for bits in (8, 4):
         format_ = WeightFormat(bits=bits, group_size=None if bits == 8 else 16)
-        rounded = awq.round_weights(model, statistics, format_, clip=False, compensate=False)
+        rounded = awq.round_weights(model, statistics, format_, awq.Rounding.NEAREST)
         (tmp_path / str(bits)).mkdir()
         engine = build(rounded, tmp_path / str(bits), CacheFormat.FLOAT32)
         np.testing.assert_allclose(engine.encode(histories), encode(rounded, histories), atol=2e-5)
