@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,17 @@ class ValidationSet:
 
     train: Histories
     contexts: list[Tokens]
+    """Not empty, and without what is in `pruned`."""
     targets: list[Tokens]
-    """Per context the events after it, at least one."""
+    """Per context the events after it, at least one; a negative number for an item in `pruned`: a miss, as in the
+    test."""
     user_ids: list[str] = field(default_factory=list)
     """Whose contexts they are; empty where nobody knows."""
     from_ms: int | None = None
     """`train` holds all fitted events before this moment and none after it; None where users lose their last event."""
+    pruned: Tokens = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """Kept items that the events of `train` alone would not have kept, in order. An item with few events there was
+    kept for those held out: with a place in lists, it would teach every choice that rare items come next."""
 
     def num_recent(self, num_items: int) -> npt.NDArray[np.int64]:
         """Events that are to be predicted on each item in the last days of `train` (see `recsys/trend.py`)."""
@@ -157,6 +163,8 @@ class Dataset:
     _events: EventTable
     _items: pl.DataFrame
     _token_of_index: Tokens
+    _least: int
+    """Least score of a kept item."""
 
     @property
     def fit_end_ms(self) -> int | None:
@@ -226,7 +234,28 @@ class Dataset:
         train = self.fit.without(np.flatnonzero(held_out))
         spans = [slice(self.fit.offsets[user], self.fit.offsets[user + 1]) for user in users]
         targets = [self.fit.tokens[span][held_out[span] & wanted[span]] for span in spans]
-        return ValidationSet(train, [train[user] for user in users], targets, [self.fit.user_ids[u] for u in users])
+        pruned = self._pruned(train)
+        contexts = [train[user][~np.isin(train[user], pruned)] for user in users]
+        is_known = [len(context) > 0 for context in contexts]
+        return ValidationSet(
+            train,
+            list(compress(contexts, is_known)),
+            [np.where(np.isin(tokens, pruned), -tokens, tokens) for tokens in compress(targets, is_known)],
+            [self.fit.user_ids[user] for user in compress(users, is_known)],
+            pruned=pruned,
+        )
+
+    def _pruned(self, train: Histories) -> Tokens:
+        """Kept items that these events alone would not have kept; none under last-out, which prunes none."""
+        if self.protocol is Protocol.LAST_OUT or train.event_types is None:
+            return np.empty(0, dtype=np.int32)
+        end_ms = None if self.split_ms is None or not len(train.tokens) else int(train.timestamps_ms.max()) + 1
+        scores = np.bincount(
+            train.tokens,
+            _weights(self.manifest, train.event_types, train.timestamps_ms, end_ms),
+            minlength=self.vocabulary.num_kept + 1,
+        )
+        return (np.flatnonzero(scores[PAD + 1 :] < self._least) + 1).astype(np.int32)
 
     def new_items(self, moment_ms: int, until_ms: int | None = None) -> list[Item]:
         """Items not kept by the events before a moment, and first seen at most `NEW_DAYS` before it, or later.
@@ -234,9 +263,8 @@ class Dataset:
         Those that are first seen at `until_ms` or later do not exist yet. `num_events` counts before the moment.
         """
         before = self._events.is_fit & (self._events.timestamps_ms < moment_ms)
-        policy = PruningPolicy.of(self.manifest.config)
-        scores = _scores(self._events, before, policy, self.manifest, moment_ms, self._items.height)
-        kept = scores >= policy.least(scores)
+        scores = _scores(self._events, before, self.manifest, moment_ms, self._items.height)
+        kept = scores >= PruningPolicy.of(self.manifest.config).least(scores)
         first_ms = self._items["first_ms"].fill_null(moment_ms).to_numpy()
         is_new = ~kept[1:] & (first_ms >= moment_ms - NEW_DAYS * DAY_MS)
         if until_ms is not None:
@@ -336,14 +364,16 @@ def _load(
     negative = negative_types(manifest)
     is_positive = events.is_fit & ~np.isin(events.event_types, negative)
     num_events = np.bincount(events.item_index[is_positive], minlength=items.height + 1)
+    end_ms = split_ms if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
+    scores = _scores(events, events.is_fit, manifest, end_ms, items.height)
+    least = PruningPolicy.of(manifest.config).least(scores) if min_count is None else min_count
     if vocabulary is None:
-        end_ms = split_ms if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
-        kept = _kept(features, manifest, events, items, protocol, min_count, end_ms)
+        kept = _kept(features, events, items, protocol, scores, least)
         num_recent = _num_recent(events, is_positive, protocol, split_ms, items.height)
         vocabulary = Vocabulary(_described(items, kept[1:], num_events, num_recent))
     token_of_index = _token_of_index(features, vocabulary, items)
     fit = _histories(events, events.is_fit, token_of_index, negative)
-    return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, items, token_of_index)
+    return Dataset(manifest, protocol, vocabulary, fit, split_ms, events, items, token_of_index, least)
 
 
 def _as_first_described(items: pl.DataFrame, split_ms: int | None) -> pl.DataFrame:
@@ -365,12 +395,11 @@ def _as_first_described(items: pl.DataFrame, split_ms: int | None) -> pl.DataFra
 
 def _kept(
     features: Path,
-    manifest: artifact.Manifest,
     events: EventTable,
     items: pl.DataFrame,
     protocol: Protocol,
-    min_count: int | None,
-    end_ms: int | None,
+    scores: npt.NDArray[np.float64],
+    least: int,
 ) -> npt.NDArray[np.bool_]:
     """Whether each item is kept, shape [V + 1], PAD never."""
     if protocol is Protocol.TIME and not events.is_fit.any():
@@ -380,9 +409,6 @@ def _kept(
         kept = np.ones(items.height + 1, dtype=bool)
         kept[1:] = items["num_events"].to_numpy() > 0
     else:
-        policy = PruningPolicy.of(manifest.config)
-        scores = _scores(events, events.is_fit, policy, manifest, end_ms, items.height)
-        least = policy.least(scores) if min_count is None else min_count
         kept = scores >= least
     kept[PAD] = False
     if not kept.any():
@@ -393,19 +419,26 @@ def _kept(
 def _scores(
     events: EventTable,
     counted: npt.NDArray[np.bool_],
-    policy: PruningPolicy,
     manifest: artifact.Manifest,
     end_ms: int | None,
     num_items: int,
 ) -> npt.NDArray[np.float64]:
     """The policy's score of each item over the events that count, which end at `end_ms`; shape [V + 1]."""
-    since = None if end_ms is None else policy.since_ms(int(end_ms))
-    if since is not None:
-        counted = counted & (events.timestamps_ms >= since)
-    kinds = manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE])
-    weights = policy.type_scores(kinds)[events.event_types[counted]]
-    scores = np.bincount(events.item_index[counted], weights=weights, minlength=num_items + 1)
-    return scores.astype(np.float64)
+    weights = _weights(manifest, events.event_types[counted], events.timestamps_ms[counted], end_ms)
+    return np.bincount(events.item_index[counted], weights, minlength=num_items + 1).astype(np.float64)
+
+
+def _weights(
+    manifest: artifact.Manifest,
+    event_types: npt.NDArray[np.uint8],
+    timestamps_ms: npt.NDArray[np.int64],
+    end_ms: int | None,
+) -> npt.NDArray[np.float64]:
+    """What each of some events, all before `end_ms`, adds to its item's score by the policy, parallel."""
+    policy = PruningPolicy.of(manifest.config)
+    weights = policy.type_scores(manifest.metrics.get("event_types", [DEFAULT_EVENT_TYPE]))[event_types]
+    since_ms = None if end_ms is None else policy.since_ms(int(end_ms))
+    return weights if since_ms is None else np.where(timestamps_ms >= since_ms, weights, 0.0)
 
 
 def _token_of_index(features: Path, vocabulary: Vocabulary, items: pl.DataFrame) -> Tokens:

@@ -88,6 +88,43 @@ def test_time_validation_repeats_the_cut_within_the_fitted_events(tmp_path: Path
     assert [row.tolist() for row in validation.targets] == [[1, 1], [1, 1]]
 
 
+def test_validation_prunes_by_what_was_before_it(tmp_path: Path) -> None:
+    """Item 2 is kept for what validation holds out: there it is in no list, and one who takes it is missed."""
+    of_2_alone = [*range(5, 13), 2, 1]
+    histories = {"a": [1] * 8 + [2, 2], "b": [1] * 9 + [2], "c": of_2_alone, "d": [3] * 9 + [1], "e": [1] * 9 + [3]}
+    write_features(tmp_path / "f", histories, 12, split_ms=10)
+    data = dataset.load(tmp_path / "f", Protocol.TIME, min_count=3)
+    assert [item.item_id for item in data.vocabulary.items] == ["sku-1", "sku-2", "sku-3"]
+    validation = data.validation(10, seed=0)
+    assert validation.from_ms == 9
+    assert validation.pruned.tolist() == [2]
+    assert validation.user_ids == ["a", "b", "d", "e"]
+    assert [row.tolist() for row in validation.train] == [[1] * 8 + [2], [1] * 9, [2], [3] * 9, [1] * 9]
+    assert [row.tolist() for row in validation.contexts] == [[1] * 8, [1] * 9, [3] * 9, [1] * 9]
+    assert [row.tolist() for row in validation.targets] == [[-2], [-2], [1], [3]]
+    kept = dataset.load(tmp_path / "f", Protocol.TIME, min_count=2).validation(10, seed=0)
+    assert kept.pruned.tolist() == []
+    assert kept.targets[0].tolist() == [2]
+
+
+def test_validation_prunes_by_the_events_that_count(tmp_path: Path) -> None:
+    """Views of item 2 do not keep it, and purchases of more than a day before do not."""
+    day, purchase, view = 86_400_000, 0, 1
+    rows = [("u", 1, n * day // 20, purchase) for n in range(100)]
+    rows += [("v", 2, n * day // 20, kind) for n, kind in enumerate([purchase] * 60 + [view] * 32 + [purchase] * 8)]
+    events = pl.DataFrame(rows, ["user_id", "item_index", "timestamp_ms", "event_type"], orient="row")
+    metrics = {"split_ms": 5 * day, "event_types": ["purchase", "view"]}
+    for config, pruned in (
+        ({}, []),
+        ({"count_types": ["purchase"]}, []),
+        ({"count_period_days": 1}, []),
+        ({"count_types": ["purchase"], "count_period_days": 1}, [2]),
+    ):
+        write_events(tmp_path / "f", events, 2, metrics, {"min_count": 3, **config})
+        validation = dataset.load(tmp_path / "f", Protocol.TIME).validation(10, seed=0)
+        assert validation.pruned.tolist() == pruned
+
+
 @pytest.mark.parametrize(
     ("protocol", "train", "targets"),
     [

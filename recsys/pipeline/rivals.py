@@ -133,7 +133,13 @@ def sample(
     place = {user_id: n for n, user_id in enumerate(found.train.user_ids)}
     train = _of_users(found.train, [place[found.user_ids[row]] for row in rows])
     return Sample(
-        split=ValidationSet(train, list(train), [found.targets[row] for row in rows], train.user_ids, found.from_ms),
+        split=replace(
+            found,
+            train=train,
+            contexts=list(train),
+            targets=[found.targets[row] for row in rows],
+            user_ids=train.user_ids,
+        ),
         num_items=len(data.vocabulary),
         masks_seen=protocol.masks_seen,
         data=data,
@@ -226,7 +232,7 @@ def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, w
     """Each metric's value of every user, by the decoder alone and fused with what counts know."""
     split = of.split
     later = [wanted.astype(np.int64) for wanted in split.targets]
-    without = [np.unique(context) for context in split.contexts] if of.masks_seen else None
+    without = [np.union1d(context, split.pruned) if of.masks_seen else split.pruned for context in split.contexts]
     table = TransitionTable.fit(split.train, of.num_items)
     known = [evidence(reachable(context, window), table) for context in split.contexts]
     num_recent_V = split.num_recent(of.num_items)
@@ -253,16 +259,12 @@ def _fused(
     vectors_UD: npt.NDArray[np.float32],
     index: ItemIndex,
     known: list[Evidence],
-    without: list[Tokens] | None,
+    without: list[Tokens],
     weights: Fusion,
 ) -> Tokens:
     """The ten best items of each user, shape [U, 10]."""
-    nothing = np.empty(0, dtype=np.int32)
     return np.stack(
-        [
-            search(index, vectors_UD[u : u + 1], row, 10, nothing if without is None else without[u], weights)[0]
-            for u, row in enumerate(known)
-        ]
+        [search(index, vectors_UD[u : u + 1], row, 10, without[u], weights)[0] for u, row in enumerate(known)]
     )
 
 

@@ -8,7 +8,7 @@ what follows what; where one event is held out they are the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -100,11 +100,17 @@ class Judges:
     """The decoder's items, nothing added to their scores; it looks at every one."""
     known: Sequence[Evidence]
     targets: Sequence[Tokens]
-    """Later events of each, at least one."""
+    """Later events of each, at least one; negative what no list can hold."""
     exclude: Sequence[Tokens] | None
     """Items that a user's list may not contain, if there are any."""
     num_recent_V: npt.NDArray[np.int64]
     """Events on each item in the last days, shape [V + 1]."""
+    pruned: Tokens = field(default_factory=lambda: _NOTHING)
+    """Items that no list may contain."""
+
+    def out_of(self, user: int) -> Tokens:
+        """Items that this user's list may not contain, in order."""
+        return self.pruned if self.exclude is None else np.union1d(self.exclude[user], self.pruned)
 
 
 def fit(candidates: Candidates, start: Fusion) -> tuple[Fusion, float]:
@@ -156,16 +162,16 @@ def temperature(judges: Judges, fusion: Fusion) -> float:
     losses_T, num_users, targets = np.zeros(len(_TEMPERATURES)), 0, judges.targets
     shift_V = trend.shifts(fusion.trend, judges.num_recent_V)
     for u in np.unique(np.linspace(0, len(targets) - 1, _MOST_JUDGED).astype(int)) if targets else ():
+        out = judges.out_of(u)
+        if targets[u][0] < 0 or targets[u][0] in out:
+            continue
         scores_V = judges.index.all_scores(judges.vectors_UD[u])
         assert scores_V is not None
         scores_V[judges.known[u].tokens - 1] += judges.known[u].terms(fusion)
         if shift_V is not None:
             scores_V += shift_V
         target = scores_V[targets[u][0] - 1]
-        if judges.exclude is not None:
-            if targets[u][0] in judges.exclude[u]:
-                continue
-            scores_V[judges.exclude[u] - 1] = -np.inf
+        scores_V[out - 1] = -np.inf
         best = scores_V.max()
         below_V = (scores_V - best).astype(np.float32)
         totals_T = [np.exp(below_V / np.float32(tried)).sum(dtype=np.float64) for tried in _TEMPERATURES]
@@ -225,8 +231,7 @@ def candidates_of(judges: Judges) -> Candidates:
         scores_V = judges.index.all_scores(vector_D)
         assert scores_V is not None
         unit = (float(scores_V.std()) or 1.0) / deviation if deviation else 0.0
-        out = _NOTHING if judges.exclude is None else judges.exclude[u]
-        rows.append(_row(scores_V, evidence, out, level_V, unit))
+        rows.append(_row(scores_V, evidence, judges.out_of(u), level_V, unit))
     width = max(DEPTH, *(row.shape[1] for row in rows))
     padded = np.zeros((len(rows), 6, width))
     padded[:, 1] = -np.inf

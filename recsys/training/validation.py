@@ -23,7 +23,7 @@ class Judge:
         self._windows = [answer_context(context, window) for context in validation.contexts]
         self._known = [evidence(context, transitions) for context in contexts]
         self._exclude = [np.unique(context) for context in validation.contexts] if mask_seen else None
-        self._targets = validation.targets
+        self._targets, self._pruned = validation.targets, validation.pruned
         num_recent_V = validation.num_recent(num_items)
         self._num_recent_V = num_recent_V if recipe.training.trend else np.zeros_like(num_recent_V)
         self.fusion = Fusion()
@@ -51,4 +51,6 @@ class Judge:
         vectors_UD = encode(model.eval(), self._windows)
         with torch.no_grad():
             index = ItemIndex.build(model.items_VD.cpu().numpy())
-        return fusion.Judges(vectors_UD, index, self._known, self._targets, self._exclude, self._num_recent_V)
+        return fusion.Judges(
+            vectors_UD, index, self._known, self._targets, self._exclude, self._num_recent_V, self._pruned
+        )

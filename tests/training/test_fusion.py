@@ -89,6 +89,31 @@ def test_the_temperature_counts_fusions_terms_and_leaves_out_what_may_not_be_lis
     )
 
 
+def test_what_is_pruned_is_in_no_list_and_says_nothing_of_the_temperature() -> None:
+    targets = [most_frequent(history) for history in HISTORIES]
+    pruned = np.array([1, 2, 3], dtype=np.int32)
+    missed = [np.where(np.isin(row, pruned), -row, row) for row in targets]
+    seen = [np.array([4, 2], dtype=np.int32)] * NUM_USERS
+    for exclude, out in ((None, [1, 2, 3]), (seen, [1, 2, 3, 4])):
+        judges = Judges(VECTORS, INDEX, known(), missed, exclude, NO_DATES, pruned)
+        candidates = candidates_of(judges)
+        assert not np.isin(candidates.evidence.tokens, out).any()
+        assert candidates.ndcg(Fusion()) < 1
+        first_is_out = [row[0] < 0 or row[0] in out for row in missed]
+        keep = np.flatnonzero(~np.array(first_is_out))
+        some = Judges(
+            VECTORS[keep],
+            INDEX,
+            [judges.known[u] for u in keep],
+            [missed[u] for u in keep],
+            None if exclude is None else [exclude[u] for u in keep],
+            NO_DATES,
+            pruned,
+        )
+        weights = Fusion(base=1.0)
+        assert fusion.temperature(judges, weights) == pytest.approx(fusion.temperature(some, weights))
+
+
 def test_too_few_users_tell_nothing_of_the_temperature() -> None:
     targets = [np.array([1], dtype=np.int32)] * 29
     judges = Judges(VECTORS[:29], INDEX, known()[:29], targets, None, NO_DATES)
