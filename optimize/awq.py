@@ -3,16 +3,17 @@
 An input that is large in real windows makes the rounding errors of its weights count. Its weights are multiplied
 by a scale before rounding and the input is divided by it: the division is folded into the norm or the projection
 that makes the input, so the float model stays the same. The exponent of the scales and how far to clip are
-searched per matrix for the least output error on calibration windows.
+searched for the least output error on calibration windows, the exponent per input that matrices share, clipping per
+channel and group.
 Source: Lin et al., AWQ, MLSys 2024.
 """
 
-# O output channels, I inputs, G groups
+# O output channels, I inputs, G groups, K inputs of a group, C shares tried, N = C x O
 
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any, assert_never
 
 import torch
@@ -38,7 +39,7 @@ _FOLDED = 1e-4
 """Largest share of an output that folding may change: rounding of float32 is far below, another function far above."""
 
 
-class Rounding(StrEnum):
+class Rounding(Enum):
     """How the weights of a matrix become codes."""
 
     NEAREST = "nearest"
@@ -113,29 +114,31 @@ def search_clip(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> Te
 def _clip(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> Tensor:
     """Places among the shares, shape [O, G]."""
     num_inputs = weight_OI.shape[1]
-    members = [(format_.group_of(num_inputs) == g).nonzero()[:, 0] for g in range(format_.num_groups(num_inputs))]
+    size = format_.group_size or num_inputs
+    groups = [slice(start, start + size) for start in range(0, num_inputs, size)]
     tried_COI = torch.stack([_difference(rounding.nearest(weight_OI, format_, clip), weight_OI) for clip in _CLIPS])
-    own_COG = torch.stack([rounding.output_error(tried_COI[..., at], gram_II[at][:, at]) for at in members], dim=-1)
+    own_COG = torch.stack([rounding.output_error(tried_COI[..., at], gram_II[at, at]) for at in groups], dim=-1)
     chosen_OG = own_COG.argmin(dim=0)
     rows = torch.arange(len(weight_OI))
-    difference_OI = torch.cat([tried_COI[chosen_OG[:, g], rows][:, at] for g, at in enumerate(members)], dim=1)
-    for _ in range(_SWEEPS if len(members) > 1 else 0):
-        for g, at in enumerate(members):
+    difference_OI = torch.cat([tried_COI[chosen_OG[:, g], rows, at] for g, at in enumerate(groups)], dim=1)
+    for _ in range(_SWEEPS if len(groups) > 1 else 0):
+        for g, at in enumerate(groups):
             difference_OI[:, at] = 0
             pull_OK = 2 * (difference_OI @ gram_II[:, at])
             whole_CO = own_COG[..., g] + (tried_COI[..., at] * pull_OK).sum(dim=-1)
             chosen_OG[:, g] = whole_CO.argmin(dim=0)
-            difference_OI[:, at] = tried_COI[chosen_OG[:, g], rows][:, at]
+            difference_OI[:, at] = tried_COI[chosen_OG[:, g], rows, at]
     return chosen_OG
 
 
-def compensated(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> RoundedWeight:
+def best_compensated(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) -> RoundedWeight:
     """Rounded by `rounding.compensated`, each channel clipped at the share that leaves the least output error then."""
+    order = rounding.Order.of(gram_II)
     codes, scales = [], []
     for part_OI in _channels(weight_OI, len(_COMPENSATED_CLIPS)):
         tried_NI = part_OI.repeat(len(_COMPENSATED_CLIPS), 1)
         clip_N1 = torch.tensor(_COMPENSATED_CLIPS).repeat_interleave(len(part_OI))[:, None]
-        found = rounding.compensated(tried_NI, format_, gram_II, clip_N1)
+        found = rounding.compensated(tried_NI, format_, order, clip_N1)
         error_CO = rounding.output_error(_difference(found, tried_NI), gram_II).view(-1, len(part_OI))
         best_O = error_CO.argmin(dim=0) * len(part_OI) + torch.arange(len(part_OI))
         codes.append(found.codes_OI[best_O])
@@ -167,7 +170,7 @@ def _rounded(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat, way: Rou
         case Rounding.CLIPPED:
             return rounding.nearest(weight_OI, format_, search_clip(weight_OI, gram_II, format_))
         case Rounding.COMPENSATED:
-            return compensated(weight_OI, gram_II, format_)
+            return best_compensated(weight_OI, gram_II, format_)
         case _:
             assert_never(way)
 

@@ -120,13 +120,12 @@ def compare_methods(
     size, seed = config.num_calibration_windows, config.seed
     others = calibration.others(data.fit, checkpoint.window, size, config.num_comparison_windows, seed)
     folded, scaled = awq.fold(model, statistics, format_)
+    compensated = awq.round_weights(folded, scaled, format_, awq.Rounding.COMPENSATED)
     methods: dict[str, Callable[[], SequenceModel]] = {
         "plain rounding": lambda: awq.round_weights(model, statistics, format_, awq.Rounding.NEAREST),
         "AWQ": lambda: awq.round_weights(folded, scaled, format_, awq.Rounding.CLIPPED),
-        "AWQ, compensated": lambda: awq.round_weights(folded, scaled, format_, awq.Rounding.COMPENSATED),
-        "AWQ, compensated, int8 inputs (W8A8)": lambda: _with_rounded_inputs(
-            awq.round_weights(folded, scaled, format_, awq.Rounding.COMPENSATED)
-        ),
+        "AWQ, compensated": lambda: compensated,
+        "AWQ, compensated, int8 inputs (W8A8)": lambda: _with_rounded_inputs(copy.deepcopy(compensated)),
         "dynamic int8": lambda: _dynamic(model),
         "items int8 alone": lambda: _with_rounded_items(model),
     }

@@ -96,29 +96,42 @@ def nearest(weight_OI: Tensor, format_: WeightFormat, clip_OG: Tensor | float = 
     )
 
 
-def compensated(
-    weight_OI: Tensor, format_: WeightFormat, gram_II: Tensor, clip_OG: Tensor | float = 1.0
-) -> RoundedWeight:
-    """Inputs one after another, the ones with most energy first.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In what order inputs are rounded, and what those to come make up for."""
+
+    inputs: Tensor
+    """The ones with most energy first, shape [I]."""
+    factor_II: Tensor
+    """Upper Cholesky factor of the inverse of the damped Gram matrix, in that order."""
+
+    @classmethod
+    def of(cls, gram_II: Tensor) -> "Order":
+        """Of the mean of x xᵀ over calibration events."""
+        energy_I = gram_II.diagonal()
+        inputs = torch.argsort(energy_I, descending=True, stable=True)
+        damped = gram_II + torch.eye(len(gram_II), dtype=gram_II.dtype) * _DAMPING * energy_I.mean().clamp_min(1e-12)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[inputs][:, inputs].double()))
+        return cls(inputs, torch.linalg.cholesky(inverse, upper=True))
+
+
+def compensated(weight_OI: Tensor, format_: WeightFormat, order: Order, clip_OG: Tensor | float = 1.0) -> RoundedWeight:
+    """Inputs one after another.
 
     What a rounding changes in the output is made up for, as far as it can be, by the weights of the inputs
-    still to come. `gram_II` is the mean of x xᵀ over calibration events.
+    still to come.
     Source: Frantar et al., GPTQ, ICLR 2023 (with order by activation).
     """
     scales_OG = scales(weight_OI, format_, clip_OG)
     scale_OI = scales_OG[:, format_.group_of(weight_OI.shape[1])]
-    energy_I = gram_II.diagonal()
-    order = torch.argsort(energy_I, descending=True, stable=True)
-    damped = gram_II + torch.eye(len(gram_II), dtype=gram_II.dtype) * _DAMPING * energy_I.mean().clamp_min(1e-12)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order].double()))
-    factor_II = torch.linalg.cholesky(inverse, upper=True)
-    rest_OI, scale_OI = weight_OI[:, order].double(), scale_OI[:, order].double()
+    inputs, factor_II = order.inputs, order.factor_II
+    rest_OI, scale_OI = weight_OI[:, inputs].double(), scale_OI[:, inputs].double()
     codes_OI = torch.empty_like(rest_OI)
-    for i in range(len(order)):
+    for i in range(len(inputs)):
         codes_OI[:, i] = _codes(rest_OI[:, i], scale_OI[:, i], format_)
         error_O = (rest_OI[:, i] - codes_OI[:, i] * scale_OI[:, i]) / factor_II[i, i]
         rest_OI[:, i + 1 :] -= error_O[:, None] * factor_II[i, i + 1 :]
-    return RoundedWeight(codes_OI[:, torch.argsort(order)].to(torch.int8), scales_OG, format_)
+    return RoundedWeight(codes_OI[:, torch.argsort(inputs)].to(torch.int8), scales_OG, format_)
 
 
 def output_error(difference_OI: Tensor, gram_II: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +106,16 @@ class ValidationSet:
 
     train: Histories
     contexts: list[Tokens]
-    """Not empty, and without what is in `pruned`."""
     targets: list[Tokens]
-    """Per context the events after it, at least one; a negative number for an item in `pruned`: a miss, as in the
-    test."""
+    """Per context the events after it, at least one; a negative number for an item in `pruned`, which no list holds."""
     user_ids: list[str] = field(default_factory=list)
     """Whose contexts they are; empty where nobody knows."""
     from_ms: int | None = None
     """`train` holds all fitted events before this moment and none after it; None where users lose their last event."""
     pruned: Tokens = field(default_factory=lambda: np.empty(0, dtype=np.int32))
-    """Kept items that the events of `train` alone would not have kept, in order. An item with few events there was
-    kept for those held out: with a place in lists, it would teach every choice that rare items come next."""
+    """Kept items that the events of `train` alone would not have kept, in order: they are trained on and read, and
+    have no place in lists. An item with few events in `train` was kept for those held out, so lists with such items
+    would teach every choice that what is rare comes next."""
 
     def num_recent(self, num_items: int) -> npt.NDArray[np.int64]:
         """Events that are to be predicted on each item in the last days of `train` (see `recsys/trend.py`)."""
@@ -164,7 +162,7 @@ class Dataset:
     _items: pl.DataFrame
     _token_of_index: Tokens
     _least: int
-    """Least score of a kept item."""
+    """Least score of an item that is kept."""
 
     @property
     def fit_end_ms(self) -> int | None:
@@ -195,7 +193,8 @@ class Dataset:
         them are looked at, or 2,000; with `everyone`, as many as asked for. Otherwise everything after the 0.9 quantile
         of the fitted timestamps is held out; where that leaves no user with events on both sides, or the log has no
         times, the last event of the users looked at, a fifth at most. As in the test, targets are events of the types
-        to be predicted, and the last event is the last of those, with what comes after it.
+        to be predicted, and the last event is the last of those, with what comes after it; and items are pruned by
+        what is left. What the protocol's own cut prunes is in neither contexts nor targets.
         """
         generator = np.random.default_rng(seed)
         wanted = self._is_wanted()
@@ -235,18 +234,18 @@ class Dataset:
         spans = [slice(self.fit.offsets[user], self.fit.offsets[user + 1]) for user in users]
         targets = [self.fit.tokens[span][held_out[span] & wanted[span]] for span in spans]
         pruned = self._pruned(train)
-        contexts = [train[user][~np.isin(train[user], pruned)] for user in users]
-        is_known = [len(context) > 0 for context in contexts]
+        sign_V = np.ones(len(self.vocabulary) + 1, dtype=np.int32)
+        sign_V[pruned] = -1
         return ValidationSet(
             train,
-            list(compress(contexts, is_known)),
-            [np.where(np.isin(tokens, pruned), -tokens, tokens) for tokens in compress(targets, is_known)],
-            [self.fit.user_ids[user] for user in compress(users, is_known)],
+            [train[user] for user in users],
+            [tokens * sign_V[tokens] for tokens in targets],
+            [self.fit.user_ids[user] for user in users],
             pruned=pruned,
         )
 
     def _pruned(self, train: Histories) -> Tokens:
-        """Kept items that these events alone would not have kept; none under last-out, which prunes none."""
+        """Kept items whose score by these events is too low; none under last-out, which prunes none."""
         if self.protocol is Protocol.LAST_OUT or train.event_types is None:
             return np.empty(0, dtype=np.int32)
         end_ms = None if self.split_ms is None or not len(train.tokens) else int(train.timestamps_ms.max()) + 1
@@ -264,7 +263,7 @@ class Dataset:
         """
         before = self._events.is_fit & (self._events.timestamps_ms < moment_ms)
         scores = _scores(self._events, before, self.manifest, moment_ms, self._items.height)
-        kept = scores >= PruningPolicy.of(self.manifest.config).least(scores)
+        kept = scores >= self._least
         first_ms = self._items["first_ms"].fill_null(moment_ms).to_numpy()
         is_new = ~kept[1:] & (first_ms >= moment_ms - NEW_DAYS * DAY_MS)
         if until_ms is not None:
@@ -367,8 +366,10 @@ def _load(
     end_ms = split_ms if protocol is Protocol.TIME else manifest.metrics.get("last_ms")
     scores = _scores(events, events.is_fit, manifest, end_ms, items.height)
     least = PruningPolicy.of(manifest.config).least(scores) if min_count is None else min_count
+    if protocol is Protocol.LAST_OUT:
+        scores, least = np.concatenate([[0.0], items["num_events"].to_numpy()]), 1
     if vocabulary is None:
-        kept = _kept(features, events, items, protocol, scores, least)
+        kept = _kept(features, events, protocol, scores, least)
         num_recent = _num_recent(events, is_positive, protocol, split_ms, items.height)
         vocabulary = Vocabulary(_described(items, kept[1:], num_events, num_recent))
     token_of_index = _token_of_index(features, vocabulary, items)
@@ -396,7 +397,6 @@ def _as_first_described(items: pl.DataFrame, split_ms: int | None) -> pl.DataFra
 def _kept(
     features: Path,
     events: EventTable,
-    items: pl.DataFrame,
     protocol: Protocol,
     scores: npt.NDArray[np.float64],
     least: int,
@@ -404,12 +404,7 @@ def _kept(
     """Whether each item is kept, shape [V + 1], PAD never."""
     if protocol is Protocol.TIME and not events.is_fit.any():
         raise DataError(f"{features}: no event is before the cut, so nothing can be fitted; use --protocol last-out")
-    if protocol is Protocol.LAST_OUT:
-        least = 1
-        kept = np.ones(items.height + 1, dtype=bool)
-        kept[1:] = items["num_events"].to_numpy() > 0
-    else:
-        kept = scores >= least
+    kept = scores >= least
     kept[PAD] = False
     if not kept.any():
         raise DataError(f"{features}: no item has {least} events or more to be fitted on; lower min_count")
@@ -425,7 +420,7 @@ def _scores(
 ) -> npt.NDArray[np.float64]:
     """The policy's score of each item over the events that count, which end at `end_ms`; shape [V + 1]."""
     weights = _weights(manifest, events.event_types[counted], events.timestamps_ms[counted], end_ms)
-    return np.bincount(events.item_index[counted], weights, minlength=num_items + 1).astype(np.float64)
+    return np.bincount(events.item_index[counted], weights, minlength=num_items + 1).astype(np.float64, copy=False)
 
 
 def _weights(

@@ -89,7 +89,7 @@ def test_time_validation_repeats_the_cut_within_the_fitted_events(tmp_path: Path
 
 
 def test_validation_prunes_by_what_was_before_it(tmp_path: Path) -> None:
-    """Item 2 is kept for what validation holds out: there it is in no list, and one who takes it is missed."""
+    """Item 2 is kept for what validation holds out: there no list has it, and who takes it is missed."""
     of_2_alone = [*range(5, 13), 2, 1]
     histories = {"a": [1] * 8 + [2, 2], "b": [1] * 9 + [2], "c": of_2_alone, "d": [3] * 9 + [1], "e": [1] * 9 + [3]}
     write_features(tmp_path / "f", histories, 12, split_ms=10)
@@ -98,10 +98,10 @@ def test_validation_prunes_by_what_was_before_it(tmp_path: Path) -> None:
     validation = data.validation(10, seed=0)
     assert validation.from_ms == 9
     assert validation.pruned.tolist() == [2]
-    assert validation.user_ids == ["a", "b", "d", "e"]
+    assert validation.user_ids == ["a", "b", "c", "d", "e"]
     assert [row.tolist() for row in validation.train] == [[1] * 8 + [2], [1] * 9, [2], [3] * 9, [1] * 9]
-    assert [row.tolist() for row in validation.contexts] == [[1] * 8, [1] * 9, [3] * 9, [1] * 9]
-    assert [row.tolist() for row in validation.targets] == [[-2], [-2], [1], [3]]
+    assert [row.tolist() for row in validation.contexts] == [row.tolist() for row in validation.train]
+    assert [row.tolist() for row in validation.targets] == [[-2], [-2], [1], [1], [3]]
     kept = dataset.load(tmp_path / "f", Protocol.TIME, min_count=2).validation(10, seed=0)
     assert kept.pruned.tolist() == []
     assert kept.targets[0].tolist() == [2]

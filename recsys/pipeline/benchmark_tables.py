@@ -141,6 +141,8 @@ def _times(ratio: float | None) -> str:
 
 def heads_table(values: dict[str, Any]) -> str:
     """Shapes of equal width, those on the frontier marked."""
+    from recsys.pipeline.heads_benchmark import SAME_SPEED
+
     kept = dict.fromkeys(f"{row['precision']}, {row['cache']} sessions" for row in values["rows"])
     title = f"inner width {values['inner_width']}, {values['num_threads']} threads; {' | '.join(kept)}"
     rows = new_table(title, "heads x head_dim", "open ms", "append ms", "NDCG@10", "difference", "epochs", "frontier")
@@ -159,11 +161,13 @@ def heads_table(values: dict[str, Any]) -> str:
     if any(row["difference"] for row in values["rows"]):
         own = f"the recipe's {values['own_heads']} heads"
         lines.append(f"{paired(own)}; other seeds may differ by more")
-    found, own_heads = values["found_heads"], values["own_heads"]
-    whose = "the recipe's own" if found == own_heads else f"not the recipe's {own_heads}"
-    named = f"{found} heads" if found else "no shape that none beats"
-    lines.append(f"found: {named}, {whose}. One shape beats another if it is quicker (by")
-    lines.append("5 % or more) and not less accurate, or more accurate (the interval is above 0) and not slower")
+    found = values["found_heads"]
+    whose = ", the recipe's own" if found == values["own_heads"] else ""
+    lines.append(f"found: {found} heads{whose}" if found else "found: nothing, each shape is beaten")
+    lines.append(
+        f"one beats another that is no better otherwise: by {SAME_SPEED - 1:.0%} of a window's time or more, or by an "
+        "interval of accuracy above 0"
+    )
     return "\n".join([as_text(rows), *lines])
 
 

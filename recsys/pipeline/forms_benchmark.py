@@ -19,10 +19,10 @@ from recsys.contracts.protocol import Protocol
 from recsys.model.binary_loss import BinaryLoss
 from recsys.pipeline import progress
 from recsys.pipeline.forms import BLOCKS, INPUTS, OUTPUTS, SCHEDULES, Forms, event_types, missing_inputs
-from recsys.pipeline.kept_runs import METHOD, KeptRuns
+from recsys.pipeline.kept_runs import KeptRuns
 from recsys.pipeline.rivals import LEARNING_RATE, MODEL, Rival, Sample, compare, sample, train_and_rank
 from recsys.training import study
-from recsys.training.config import TrainingConfig
+from recsys.training.config import METHOD, TrainingConfig
 from recsys.training.fusion import MIN_USERS
 from recsys.training.loop import DivergedError
 from recsys.windows import WindowConfig

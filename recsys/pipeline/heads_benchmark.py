@@ -22,7 +22,7 @@ from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import Arithmetic
 from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
-from recsys.evaluation.statistics import paired_difference
+from recsys.evaluation.statistics import LEAST_DIFFERENT, paired_difference
 from recsys.model import incremental
 from recsys.model.checkpoint import Checkpoint
 from recsys.pipeline.validation_users import by_others, validation_users
@@ -59,9 +59,9 @@ def run(
 ) -> dict[str, Any]:
     """Train each shape alike with each of so many seeds, time all in turns, and mark those that no other beats.
 
-    Found is the recipe's own shape unless another beats it, else the quickest that none beats. Beside the means stands
-    what a shape's accuracy differs by from the recipe's own, if that is among them, paired by user. Weights of fusion
-    are found on other users than they are judged by.
+    Found is the recipe's own shape unless another beats it, else the quickest that none beats and that is as accurate.
+    Beside the means stands what a shape's accuracy differs by from the recipe's own, if that is among them, paired by
+    user. Weights of fusion are found on other users than they are judged by.
 
     Raises:
         ConfigError: a number of heads that does not divide the inner width into even heads of 4 or more.
@@ -122,7 +122,7 @@ def picture(values: dict[str, Any], path: Path) -> None:
     for row in values["rows"]:
         colour = "tab:blue" if row["on_frontier"] else "tab:gray"
         ndcg, apart = row["validation_ndcg@10"], row["difference"]
-        reach = apart and [[apart["difference"] - apart["low"]], [apart["high"] - apart["difference"]]]
+        reach = apart and [[max(0, apart["difference"] - apart["low"])], [max(0, apart["high"] - apart["difference"])]]
         axes.errorbar(row["open_ms"], ndcg, yerr=reach, fmt="o", color=colour, capsize=3, elinewidth=0.7)
         axes.annotate(f" {row['num_heads']} x {row['head_dim']}", (row["open_ms"], ndcg))
     best = sorted((row["open_ms"], row["validation_ndcg@10"]) for row in values["rows"] if row["on_frontier"])
@@ -220,19 +220,29 @@ def _frontier(open_ms: Sequence[float], ndcg_NU: Sequence[npt.NDArray[np.float64
     """Whether no other shape beats each.
 
     One beats another if it is quicker and not less accurate, or more accurate and not slower. Times are the same
-    within `SAME_SPEED`; accuracies are where the 95 % interval of their difference, paired by user, reaches 0.
+    within `SAME_SPEED`; accuracies are where the 95 % interval of their difference, paired by user, reaches 0, or too
+    few users differ for one.
     """
     shapes = range(len(open_ms))
 
     def beats(a: int, b: int) -> bool:
         is_quicker, is_slower = open_ms[a] * SAME_SPEED < open_ms[b], open_ms[a] > open_ms[b] * SAME_SPEED
         apart = paired_difference(ndcg_NU[a], ndcg_NU[b], seed=0)
-        return (is_quicker and apart.high >= 0) or (apart.low > 0 and not is_slower)
+        is_known = apart.num_different >= LEAST_DIFFERENT
+        is_better, is_worse = is_known and apart.low > 0, is_known and apart.high < 0
+        return (is_quicker and not is_worse) or (is_better and not is_slower)
 
     return [not any(beats(a, b) for a in shapes if a != b) for b in shapes]
 
 
 def _found(rows: Sequence[dict[str, Any]], own: int) -> int | None:
-    """Heads of the recipe's own shape if none beats it, else of the quickest that none beats."""
-    best = {row["num_heads"]: row["open_ms"] for row in rows if row["on_frontier"]}
-    return own if own in best else min(best, key=lambda num_heads: best[num_heads], default=None)
+    """Heads of the recipe's own shape if none beats it, else of the quickest that none beats and that is as accurate.
+
+    None where that leaves nothing, as the relation is not transitive.
+    """
+    kept = [row for row in rows if row["on_frontier"]]
+    if any(row["num_heads"] == own for row in kept):
+        return own
+    as_good = [row for row in kept if row["difference"] is None or row["difference"]["high"] >= 0]
+    quickest = min(as_good, key=lambda row: row["open_ms"], default=None)
+    return None if quickest is None else int(quickest["num_heads"])

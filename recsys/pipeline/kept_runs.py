@@ -13,9 +13,7 @@ import numpy as np
 from recsys.contracts.errors import DataError
 from recsys.contracts.files import write_text
 from recsys.evaluation import looks
-
-METHOD = 2
-"""Raised when a training of the same settings comes to mean something else; 2: trend, weights from halves."""
+from recsys.training.config import METHOD
 
 Run = dict[str, Any]
 """One training: each metric's value of every user as an array, and single numbers."""

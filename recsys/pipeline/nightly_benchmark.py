@@ -28,12 +28,12 @@ from recsys.evaluation.metrics import per_user_metrics
 from recsys.evaluation.statistics import paired_difference
 from recsys.model.checkpoint import Checkpoint
 from recsys.model.reference import encode
-from recsys.pipeline.kept_runs import METHOD, kept_looks
+from recsys.pipeline.kept_runs import kept_looks
 from recsys.pipeline.progress import bar
 from recsys.runtime.fusion import Fusion, evidence, search
 from recsys.runtime.index import ItemIndex
 from recsys.training import train
-from recsys.training.config import Recipe
+from recsys.training.config import METHOD, Recipe
 from recsys.transitions import TransitionTable
 from recsys.windows import answer_context, reachable
 

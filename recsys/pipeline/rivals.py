@@ -238,7 +238,7 @@ def _ranked(vectors_UD: npt.NDArray[np.float32], index: ItemIndex, of: Sample, w
     num_recent_V = split.num_recent(of.num_items)
     judges = fusion.Judges(vectors_UD, index, known, split.targets, without, num_recent_V)
     weights = fusion.bagged(fusion.candidates_of(judges))
-    alone, _ = index.search(vectors_UD, 10, without)
+    alone, _ = index.search(vectors_UD, 10, without if any(map(len, without)) else None)
     shifted = ItemIndex.build(
         index.vectors(np.arange(1, len(index) + 1, dtype=np.int32)), trend.shifts(weights.trend, num_recent_V)
     )

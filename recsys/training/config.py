@@ -17,6 +17,9 @@ from recsys.windows import WindowConfig
 DENSE, SPARSE, LONG = "model", "sparse.model", "long.window"
 """Names of a recipe's tables that its forms are made of."""
 AND = " + "
+METHOD = 3
+"""Raised when a training of the same settings comes to mean something else, so that what is kept of older ones is not
+mixed with newer ones; 2: trend, weights from halves; 3: validation prunes by what was before it."""
 
 
 class Precision(StrEnum):

@@ -108,9 +108,13 @@ class Judges:
     pruned: Tokens = field(default_factory=lambda: _NOTHING)
     """Items that no list may contain."""
 
-    def out_of(self, user: int) -> Tokens:
-        """Items that this user's list may not contain, in order."""
-        return self.pruned if self.exclude is None else np.union1d(self.exclude[user], self.pruned)
+    def may_list_V(self, user: int) -> npt.NDArray[np.bool_]:
+        """Whether this user's list may contain each item, shape [V]."""
+        may_V = np.ones(len(self.index), dtype=bool)
+        may_V[self.pruned - 1] = False
+        if self.exclude is not None:
+            may_V[self.exclude[user] - 1] = False
+        return may_V
 
 
 def fit(candidates: Candidates, start: Fusion) -> tuple[Fusion, float]:
@@ -162,8 +166,8 @@ def temperature(judges: Judges, fusion: Fusion) -> float:
     losses_T, num_users, targets = np.zeros(len(_TEMPERATURES)), 0, judges.targets
     shift_V = trend.shifts(fusion.trend, judges.num_recent_V)
     for u in np.unique(np.linspace(0, len(targets) - 1, _MOST_JUDGED).astype(int)) if targets else ():
-        out = judges.out_of(u)
-        if targets[u][0] < 0 or targets[u][0] in out:
+        may_V = judges.may_list_V(u)
+        if targets[u][0] < 0 or not may_V[targets[u][0] - 1]:
             continue
         scores_V = judges.index.all_scores(judges.vectors_UD[u])
         assert scores_V is not None
@@ -171,7 +175,7 @@ def temperature(judges: Judges, fusion: Fusion) -> float:
         if shift_V is not None:
             scores_V += shift_V
         target = scores_V[targets[u][0] - 1]
-        scores_V[out - 1] = -np.inf
+        scores_V[~may_V] = -np.inf
         best = scores_V.max()
         below_V = (scores_V - best).astype(np.float32)
         totals_T = [np.exp(below_V / np.float32(tried)).sum(dtype=np.float64) for tried in _TEMPERATURES]
@@ -231,7 +235,7 @@ def candidates_of(judges: Judges) -> Candidates:
         scores_V = judges.index.all_scores(vector_D)
         assert scores_V is not None
         unit = (float(scores_V.std()) or 1.0) / deviation if deviation else 0.0
-        rows.append(_row(scores_V, evidence, judges.out_of(u), level_V, unit))
+        rows.append(_row(scores_V, evidence, judges.may_list_V(u), level_V, unit))
     width = max(DEPTH, *(row.shape[1] for row in rows))
     padded = np.zeros((len(rows), 6, width))
     padded[:, 1] = -np.inf
@@ -250,7 +254,9 @@ def _gain(tokens_C: Floats, wanted: Tokens) -> Floats:
     return gain
 
 
-def _row(scores_V: Floats, known: Evidence, out: Tokens, level_V: Floats, unit: float) -> npt.NDArray[np.float64]:
+def _row(
+    scores_V: Floats, known: Evidence, may_V: npt.NDArray[np.bool_], level_V: Floats, unit: float
+) -> npt.NDArray[np.float64]:
     """One user's candidates: rows token, score, likelihood, times seen, events since, level; shape [6, at most C].
 
     `unit` is the weight of the trend that gives it as much to say as the decoder's scores have.
@@ -264,21 +270,21 @@ def _row(scores_V: Floats, known: Evidence, out: Tokens, level_V: Floats, unit: 
             known.events_since,
             level_V[known.tokens - 1],
         ]
-    )[:, ~np.isin(known.tokens, out)]
+    )[:, may_V[known.tokens - 1]]
     by = np.concatenate([columns_6S[1:4], columns_6S[1:2] + unit * columns_6S[5:6]])
     order = np.argsort(-by, axis=1, kind="stable")[:, :_PROMISING]
     latest = np.argsort(np.where(columns_6S[3] > 0, columns_6S[4], np.inf), kind="stable")[:_PROMISING]
     promising = np.unique(np.concatenate([order.ravel(), latest]))
-    others = _others(scores_V, level_V, unit, np.union1d(known.tokens, out))
+    allowed_V = np.where(may_V, scores_V, -np.inf)
+    allowed_V[known.tokens - 1] = -np.inf
+    others = _others(allowed_V, level_V, unit)
     fresh = np.zeros((6, len(others)))
     fresh[0], fresh[1], fresh[5] = others, scores_V[others - 1], level_V[others - 1]
     return np.concatenate([columns_6S[:, promising], fresh], axis=1)
 
 
-def _others(scores_V: Floats, level_V: Floats, unit: float, out: Tokens) -> Tokens:
-    """The best items but these, by the decoder's score alone and with some weights of the trend."""
-    allowed_V = scores_V.copy()
-    allowed_V[out - 1] = -np.inf
+def _others(allowed_V: Floats, level_V: Floats, unit: float) -> Tokens:
+    """The best items of these scores, by the scores alone and with some weights of the trend."""
     shares = _TREND_SHARES if unit else _TREND_SHARES[:1]
     found = [best_of_all(allowed_V + share * unit * level_V if share else allowed_V, DEPTH)[0] for share in shares]
     others = np.unique(np.concatenate(found))

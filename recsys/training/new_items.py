@@ -118,8 +118,9 @@ class _Lists:
         new_index = np.array([item.item_index for item in new], dtype=np.int64)
         index_V = np.array([PAD, *(item.item_index for item in data.vocabulary.items)], dtype=np.int64)
         num_before_V = np.bincount(validation.train.tokens, minlength=len(index_V))
-        hidden = np.flatnonzero(np.isin(index_V, new_index) | (num_before_V == 0))[1:].astype(np.int32)
-        hidden = np.union1d(hidden, validation.pruned)
+        is_hidden_V = np.isin(index_V, new_index) | (num_before_V == 0)
+        is_hidden_V[validation.pruned] = True
+        hidden = np.flatnonzero(is_hidden_V)[1:].astype(np.int32)
         shown = np.setdiff1d(np.arange(1, len(index_V)), hidden)
         items_VD = model.items_VD.detach().cpu().numpy()
         vectors_ND = place(

@@ -17,7 +17,7 @@ import torch
 from recsys.contracts import artifact
 from recsys.contracts.errors import ArtifactError
 from recsys.runtime.fusion import Fusion
-from recsys.training.config import Recipe
+from recsys.training.config import METHOD, Recipe
 from recsys.training.fitted import Fitted, RoundResult
 from recsys.training.loop import Trainer, WindowStream
 
@@ -33,7 +33,7 @@ class SavedRun:
         self, out: Path, recipe: Recipe, protocol: str, parents: dict[str, str], *, is_refit: bool = False
     ) -> None:
         self.place = out.parent / f".{out.name}.training"
-        self._config = {**recipe.model_dump(mode="json"), "protocol": protocol, "refit": is_refit}
+        self._config = {**recipe.model_dump(mode="json"), "protocol": protocol, "refit": is_refit, "method": METHOD}
         self._parents = parents
 
     def save(self, trainer: Trainer, stream: WindowStream, best: Fitted, seconds: float) -> None:

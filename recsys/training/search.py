@@ -20,7 +20,7 @@ from recsys.contracts.protocol import Protocol
 from recsys.dataset import Dataset
 from recsys.model.summaries import build_model
 from recsys.training import study
-from recsys.training.config import Recipe
+from recsys.training.config import METHOD, Recipe
 from recsys.training.fit import fit
 from recsys.training.fitted import RoundResult
 from recsys.training.processes import Processes
@@ -63,6 +63,7 @@ def run(recipe: Recipe, features: Path, out: Path, *, protocol: Protocol, num_tr
         "protocol": data.protocol.value,
         "recipe": recipe.model_dump(mode="json"),
         "minutes of a trial": trial_minutes,
+        "method": METHOD,
     }
     found = study.opened(out, of, _settings_of(recipe), recipe.training.seed)
     study.go_on(found, lambda trial: _objective(trial, data, recipe, trial_minutes), num_trials)

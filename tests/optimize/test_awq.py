@@ -129,9 +129,9 @@ def test_each_search_lowers_the_error_it_searches() -> None:
 
     plain = error(rounding.nearest(weight_OI, WeightFormat(bits=4)))
     assert error(rounding.nearest(weight_OI, WeightFormat(bits=4), clip_OG)) < plain
-    made_up_for = error(rounding.compensated(weight_OI, WeightFormat(bits=4), gram_II))
+    made_up_for = error(rounding.compensated(weight_OI, WeightFormat(bits=4), rounding.Order.of(gram_II)))
     assert made_up_for < 0.8 * plain
-    assert error(awq.compensated(weight_OI, gram_II, WeightFormat(bits=4))) < made_up_for
+    assert error(awq.best_compensated(weight_OI, gram_II, WeightFormat(bits=4))) < made_up_for
     assert scaled_error(weight_OI, statistics, WeightFormat(bits=4)) < 0.8 * plain
 
 
@@ -155,10 +155,10 @@ def test_clips_are_the_best_for_the_whole_output_whatever_is_searched_at_a_time(
             assert (
                 error_O(other_OG) >= best_O * (1 - 1e-4)
             ).float().mean() > 0.98  # some turn more often than they may
-    compensated = awq.compensated(weight_OI, gram_II, format_)
+    compensated = awq.best_compensated(weight_OI, gram_II, format_)
     monkeypatch.setattr(awq, "_MOST_TRIED", 1)
     assert torch.equal(awq.search_clip(weight_OI, gram_II, format_), clip_OG)
-    again = awq.compensated(weight_OI, gram_II, format_)
+    again = awq.best_compensated(weight_OI, gram_II, format_)
     assert torch.equal(again.codes_OI, compensated.codes_OI)
     assert torch.equal(again.scales_OG, compensated.scales_OG)
 

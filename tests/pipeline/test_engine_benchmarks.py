@@ -160,11 +160,12 @@ def test_the_frontier_is_what_nothing_certainly_beats() -> None:
 
 
 def test_the_own_shape_is_found_unless_it_is_beaten() -> None:
+    shapes = ((1, 2.0, True, 0.1), (2, 1.98, True, 0.1), (4, 3.0, False, None), (8, 1.0, True, -0.1))
     rows = [
-        {"num_heads": heads, "open_ms": ms, "on_frontier": is_on}
-        for heads, ms, is_on in ((1, 2.0, True), (2, 1.98, True), (4, 3.0, False))
+        {"num_heads": heads, "open_ms": ms, "on_frontier": is_on, "difference": high and {"high": high}}
+        for heads, ms, is_on, high in shapes
     ]
-    assert [heads_benchmark._found(rows, own) for own in (1, 2, 4)] == [1, 2, 2]
+    assert [heads_benchmark._found(rows, own) for own in (1, 2, 4)] == [1, 2, 2]  # 8 heads are worse than 4
     assert heads_benchmark._found(rows[2:], 4) is None
 
 

@@ -89,29 +89,24 @@ def test_the_temperature_counts_fusions_terms_and_leaves_out_what_may_not_be_lis
     )
 
 
-def test_what_is_pruned_is_in_no_list_and_says_nothing_of_the_temperature() -> None:
+def test_what_is_pruned_is_in_no_list() -> None:
     targets = [most_frequent(history) for history in HISTORIES]
-    pruned = np.array([1, 2, 3], dtype=np.int32)
-    missed = [np.where(np.isin(row, pruned), -row, row) for row in targets]
-    seen = [np.array([4, 2], dtype=np.int32)] * NUM_USERS
+    pruned, seen = np.array([1, 2, 3], dtype=np.int32), [np.array([4, 2], dtype=np.int32)] * NUM_USERS
     for exclude, out in ((None, [1, 2, 3]), (seen, [1, 2, 3, 4])):
-        judges = Judges(VECTORS, INDEX, known(), missed, exclude, NO_DATES, pruned)
-        candidates = candidates_of(judges)
-        assert not np.isin(candidates.evidence.tokens, out).any()
-        assert candidates.ndcg(Fusion()) < 1
-        first_is_out = [row[0] < 0 or row[0] in out for row in missed]
-        keep = np.flatnonzero(~np.array(first_is_out))
-        some = Judges(
-            VECTORS[keep],
-            INDEX,
-            [judges.known[u] for u in keep],
-            [missed[u] for u in keep],
-            None if exclude is None else [exclude[u] for u in keep],
-            NO_DATES,
-            pruned,
-        )
-        weights = Fusion(base=1.0)
-        assert fusion.temperature(judges, weights) == pytest.approx(fusion.temperature(some, weights))
+        listed = candidates_of(Judges(VECTORS, INDEX, known(), targets, exclude, NO_DATES, pruned)).evidence.tokens
+        assert not np.isin(listed, out).any()
+        assert np.isin(5, listed)
+
+
+def test_the_temperature_leaves_out_what_is_pruned_and_who_takes_it() -> None:
+    """As above, with the two items pruned; half of the users take one of them."""
+    item, pruned = np.array([7], dtype=np.int32), np.array([1, 2], dtype=np.int32)
+    one = np.ones(1, dtype=np.float32)
+    known = [Evidence(item, 0 * one, one, 0 * one)] * 160
+    taken = [7 if user % 2 else 3 + user % 4 for user in range(80)] + [-1] * 80
+    targets = [np.array([each], dtype=np.int32) for each in taken]
+    judges = Judges(np.zeros((160, 4), dtype=np.float32), INDEX, known, targets, None, NO_DATES, pruned)
+    assert fusion.temperature(judges, Fusion(base=2 * np.log(57))) == pytest.approx(2, rel=0.02)
 
 
 def test_too_few_users_tell_nothing_of_the_temperature() -> None:
