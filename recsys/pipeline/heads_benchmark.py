@@ -119,12 +119,14 @@ def picture(values: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for row in values["rows"]:
+    for place, row in enumerate(values["rows"]):
         colour = "tab:blue" if row["on_frontier"] else "tab:gray"
         ndcg, apart = row["validation_ndcg@10"], row["difference"]
         reach = apart and [[max(0, apart["difference"] - apart["low"])], [max(0, apart["high"] - apart["difference"])]]
         axes.errorbar(row["open_ms"], ndcg, yerr=reach, fmt="o", color=colour, capsize=3, elinewidth=0.7)
-        axes.annotate(f" {row['num_heads']} x {row['head_dim']}", (row["open_ms"], ndcg))
+        aside, side = ((-5, 5), "right") if place % 2 else ((5, -12), "left")
+        name = f"{row['num_heads']} x {row['head_dim']}"
+        axes.annotate(name, (row["open_ms"], ndcg), aside, textcoords="offset points", ha=side)
     best = sorted((row["open_ms"], row["validation_ndcg@10"]) for row in values["rows"] if row["on_frontier"])
     axes.plot(*zip(*best, strict=True), color="tab:blue", linewidth=1)
     axes.margins(0.15)

@@ -129,9 +129,11 @@ def test_each_search_lowers_the_error_it_searches() -> None:
 
     plain = error(rounding.nearest(weight_OI, WeightFormat(bits=4)))
     assert error(rounding.nearest(weight_OI, WeightFormat(bits=4), clip_OG)) < plain
-    made_up_for = error(rounding.compensated(weight_OI, WeightFormat(bits=4), rounding.Order.of(gram_II)))
-    assert made_up_for < 0.8 * plain
-    assert error(awq.best_compensated(weight_OI, gram_II, WeightFormat(bits=4))) < made_up_for
+    order = rounding.Order.of(gram_II)
+    assert error(rounding.compensated(weight_OI, WeightFormat(bits=4), order)) < 0.8 * plain
+    for format_ in (WeightFormat(bits=4), FOUR, EIGHT):
+        best = error(awq.best_compensated(weight_OI, gram_II, format_))
+        assert best < error(rounding.compensated(weight_OI, format_, order))
     assert scaled_error(weight_OI, statistics, WeightFormat(bits=4)) < 0.8 * plain
 
 

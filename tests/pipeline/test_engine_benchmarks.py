@@ -128,7 +128,7 @@ def test_head_shapes_of_equal_width_are_compared_as_a_release_would_serve_them(
     assert (tmp_path / "heads.png").stat().st_size > 1000
     table = benchmark_tables.heads_table(values)
     assert "4 x 8" in table
-    assert f"found: {values['found_heads']} heads, " in table
+    assert f"found: {values['found_heads']} heads" in table
     assert "int8 per channel (AWQ) weights, int8 items, float32 arithmetic, int8 sessions" in " ".join(table.split())
     assert [type(model.decoder.layers[0].mlp.up_proj) for model in built] == [RoundedLinear] * 2
     assert [candidate.engine._items.codes is not None for candidate in timed] == [True] * 2

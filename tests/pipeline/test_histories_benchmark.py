@@ -12,7 +12,7 @@ from recsys.contracts.errors import ConfigError, DataError
 from recsys.contracts.precision import CacheFormat
 from recsys.contracts.protocol import Protocol
 from recsys.model.reference import encode
-from recsys.pipeline import histories_benchmark, histories_cost, rivals_tables
+from recsys.pipeline import histories_benchmark, histories_cost, rivals, rivals_tables
 from recsys.pipeline.planted_shop import (
     ITEMS_OF_A_BRAND,
     NUM_BRANDS,
@@ -168,6 +168,21 @@ def test_users_with_fewer_events_than_a_window_may_be_compared_too(
     assert ("are needed for a verdict" in rivals_tables.histories_table(values)) == (num_longer < 20)
 
 
+def test_what_validation_prunes_is_in_no_rivals_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories = {f"u{n}": [1 + (n + i) % 5 for i in range(20)] for n in range(40)}
+    histories |= {f"v{n}": [*histories[f"u{n}"][:18], 6, 6] for n in range(2)}  # at 18 and 19: kept for the latter
+    write_features(tmp_path / "features", histories, 6, split_ms=20)
+    found = sample(tmp_path / "features", 100)
+    assert found.split.pruned.tolist() == [6]
+    lists, rank = [], rivals.per_user_metrics
+    monkeypatch.setattr(rivals, "per_user_metrics", lambda ranked, *rest: lists.append(ranked) or rank(ranked, *rest))
+    window = WindowConfig(size=8)
+    run = train_and_rank(histories_benchmark.rivals(window)["last window"], window, found, 1, 0)
+    assert len(lists) == 4
+    assert not any((ranked == 6).any() for ranked in lists)
+    assert run["ndcg@10"].max() > 0
+
+
 def test_features_without_long_histories_and_unknown_rivals_are_refused(ring_features: Path) -> None:
     with pytest.raises(DataError, match="no user has more than 500 events"):
         histories_benchmark.run(ring_features, window_size=500, epochs=1, num_users=5, num_seeds=1, names=None)
@@ -184,9 +199,9 @@ def test_summaries_learn_a_taste_that_the_open_window_does_not_show() -> None:
     window = WindowConfig(size=32)
     split = PlantedShop(num_users=500, window_size=32).split()
     of = Sample(split=split, num_items=NUM_ITEMS, masks_seen=False)
-    rivals = histories_benchmark.rivals(window)
     torch.set_num_threads(1)
-    found = {name: train_and_rank(rivals[name], window, of, 8, 0) for name in ("last window", "summaries")}
+    built = histories_benchmark.rivals(window)
+    found = {name: train_and_rank(built[name], window, of, 8, 0) for name in ("last window", "summaries")}
     recall = {name: run["recall@10"].mean() for name, run in found.items()}
     assert recall["last window"] < 0.45  # ten of 32 items of a taste
     assert recall["summaries"] > 0.8
