@@ -59,7 +59,7 @@ class _Site:
     readers: dict[str, nn.Linear]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fold(model: SequenceModel, calibration: Calibration, format_: WeightFormat) -> tuple[SequenceModel, Calibration]:
     """The same function with weights that round better, and the statistics of its inputs.
 
@@ -146,7 +146,7 @@ def best_compensated(weight_OI: Tensor, gram_II: Tensor, format_: WeightFormat) 
     return RoundedWeight(torch.cat(codes), torch.cat(scales), format_)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def round_weights(
     model: SequenceModel, calibration: Calibration, format_: WeightFormat, way: Rounding
 ) -> SequenceModel:

@@ -176,7 +176,7 @@ def write_parts(
     rounded = quantize.load(checkpoint, config, steps.folder / "rounded")
 
     def cpu(folder: Path) -> dict[str, Any]:
-        build_engine(rounded, folder, size, config.cache, packed=config.packed)
+        build_engine(rounded, folder, config.cache, packed=config.packed)
         return {}
 
     steps.run("cpu", {name: settings[name] for name in ("cache", "packed")}, cpu, after="rounded")

@@ -20,34 +20,31 @@ _ALIGNMENT = 64
 _CAUSAL_BLOCKS = 4
 """OpenVINO's fused attention computes what the causal mask hides; four blocks spare it three eighths. Of 2, 4 and 8
 four were quickest for 1,000 events, tried by hand."""
+_EXAMPLE_EVENTS = 4 * _CAUSAL_BLOCKS
+"""Of a window to export with: an exporter takes sizes of 0 and 1 for constants, also those of blocks."""
 
 
-def build_engine(
-    model: SequenceModel, folder: Path, window_size: int, cache: CacheFormat, *, packed: bool = True
-) -> None:
+def build_engine(model: SequenceModel, folder: Path, cache: CacheFormat, *, packed: bool = True) -> None:
     """Write the CPU engine into `folder`: `open.xml`, `append.xml` and the weights of both."""
     import openvino
 
-    for name, graph in (
-        (OPEN_GRAPH, open_graph(model, window_size, cache)),
-        (APPEND_GRAPH, append_graph(model, window_size, cache)),
-    ):
+    for name, graph in ((OPEN_GRAPH, open_graph(model, cache)), (APPEND_GRAPH, append_graph(model, cache))):
         _check_codes(graph, model)
         openvino.save_model(graph, folder / name, compress_to_fp16=False)
     _share_weights(folder, packed)
 
 
-def open_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
+def open_graph(model: SequenceModel, cache: CacheFormat) -> Any:
     """`OpenWindow` as an OpenVINO model with free batch and length."""
-    return _converted(OpenWindow(model, _written(cache), _CAUSAL_BLOCKS), _two_windows(model, window_size))
+    return _converted(OpenWindow(model, _written(cache), _CAUSAL_BLOCKS), _two_windows(model))
 
 
-def append_graph(model: SequenceModel, window_size: int, cache: CacheFormat) -> Any:
+def append_graph(model: SequenceModel, cache: CacheFormat) -> Any:
     """`AppendEvents` as an OpenVINO model with free batch, number of new and of kept events."""
     with torch.inference_mode():
-        _, *kept = OpenWindow(model, cache).eval()(*_two_windows(model, window_size))
-    example = _embedded(model, 2, 3), _integers(2, 1), _integers(4, 2), *kept
-    return _converted(AppendEvents(model, _written(cache)), example)
+        _, *kept = OpenWindow(model, cache).eval()(*_two_windows(model))
+    events = _embedded(model, 2, 3), _integers(2, 1), _integers(4, 2)
+    return _converted(AppendEvents(model, _written(cache)), events, tuple(part.clone() for part in kept))
 
 
 def _written(cache: CacheFormat) -> CacheFormat:
@@ -58,26 +55,57 @@ def _written(cache: CacheFormat) -> CacheFormat:
     return CacheFormat.FLOAT32 if cache is CacheFormat.BF16 else cache
 
 
-def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
-    """The traced module with its first two axes free: batch and events.
+def _converted(module: nn.Module, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...] = ()) -> Any:
+    """The exported module with the first two axes of all inputs free: batch and events.
 
-    Traced, not exported: of what `torch.export` gives OpenVINO runs a third more operations to append an event, and
-    takes 1.4 times as long; a window takes the same. Figures: `docs/case.md`.
-    Nothing in the module branches on values or sizes, so the trace holds for all of them.
+    `torch.export` refuses a module that knows one of them. It holds for sizes below its examples' as well (a test).
     """
-    import openvino
-
-    with warnings.catch_warnings(), torch.inference_mode():
+    example = (*inputs, *kept)
+    axes = (*map(_free_axes, inputs), *((tuple(map(_free_axes, kept)),) if kept else ()))
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        graph = openvino.convert_model(module.eval(), example_input=example)
+        graph = _read(torch.export.export(module.eval(), example, dynamic_shapes=axes))
     graph.reshape({i: [-1, -1, *part.shape[2:]][: part.ndim] for i, part in enumerate(example)})
     _pack_4_bits(graph, module)
     return graph
 
 
-def _two_windows(model: SequenceModel, window_size: int) -> tuple[Tensor, Tensor]:
-    length = min(8, window_size)
-    return _embedded(model, 2, length), _integers(length - 1, 0)
+def _read(program: torch.export.ExportedProgram) -> Any:
+    """The program as an OpenVINO model.
+
+    `convert_model(program)` decomposes it, which computes all of it twice more with symbols for sizes, and building
+    takes twice as long. Most architectures need that for no operation.
+    """
+    import openvino
+    from openvino.frontend import OpConversionFailure
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    try:
+        return openvino.convert_model(TorchFXPythonDecoder(_renamed(program), dynamic_shapes=True))
+    except OpConversionFailure:
+        return openvino.convert_model(program)
+
+
+def _renamed(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """A copy in which operations that OpenVINO knows by another name have that name."""
+    aten = torch.ops.aten
+    module = program.module(check_guards=False)
+    for node in module.graph.nodes:
+        if node.target is aten.to.dtype:
+            node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+        elif node.target is aten.reshape.default:
+            node.target = aten.view.default
+        elif node.target is aten.softmax.int:
+            node.target, node.args = aten._softmax.default, (*node.args[:2], False)
+    return module
+
+
+def _free_axes(part: Tensor) -> dict[int, Any]:
+    return dict.fromkeys(range(min(part.ndim, 2)), torch.export.Dim.DYNAMIC)
+
+
+def _two_windows(model: SequenceModel) -> tuple[Tensor, Tensor]:
+    return _embedded(model, 2, _EXAMPLE_EVENTS), _integers(_EXAMPLE_EVENTS - 1, 0)
 
 
 def _embedded(model: SequenceModel, batch: int, length: int) -> Tensor:

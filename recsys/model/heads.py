@@ -1,6 +1,7 @@
-"""Queries, keys, values and feed-forward blocks of the decoders that `transformers` builds, as traceable operations.
+"""Queries, keys, values and feed-forward blocks of the decoders that `transformers` builds, as operations to export.
 
-Each equals what `transformers` computes (tests hold them to it) with rotated keys of all heads to be kept.
+Each equals what `transformers` computes (tests hold them to it) with rotated keys of all heads to be kept. OpenVINO
+reads their operations as they are, which it does not of `chunk` or `flatten`.
 """
 
 # B batch, L events, D width, H heads, K head_dim, R latent width, E experts, F inner width of an expert, X = E x F
@@ -52,7 +53,9 @@ class LatentHeads:
     def queries(self, attention: Any, normed_BLD: Tensor, rotation: Rotation) -> Tensor:
         """Queries with their second half rotated, shape [B, L, H, K]."""
         projected = attention.q_proj(normed_BLD)
-        plain, turned = projected.view(*projected.shape[:2], self.num_heads, self.head_dim).chunk(2, dim=-1)
+        half = self.head_dim // 2
+        heads_BLHK = projected.view(*projected.shape[:2], self.num_heads, self.head_dim)
+        plain, turned = heads_BLHK.split_with_sizes([half, half], dim=3)
         return torch.cat([plain, rotated(_pairs_to_halves(turned), rotation)], dim=-1)
 
     def keys_and_values(self, attention: Any, normed_BLD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -61,14 +64,14 @@ class LatentHeads:
         latent_BLR, turned = attention.kv_a_proj_with_mqa(normed_BLD).split([attention.kv_lora_rank, half], dim=-1)
         made = attention.kv_b_proj(attention.kv_a_layernorm(latent_BLR))
         plain, values_BLHK = made.view(*made.shape[:2], self.num_heads, -1).split([half, self.head_dim], dim=-1)
-        turned = rotated(_pairs_to_halves(turned[:, :, None]), rotation).expand(-1, -1, self.num_heads, -1)
+        turned = rotated(_pairs_to_halves(turned.unsqueeze(2)), rotation).expand(-1, -1, self.num_heads, -1)
         return torch.cat([plain, turned], dim=-1), values_BLHK
 
 
 def feed_forward(block: Any, normed_BLD: Tensor) -> Tensor:
     """What the block adds to each event. All experts are computed and those not chosen weigh 0.
 
-    `transformers` computes the chosen ones alone, by a loop over what the data chose: that cannot be traced.
+    `transformers` computes the chosen ones alone, by a loop over what the data chose: that cannot be exported.
     """
     if not hasattr(block, "experts"):
         return block(normed_BLD)  # type: ignore[no-any-return]
@@ -77,11 +80,18 @@ def feed_forward(block: Any, normed_BLD: Tensor) -> Tensor:
     chosen = (scores_BLE + router.e_score_correction_bias).topk(router.top_k, dim=-1)[1]
     weights_BLE = torch.zeros_like(scores_BLE).scatter(-1, chosen, scores_BLE.gather(-1, chosen))
     weights_BLE = weights_BLE / (weights_BLE.sum(dim=-1, keepdim=True) + 1e-20)
-    inner_BLX = linear(normed_BLD, experts.gate_up_proj.flatten(0, 1))
-    gate_BLEF, up_BLEF = inner_BLX.view(*normed_BLD.shape[:2], experts.num_experts, -1).chunk(2, dim=-1)
-    weighted_BLX = (silu(gate_BLEF) * up_BLEF * weights_BLE[..., None]).flatten(2)
-    mixed_BLD = linear(weighted_BLX, experts.down_proj.transpose(0, 1).flatten(1))
+    num_experts, width, inner = experts.down_proj.shape
+    inner_BLX = linear(normed_BLD, experts.gate_up_proj.reshape(num_experts * 2 * inner, width))
+    inner_BLEF = inner_BLX.view(*normed_BLD.shape[:2], num_experts, 2 * inner)
+    gate_BLEF, up_BLEF = inner_BLEF.split_with_sizes([inner, inner], dim=3)
+    weighted_BLX = joined(silu(gate_BLEF) * up_BLEF * weights_BLE.unsqueeze(3))
+    mixed_BLD = linear(weighted_BLX, experts.down_proj.transpose(0, 1).reshape(width, num_experts * inner))
     return mixed_BLD + block.shared_experts(normed_BLD)  # type: ignore[no-any-return]
+
+
+def joined(heads_BLHK: Tensor) -> Tensor:
+    """All heads of an event side by side, shape [B, L, X]."""
+    return heads_BLHK.reshape(*heads_BLHK.shape[:2], -1)
 
 
 def rotated(heads_BLHK: Tensor, rotation: Rotation) -> Tensor:
@@ -90,7 +100,8 @@ def rotated(heads_BLHK: Tensor, rotation: Rotation) -> Tensor:
     Source: Su et al., RoFormer, 2021; halves instead of neighbours as in Llama.
     """
     cos, sin = rotation
-    first, second = heads_BLHK.chunk(2, dim=-1)
+    half = heads_BLHK.shape[3] // 2
+    first, second = heads_BLHK.split_with_sizes([half, half], dim=3)
     return heads_BLHK * cos + torch.cat([-second, first], dim=-1) * sin
 
 

@@ -18,7 +18,7 @@ from recsys.contracts.precision import CacheFormat
 from recsys.model.architectures import FAILURES, first_line
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel
-from recsys.model.heads import LatentHeads, PlainHeads, feed_forward
+from recsys.model.heads import LatentHeads, PlainHeads, Rotation, feed_forward, joined
 
 INT8_MAX = 127
 _FLOATS = {
@@ -50,9 +50,10 @@ class OpenWindow(nn.Module):
 
     def forward(self, embedded_BLD: Tensor, last_B: Tensor) -> tuple[Tensor, ...]:
         """The vector after each window's last event, and what later events need."""
-        positions_L = torch.arange(embedded_BLD.shape[1], device=embedded_BLD.device)
-        known_B1L = (positions_L <= last_B.long()[:, None])[:, None]
-        vector_BD, kept = self.steps(embedded_BLD, positions_L[None], last_B, _Whole(known_B1L, self.num_blocks))
+        positions_1L = torch.arange(embedded_BLD.shape[1], device=embedded_BLD.device).unsqueeze(0)
+        last_B1 = last_B.long().unsqueeze(1)
+        attention = _Whole(positions_1L, last_B1, self.num_blocks)
+        vector_BD, kept = self.steps(embedded_BLD, positions_1L, last_B1, attention)
         return vector_BD, *pack(kept, self.cache)
 
 
@@ -62,21 +63,25 @@ class AppendEvents(nn.Module):
     `num_kept_B` of the C kept events count; the rest is padding and may hold any finite numbers.
     """
 
+    own_HH1: Tensor
+    """1 where a query of one head looks at itself."""
+
     def __init__(self, model: SequenceModel, cache: CacheFormat) -> None:
         super().__init__()
         self.steps = _Decoder(model)
         self.cache = cache
+        self.register_buffer("own_HH1", torch.eye(model.config.num_heads).unsqueeze(2), persistent=False)
 
     def forward(self, embedded_BED: Tensor, last_B: Tensor, num_kept_B: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
         """The vector after each session's last new event, and what later events need of the new ones."""
         num_new, num_kept = embedded_BED.shape[1], kept[0].shape[1]
         new_E = torch.arange(num_new, device=embedded_BED.device)
-        counts_BC = torch.arange(num_kept, device=embedded_BED.device) < num_kept_B.long()[:, None]
+        last_B1, num_kept_B1 = last_B.long().unsqueeze(1), num_kept_B.long().unsqueeze(1)
+        padding_BC = torch.arange(num_kept, device=embedded_BED.device) >= num_kept_B1
         # clamped: padding after a short row's last event may lie beyond the window, and is not looked at
-        positions_BE = (num_kept_B.long()[:, None] + new_E).clamp(max=self.steps.max_length - 1)
-        vector_BD, fresh = self.steps(
-            embedded_BED, positions_BE, last_B, _Continued(kept, self.cache, counts_BC, new_E)
-        )
+        positions_BE = (num_kept_B1 + new_E).clamp(max=self.steps.max_length - 1)
+        attention = _Continued(kept, self.cache, self.own_HH1, padding_BC, new_E, last_B1)
+        vector_BD, fresh = self.steps(embedded_BED, positions_BE, last_B1, attention)
         return vector_BD, *pack(fresh, self.cache)
 
 
@@ -167,54 +172,56 @@ class _Decoder(nn.Module):
         self.register_buffer("frequency_K", decoder.rotary_emb.inv_freq.clone(), persistent=False)
 
     def forward(
-        self, hidden_BLD: Tensor, positions_BL: Tensor, last_B: Tensor, attention: "_Attention"
+        self, hidden_BLD: Tensor, positions_BL: Tensor, last_B1: Tensor, attention: "_Attention"
     ) -> tuple[Tensor, list[Tensor]]:
         """Vector after the last event and the new keys and values, in turns."""
-        angles_BL1K = positions_BL[:, :, None, None].float() * self.frequency_K  # type: ignore[operator]
-        rotation = _twice(angles_BL1K.cos()).to(hidden_BLD.dtype), _twice(angles_BL1K.sin()).to(hidden_BLD.dtype)
+        rotation = self._rotation(positions_BL, hidden_BLD.dtype)
         kept: list[Tensor] = []
-        last_layer = len(self.layers) - 1
         for n, layer in enumerate(self.layers):
             normed_BLD = layer.input_layernorm(hidden_BLD)
             keys_BLHK, values_BLHK = self._heads.keys_and_values(layer.self_attn, normed_BLD, rotation)
             kept += [keys_BLHK, values_BLHK]
-            if n == last_layer:
-                hidden_BLD, normed_BLD = _last(hidden_BLD, last_B), _last(normed_BLD, last_B)
-                rotation = tuple(_last_rotation(part, last_B) for part in rotation)  # type: ignore[assignment]
-            attended_BLHK = attention(
-                n,
-                self._heads.queries(layer.self_attn, normed_BLD, rotation),
-                keys_BLHK,
-                values_BLHK,
-                last_B if n == last_layer else None,
-            )
-            hidden_BLD = hidden_BLD + layer.self_attn.o_proj(attended_BLHK.flatten(2))
+            only_last = n == len(self.layers) - 1
+            if only_last:
+                row_B1D = last_B1.unsqueeze(2).expand(-1, 1, hidden_BLD.shape[2])
+                hidden_BLD, normed_BLD = hidden_BLD.gather(1, row_B1D), normed_BLD.gather(1, row_B1D)
+                position_B1 = positions_BL.expand(last_B1.shape[0], -1).gather(1, last_B1)
+                rotation = self._rotation(position_B1, hidden_BLD.dtype)
+            queries = self._heads.queries(layer.self_attn, normed_BLD, rotation)
+            attended = attention(n, queries, keys_BLHK, values_BLHK, only_last)
+            hidden_BLD = hidden_BLD + layer.self_attn.o_proj(joined(attended))
             hidden_BLD = hidden_BLD + feed_forward(layer.mlp, layer.post_attention_layernorm(hidden_BLD))
-        return self.norm(hidden_BLD)[:, 0], kept
+        return self.norm(hidden_BLD).squeeze(1), kept
+
+    def _rotation(self, positions_BL: Tensor, dtype: torch.dtype) -> Rotation:
+        """Cosines and sines of each event's angles, shape [B, L, 1, K]."""
+        angles_BLK = positions_BL.unsqueeze(2).float() * self.frequency_K  # type: ignore[operator]
+        angles_BL1K = torch.cat([angles_BLK, angles_BLK], dim=2).unsqueeze(2)
+        return angles_BL1K.cos().to(dtype), angles_BL1K.sin().to(dtype)
 
 
 class _Attention(Protocol):
     def __call__(
-        self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None, /
+        self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, only_last: bool, /
     ) -> Tensor:
-        """What each event finds at those up to itself, shape of the queries; with `last_B`, only that one asks."""
+        """What each event finds at those up to itself, shape of the queries; with `only_last`, these are of one."""
         ...
 
 
 class _Whole:
     """Of a whole window."""
 
-    def __init__(self, known_B1L: Tensor, num_blocks: int) -> None:
-        self._known_B1L = known_B1L
-        """Events up to the last one."""
+    def __init__(self, positions_1L: Tensor, last_B1: Tensor, num_blocks: int) -> None:
+        self._positions_1L = positions_1L
+        self._last_B1 = last_B1
         self._num_blocks = num_blocks
 
-    def __call__(
-        self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None
-    ) -> Tensor:
+    def __call__(self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, only_last: bool) -> Tensor:
         queries, keys_BHLK, values_BHLK = (part.transpose(1, 2) for part in (queries, keys_BLHK, values_BLHK))
-        if last_B is not None:
-            attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, self._known_B1L[:, None])
+        if only_last:
+            known_BL = self._positions_1L <= self._last_B1
+            known_B11L = known_BL.unsqueeze(1).unsqueeze(2)
+            attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, known_B11L)
         elif self._num_blocks == 1:
             attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, is_causal=True)
         else:
@@ -224,16 +231,18 @@ class _Whole:
     def _by_blocks(self, queries_BHLK: Tensor, keys_BHLK: Tensor, values_BHLK: Tensor) -> Tensor:
         """Each block of events looks at the keys up to its own last event."""
         length = queries_BHLK.shape[2]
-        place_L = torch.arange(length, device=queries_BHLK.device)
+        place_1L = self._positions_1L
+        place_L1 = place_1L.transpose(0, 1)
         attended = []
         for n in range(self._num_blocks):
             start, stop = length * n // self._num_blocks, length * (n + 1) // self._num_blocks
+            asking, seen = slice(start, stop), slice(stop)
             attended.append(
                 scaled_dot_product_attention(
-                    queries_BHLK[:, :, start:stop],
-                    keys_BHLK[:, :, :stop],
-                    values_BHLK[:, :, :stop],
-                    place_L[:stop] <= place_L[start:stop, None],
+                    queries_BHLK[:, :, asking],
+                    keys_BHLK[:, :, seen],
+                    values_BHLK[:, :, seen],
+                    place_1L[:, seen] <= place_L1[asking],
                 )
             )
         return torch.cat(attended, dim=2)
@@ -247,50 +256,58 @@ class _Continued:
     (Y = E x H rows of X = H x K), and what it finds there is left out.
     """
 
-    def __init__(self, kept: Sequence[Tensor], cache: CacheFormat, counts_BC: Tensor, new_E: Tensor) -> None:
+    def __init__(
+        self,
+        kept: Sequence[Tensor],
+        cache: CacheFormat,
+        own_HH1: Tensor,
+        padding_BC: Tensor,
+        new_E: Tensor,
+        last_B1: Tensor,
+    ) -> None:
         half = len(kept) // 2 if cache is CacheFormat.INT8 else len(kept)
         self._rows, self._scales = kept[:half], kept[half:]
-        self._counts_BC = counts_BC
-        self._new_E = new_E
+        self._own_HH1 = own_HH1
+        self._padding_BEHC = padding_BC.unsqueeze(1).unsqueeze(2)
+        self._new_E, self._last_B1 = new_E, last_B1
 
-    def __call__(
-        self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None
-    ) -> Tensor:
-        heads, head_dim = queries.shape[2:]
-        own_HH1 = torch.eye(heads, dtype=queries.dtype, device=queries.device)[:, :, None]
-        queries_BYX = (queries[:, :, :, None] * own_HH1 * head_dim**-0.5).flatten(3).flatten(1, 2)
-        past_BEHC = self._scaled(_products(self._rows[2 * layer], queries_BYX, heads), 2 * layer)
-        new_BEHL = _products(keys_BLHK, queries_BYX, heads)
-        asking_BE = self._new_E[None] if last_B is None else last_B.long()[:, None]
-        before_BELo = self._new_E <= asking_BE[:, :, None]
+    def __call__(self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, only_last: bool) -> Tensor:
+        batch, asking, heads, head_dim = queries.shape
+        spread_BEHHK = (queries * head_dim**-0.5).unsqueeze(3) * self._own_HH1
+        queries_BYX = spread_BEHHK.view(batch, asking * heads, heads * head_dim)
+        past_BEHC = self._scaled(_products(self._rows[2 * layer], queries_BYX, asking), 2 * layer)
+        new_BEHL = _products(keys_BLHK, queries_BYX, asking)
+        asking_BE1 = (self._last_B1 if only_last else self._new_E.unsqueeze(0)).unsqueeze(2)
+        later_BE1L = (self._new_E > asking_BE1).unsqueeze(2)
         scores = torch.cat(
             [
-                past_BEHC.float().masked_fill(~self._counts_BC[:, None, None], -torch.inf),
-                new_BEHL.float().masked_fill(~before_BELo[:, :, None], -torch.inf),
+                past_BEHC.float().masked_fill(self._padding_BEHC, -torch.inf),
+                new_BEHL.float().masked_fill(later_BE1L, -torch.inf),
             ],
             dim=3,
         )
         weights = scores.softmax(dim=3).to(queries.dtype)
-        num_past = past_BEHC.shape[3]
-        of_past, of_new = weights[..., :num_past], weights[..., num_past:]
-        past_BCX, of_past_BYC = _alike(self._rows[2 * layer + 1], self._scaled(of_past, 2 * layer + 1).flatten(1, 2))
-        found_BYX = (of_past_BYC @ past_BCX).to(queries.dtype)
-        found_BYX = found_BYX + of_new.flatten(1, 2) @ values_BLHK.flatten(2)
-        found_BEHHK = found_BYX.view(*queries.shape[:2], heads, heads, head_dim)
-        return (found_BEHHK * own_HH1).sum(dim=3)
+        of_past, of_new = weights.split_with_sizes([past_BEHC.shape[3], new_BEHL.shape[3]], dim=3)
+        of_past = self._scaled(of_past, 2 * layer + 1).reshape(batch, asking * heads, -1)
+        past_BCX, of_past_BYC = _alike(self._rows[2 * layer + 1], of_past)
+        found_BYX = torch.bmm(of_past_BYC, past_BCX).to(queries.dtype)
+        found_BYX = found_BYX + torch.bmm(of_new.reshape(batch, asking * heads, -1), joined(values_BLHK))
+        return (found_BYX.view(batch, asking, heads, heads, head_dim) * self._own_HH1).sum(dim=3)
 
     def _scaled(self, numbers_BEHC: Tensor, place: int) -> Tensor:
         """Products with codes of int8, or weights for them, times the codes' scales."""
         if not self._scales:
             return numbers_BEHC
-        return numbers_BEHC * self._scales[place].to(numbers_BEHC.dtype).transpose(1, 2)[:, None]
+        return numbers_BEHC * self._scales[place].to(numbers_BEHC.dtype).transpose(1, 2).unsqueeze(1)
 
 
-def _products(rows_BCHK: Tensor, queries_BYX: Tensor, heads: int) -> Tensor:
+def _products(rows_BCHK: Tensor, queries_BYX: Tensor, asking: int) -> Tensor:
     """Each query times each row, shape [B, E, H, C]."""
+    batch, num_rows, heads = rows_BCHK.shape[:3]
     rows_BCX, queries_BYX = _alike(rows_BCHK, queries_BYX)
-    products_BCY = rows_BCX @ queries_BYX.transpose(1, 2)
-    return products_BCY.view(*products_BCY.shape[:2], -1, heads).permute(0, 2, 3, 1)
+    # not `@`, of which an exporter makes copies for each batch: appending takes 1.4 times as long
+    products_BCY = torch.bmm(rows_BCX, queries_BYX.transpose(1, 2))
+    return products_BCY.view(batch, num_rows, asking, heads).permute(0, 2, 3, 1)
 
 
 def _alike(rows_BCHK: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,27 +317,8 @@ def _alike(rows_BCHK: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     converts them. Otherwise that of the others.
     """
     if rows_BCHK.dtype is torch.float16 and others.dtype is torch.bfloat16:
-        return rows_BCHK.flatten(2), others.to(torch.float16)
-    return rows_BCHK.to(others.dtype).flatten(2), others
-
-
-def _twice(part: Tensor) -> Tensor:
-    return torch.cat([part, part], dim=-1)
-
-
-def _rows(last_B: Tensor, width: int) -> Tensor:
-    """Row `last_B` of [B, L, width] as an index of `gather`."""
-    return last_B.long()[:, None, None].expand(-1, 1, width)
-
-
-def _last(hidden_BLD: Tensor, last_B: Tensor) -> Tensor:
-    """Each window's last event, shape [B, 1, D]."""
-    return hidden_BLD.gather(1, _rows(last_B, hidden_BLD.shape[2]))
-
-
-def _last_rotation(part_BL1K: Tensor, last_B: Tensor) -> Tensor:
-    part_BLK = part_BL1K[:, :, 0].expand(last_B.shape[0], -1, -1)
-    return _last(part_BLK, last_B)[:, :, None]
+        return joined(rows_BCHK), others.to(torch.float16)
+    return joined(rows_BCHK).to(others.dtype), others
 
 
 def pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
@@ -328,5 +326,7 @@ def pack(kept: Sequence[Tensor], cache: CacheFormat) -> tuple[Tensor, ...]:
     if cache is not CacheFormat.INT8:
         return tuple(part.to(_FLOATS[cache]) for part in kept)
     scales = [part.abs().amax(dim=-1).float().clamp_min(1e-12) / INT8_MAX for part in kept]
-    codes = [(part.float() / scale[..., None]).round().to(torch.int8) for part, scale in zip(kept, scales, strict=True)]
+    codes = [
+        (part.float() / scale.unsqueeze(-1)).round().to(torch.int8) for part, scale in zip(kept, scales, strict=True)
+    ]
     return *codes, *scales

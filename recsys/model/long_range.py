@@ -53,8 +53,8 @@ class OpenBand(nn.Module):
     def forward(self, embedded_BLD: Tensor) -> tuple[Tensor, ...]:
         """The vector after the last event, and what later events need."""
         batch, length = embedded_BLD.shape[:2]
-        last_B = torch.full((batch,), length - 1)
-        vector_BD, kept = self.steps(embedded_BLD, torch.arange(length)[None], last_B, _Banded(self.band))
+        last_B1 = torch.full((batch, 1), length - 1)
+        vector_BD, kept = self.steps(embedded_BLD, torch.arange(length)[None], last_B1, _Banded(self.band))
         first = max(0, length - self.band + 1)
         return vector_BD, *pack([part[:, first:] for part in kept], self.cache)
 
@@ -100,11 +100,9 @@ class _Banded:
     def __init__(self, band: int) -> None:
         self._band = band
 
-    def __call__(
-        self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, last_B: Tensor | None
-    ) -> Tensor:
+    def __call__(self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, only_last: bool) -> Tensor:
         queries, keys_BHLK, values_BHLK = (part.transpose(1, 2) for part in (queries, keys_BLHK, values_BLHK))
-        if last_B is not None:  # the last of all rows alike
+        if only_last:  # of all rows alike
             near = slice(-self._band, None)
             return scaled_dot_product_attention(queries, keys_BHLK[:, :, near], values_BHLK[:, :, near]).transpose(1, 2)
         length = keys_BHLK.shape[2]

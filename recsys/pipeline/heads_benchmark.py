@@ -183,7 +183,7 @@ def _engine(checkpoint: Checkpoint, data: Dataset, folder: Path, num_threads: in
     """The CPU engine as a release of the checkpoint would serve it."""
     config, size = OptimizeConfig(), checkpoint.window.most_rows
     rounded = quantize.rounded(checkpoint, config, quantize.calibrate(checkpoint, data, config))
-    build_engine(rounded, folder, size, config.cache)
+    build_engine(rounded, folder, config.cache)
     items = ItemTable.of(checkpoint.model.embedding.weight.detach().numpy(), config.items)
 
     def opened(by: Arithmetic) -> Engine:

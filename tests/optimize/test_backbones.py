@@ -81,7 +81,7 @@ def test_appends_and_encodings_of_experts_equal_transformers(tmp_path: Path) -> 
     torch.manual_seed(0)
     config = ModelConfig(architecture="deepseek_v3", num_experts=4, num_layers=3, init_std=0.2)
     model = SequenceModel(config, 50, 64).eval()
-    build_engine(model, tmp_path, 64, CacheFormat.FLOAT32)
+    build_engine(model, tmp_path, CacheFormat.FLOAT32)
     items = ItemTable.of(model.embedding.weight.detach().numpy(), ItemFormat.FLOAT32)
     engine = OpenVinoEngine(tmp_path, items, num_threads=1, precision="test", window_size=64, cache=CacheFormat.FLOAT32)
     history = np.random.default_rng(0).integers(1, 51, 40).astype(np.int32)

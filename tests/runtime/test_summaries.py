@@ -46,7 +46,7 @@ def items(model: SummaryModel) -> ItemTable:
 @pytest.fixture(scope="module")
 def below(model: SummaryModel, items: ItemTable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     folder, size = tmp_path_factory.mktemp("engine"), model.window.most_rows
-    build_engine(model, folder, size, CacheFormat.FLOAT32)
+    build_engine(model, folder, CacheFormat.FLOAT32)
     cpu = OpenVinoEngine(folder, items, num_threads=1, precision="test", window_size=size, cache=CacheFormat.FLOAT32)
     cuda = CudaEngine(model, items, window_size=size, cache=CacheFormat.FLOAT32, precision="float32", device="cpu")
     return {"cpu": cpu, "cuda": cuda, "tiered": TieredEngine(cpu, cuda, 17)}
