@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +57,11 @@ def has_bf16() -> bool:
 
 
 class OpenVinoEngine(CachedEngine):
-    """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe."""
+    """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe.
+
+    Compiled at once: the first graph, and the second for one session and one event. The second for any number of both
+    is when it is first needed, which takes half a second (an endpoint needs it before it is ready).
+    """
 
     def __init__(
         self,
@@ -82,38 +86,34 @@ class OpenVinoEngine(CachedEngine):
         if cache is CacheFormat.BF16:
             self.rows = Bf16Rows
         core = openvino.Core()
-        weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
-        self._graphs = [
-            core.compile_model(
-                core.read_model(packing.read(folder / name).decode(), weights),
-                "CPU",
-                {**settings, "INFERENCE_NUM_THREADS": threads},
-            )
-            # A few events are too little work to share: with a busy core, two threads took ten times as long.
-            for name, threads in ((OPEN_GRAPH, num_threads), (APPEND_GRAPH, 1))
-        ]
+        weights = openvino.Tensor(np.memmap(folder / WEIGHTS, mode="c"), shared_memory=True)
+
+        def graph(text: str, threads: int, *, of_one: bool = False) -> _Graph:
+            def compiled() -> Any:
+                model = core.read_model(text, weights)
+                if of_one:
+                    model.reshape(_of_one(model))
+                return core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
+
+            return _Graph(compiled)
+
+        append = packing.read(folder / APPEND_GRAPH).decode()
+        self._open_windows = graph(packing.read(folder / OPEN_GRAPH).decode(), num_threads)
+        # A few events are too little work to share: with a busy core, two threads took ten times as long.
+        self._append_events = graph(append, 1)
+        self._append_one = graph(append, 1, of_one=True)
         super().__init__(
             EngineInfo(
                 name="openvino",
                 precision=f"{precision}, {'bf16' if in_bf16 else 'float32'} arithmetic",
-                width=self._graphs[0].output(0).partial_shape[1].get_length(),
+                width=self._open_windows.compiled().output(0).partial_shape[1].get_length(),
                 num_threads=num_threads,
                 window_size=window_size,
                 cache=cache,
             )
         )
         self._items = items
-        self._local = threading.local()
-
-    def _infer(self, graph: int, inputs: Sequence[Any]) -> list[Any]:
-        """Outputs of this thread's own request (requests are not safe to share), valid until its next call."""
-        if not hasattr(self._local, "requests"):
-            self._local.requests = [compiled.create_infer_request() for compiled in self._graphs]
-        request = self._local.requests[graph]
-        for place, part in enumerate(inputs):  # one by one: its own way from a list takes as long as two layers
-            request.set_input_tensor(place, self._shared(part))
-        request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
-        return [request.get_output_tensor(place).data for place in range(len(self._graphs[graph].outputs))]
+        self._append_one.compiled()
 
     def _shared(self, part: Any) -> Any:
         """A tensor over the array's memory; uint16 are the bits of bf16."""
@@ -122,11 +122,15 @@ class OpenVinoEngine(CachedEngine):
         return self._tensor(part, shared_memory=True)
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
-        return self._infer(0, [self._vectors(tokens_BL), last_B])
+        return self._infer(self._open_windows, [self._vectors(tokens_BL), last_B])
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
         kept = stacked(caches, lengths_B.tolist())
-        return self._infer(1, [self._vectors(tokens_BE), last_B, lengths_B, *kept])
+        graph = self._append_one if tokens_BE.shape[:2] == (1, 1) else self._append_events
+        return self._infer(graph, [self._vectors(tokens_BE), last_B, lengths_B, *kept])
+
+    def _infer(self, graph: "_Graph", inputs: Sequence[Any]) -> list[Any]:
+        return graph.infer([self._shared(part) for part in inputs])
 
     def _vectors(self, tokens: Tokens) -> Floats:
         """Vectors of the events, and of no event up to the length that they are run at."""
@@ -134,3 +138,44 @@ class OpenVinoEngine(CachedEngine):
             nothing = np.full((len(tokens), missing, *tokens.shape[2:]), PAD, dtype=tokens.dtype)
             tokens = np.concatenate([tokens, nothing], axis=1)
         return self._items.embed(tokens)
+
+
+class _Graph:
+    """A graph that is compiled when it is first needed. Thread-safe."""
+
+    def __init__(self, compile_: Callable[[], Any]) -> None:
+        self._compile = compile_
+        self._compiled: Any = None
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def compiled(self) -> Any:
+        """OpenVINO's compiled model."""
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
+
+    def infer(self, inputs: Sequence[Any]) -> list[Any]:
+        """Outputs of this thread's own request (requests are not safe to share), valid until its next call."""
+        if not hasattr(self._local, "request"):
+            compiled = self.compiled()
+            self._local.request, self._local.num_outputs = compiled.create_infer_request(), len(compiled.outputs)
+        request = self._local.request
+        for place, part in enumerate(inputs):  # one by one: its own way from a list takes as long as two layers
+            request.set_input_tensor(place, part)
+        request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
+        return [request.get_output_tensor(place).data for place in range(self._local.num_outputs)]
+
+
+def _of_one(graph: Any) -> dict[int, Any]:
+    """Shapes of the append graph's inputs for one session and one new event; how many are kept stays free.
+
+    Most calls are such, and most of the graph's shapes are then known: OpenVINO, which otherwise sees to them each
+    time, takes two thirds of the time.
+    """
+    shapes = {place: part.partial_shape for place, part in enumerate(graph.inputs)}
+    for shape in shapes.values():
+        shape[0] = 1
+    shapes[0][1] = 1
+    return shapes

@@ -88,7 +88,7 @@ def test_windows_of_any_length_are_run_at_few_lengths(
 ) -> None:
     """Each shape that OpenVINO sees costs time once and memory for good."""
     engine, infer = engines[CacheFormat.FLOAT32], OpenVinoEngine._infer
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[object, int]] = []
     monkeypatch.setattr(OpenVinoEngine, "_infer", lambda self, graph, inputs: (
         seen.append((graph, inputs[0].shape[1])), infer(self, graph, inputs))[1])  # fmt: skip
     histories = windows(*range(1, WINDOW + 1))
@@ -98,10 +98,29 @@ def test_windows_of_any_length_are_run_at_few_lengths(
     assert [session.length for session in sessions] == [len(history) for history in histories]
     for length in range(1, WINDOW):
         engine.append(sessions[:1], [histories[length - 1]])
-    for graph, most in ((0, WINDOW), (1, WINDOW - 1)):
-        run_at = [length for ran, length in seen if ran == graph]
+    for opens, most in ((True, WINDOW), (False, WINDOW - 1)):
+        run_at = [length for graph, length in seen if (graph is engine._open_windows) == opens]
         assert all(length <= run <= length * 9 / 8 for length, run in zip(range(1, most + 1), run_at, strict=True))
         assert len(set(run_at)) == 15 + 3 * 8 + 3  # each up to 15, eight an octave, 128, 144 and 160
+
+
+def test_the_graph_for_several_is_compiled_when_there_are_several(model: SequenceModel, tmp_path: Path) -> None:
+    engine = build(model, tmp_path, CacheFormat.INT8)
+    sessions = engine.open(windows(40, 41))
+    one = [engine.append([session], windows(1))[0].vector_D for session in sessions]
+    assert engine._append_events._compiled is None
+    both = [session.vector_D for session in engine.append(sessions, windows(1) * 2)]
+    assert engine._append_events._compiled is not None
+    np.testing.assert_allclose(one, both, atol=2e-6)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "deepseek_v3"])
+def test_graphs_are_read_as_they_are_exported(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decomposed first, they would take twice as long to build."""
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: pytest.fail("decomposed"))
+    build_engine(build_model(architecture, num_layers=1), tmp_path, CacheFormat.INT8)
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ALSO_ALIKE])
