@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from recsys.contracts.ids import Tokens
 from recsys.model.checkpoint import Checkpoint
@@ -55,12 +56,15 @@ def measure(
     torch.set_num_threads(num_threads)
     steps = {**_steps(contenders, events), **{name: _asked(answer) for name, answer in peers.items()}}
     samples: dict[str, list[list[float]]] = {name: [[] for _ in range(NUM_LENGTHS)] for name in steps}
-    for round_ in range(max(num_rounds, NUM_LENGTHS) + 2):  # every length once at least
-        for name, step in steps.items():
-            step(round_)  # untimed: what the step before left in the processor's caches is not this one's cost
-            milliseconds = step(round_)
-            if round_ >= 2:  # the first two pay for kernels and memory
-                samples[name][round_ % NUM_LENGTHS].append(milliseconds)
+    # numpy's own threads spin for a while after each product, on a core that the next turn's threads want: with two
+    # threads, eager torch took twice as long whenever it came after a search of float items
+    with threadpool_limits(limits=1, user_api="blas"):
+        for round_ in range(max(num_rounds, NUM_LENGTHS) + 2):  # every length once at least
+            for name, step in steps.items():
+                step(round_)  # untimed: what the step before left in the processor's caches is not this one's cost
+                milliseconds = step(round_)
+                if round_ >= 2:  # the first two pay for kernels and memory
+                    samples[name][round_ % NUM_LENGTHS].append(milliseconds)
     return {
         name: round(float(np.mean([np.median(values) for values in by_length])), 3)
         for name, by_length in samples.items()
