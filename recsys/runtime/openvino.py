@@ -39,6 +39,11 @@ SETTINGS: Final = {
 """Of every graph, but for bf16."""
 
 
+_MOST_READ = 2048
+"""Kept events that are all read for one new event, however many of them are padding; of a longer window, what there
+is."""
+
+
 def run_length(length: int) -> int:
     """The length that so many events are run at: an eighth longer at most, one of eight an octave.
 
@@ -92,11 +97,12 @@ class OpenVinoEngine(CachedEngine):
             def compiled() -> Any:
                 model = core.read_model(text, weights)
                 if of_one:
-                    model.reshape(_of_one(model))
+                    model.reshape(_of_one(model, self._most_kept))
                 return core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
 
             return _Graph(compiled)
 
+        self._most_kept = window_size if window_size <= _MOST_READ else None
         append = packing.read(folder / APPEND_GRAPH).decode()
         self._open_windows = graph(packing.read(folder / OPEN_GRAPH).decode(), num_threads)
         # A few events are too little work to share: with a busy core, two threads took ten times as long.
@@ -114,6 +120,7 @@ class OpenVinoEngine(CachedEngine):
         )
         self._items = items
         self._append_one.compiled()
+        self._room = _Room(window_size)
 
     def _shared(self, part: Any) -> Any:
         """A tensor over the array's memory; uint16 are the bits of bf16."""
@@ -125,8 +132,11 @@ class OpenVinoEngine(CachedEngine):
         return self._infer(self._open_windows, [self._vectors(tokens_BL), last_B])
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
-        kept = stacked(caches, lengths_B.tolist())
-        graph = self._append_one if tokens_BE.shape[:2] == (1, 1) else self._append_events
+        graph, kept = self._append_events, stacked(caches, lengths_B.tolist())
+        if tokens_BE.shape[:2] == (1, 1):
+            graph = self._append_one
+            if self._most_kept is not None:
+                kept = self._room.filled(kept, int(lengths_B[0]))
         return self._infer(graph, [self._vectors(tokens_BE), last_B, lengths_B, *kept])
 
     def _infer(self, graph: "_Graph", inputs: Sequence[Any]) -> list[Any]:
@@ -168,14 +178,33 @@ class _Graph:
         return [request.get_output_tensor(place).data for place in range(self._local.num_outputs)]
 
 
-def _of_one(graph: Any) -> dict[int, Any]:
-    """Shapes of the append graph's inputs for one session and one new event; how many are kept stays free.
+class _Room(threading.local):
+    """A thread's own copy of one session's rows, in arrays that are as long for each."""
 
-    Most calls are such, and most of the graph's shapes are then known: OpenVINO, which otherwise sees to them each
-    time, takes two thirds of the time.
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._arrays: list[np.ndarray] = []
+
+    def filled(self, kept: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
+        """The first `length` rows, then what was there before. Valid until the thread's next call."""
+        if not self._arrays:
+            self._arrays = [np.zeros((1, self._num_rows, *part.shape[2:]), part.dtype) for part in kept]
+        for room, part in zip(self._arrays, kept, strict=True):
+            room[:, :length] = part[:, :length]
+        return self._arrays
+
+
+def _of_one(graph: Any, num_kept: int | None) -> dict[int, Any]:
+    """Shapes of the append graph's inputs for one session and one new event; None: so many as are kept.
+
+    Most calls are such. OpenVINO sees to every shape that is not known before, in each call, and makes ready anew what
+    another number of kept events concerns: a session then takes twice as long after one of another length. To copy
+    what is kept and read as much padding as there is takes less.
     """
     shapes = {place: part.partial_shape for place, part in enumerate(graph.inputs)}
     for shape in shapes.values():
         shape[0] = 1
     shapes[0][1] = 1
+    for place in range(3, len(shapes)) if num_kept else ():
+        shapes[place][1] = num_kept
     return shapes
