@@ -41,10 +41,10 @@ def open_graph(model: SequenceModel, cache: CacheFormat) -> Any:
 
 def append_graph(model: SequenceModel, cache: CacheFormat) -> Any:
     """`AppendEvents` as an OpenVINO model with free batch, number of new and of kept events."""
-    with torch.inference_mode():
+    with torch.no_grad():
         _, *kept = OpenWindow(model, cache).eval()(*_two_windows(model))
     events = _embedded(model, 2, 3), _integers(2, 1), _integers(4, 2)
-    return _converted(AppendEvents(model, _written(cache)), events, tuple(part.clone() for part in kept))
+    return _converted(AppendEvents(model, _written(cache)), events, tuple(kept))
 
 
 def _written(cache: CacheFormat) -> CacheFormat:
@@ -58,7 +58,7 @@ def _written(cache: CacheFormat) -> CacheFormat:
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], kept: tuple[Tensor, ...] = ()) -> Any:
     """The exported module with the first two axes of all inputs free: batch and events.
 
-    `torch.export` refuses a module that knows one of them. It holds for sizes below its examples' as well (a test).
+    `torch.export` raises where the module fixes one of these sizes. It holds for sizes below its examples' (a test).
     """
     example = (*inputs, *kept)
     axes = (*map(_free_axes, inputs), *((tuple(map(_free_axes, kept)),) if kept else ()))
@@ -73,8 +73,8 @@ def _converted(module: nn.Module, inputs: tuple[Tensor, ...], kept: tuple[Tensor
 def _read(program: torch.export.ExportedProgram) -> Any:
     """The program as an OpenVINO model.
 
-    `convert_model(program)` decomposes it, which computes all of it twice more with symbols for sizes, and building
-    takes twice as long. Most architectures need that for no operation.
+    `convert_model(program)` decomposes it, which computes all of it twice more with symbols for sizes: it is for
+    architectures with an operation that OpenVINO does not read as it is (gemma, olmo …; `docs/case.md`, Appends).
     """
     import openvino
     from openvino.frontend import OpConversionFailure
@@ -91,11 +91,11 @@ def _renamed(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
     aten = torch.ops.aten
     module = program.module(check_guards=False)
     for node in module.graph.nodes:
-        if node.target is aten.to.dtype:
+        if node.target is aten.to.dtype and len(node.args) == 2 and not node.kwargs:
             node.target, node.args, node.kwargs = aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
         elif node.target is aten.reshape.default:
             node.target = aten.view.default
-        elif node.target is aten.softmax.int:
+        elif node.target is aten.softmax.int and len(node.args) == 2 and not node.kwargs:
             node.target, node.args = aten._softmax.default, (*node.args[:2], False)
     return module
 

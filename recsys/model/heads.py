@@ -90,7 +90,7 @@ def feed_forward(block: Any, normed_BLD: Tensor) -> Tensor:
 
 
 def joined(heads_BLHK: Tensor) -> Tensor:
-    """All heads of an event side by side, shape [B, L, X]."""
+    """All parts of an event side by side, shape [B, L, X]."""
     return heads_BLHK.reshape(*heads_BLHK.shape[:2], -1)
 
 

@@ -268,7 +268,7 @@ class _Continued:
         half = len(kept) // 2 if cache is CacheFormat.INT8 else len(kept)
         self._rows, self._scales = kept[:half], kept[half:]
         self._own_HH1 = own_HH1
-        self._padding_BEHC = padding_BC.unsqueeze(1).unsqueeze(2)
+        self._padding_B11C = padding_BC.unsqueeze(1).unsqueeze(2)
         self._new_E, self._last_B1 = new_E, last_B1
 
     def __call__(self, layer: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, only_last: bool) -> Tensor:
@@ -281,7 +281,7 @@ class _Continued:
         later_BE1L = (self._new_E > asking_BE1).unsqueeze(2)
         scores = torch.cat(
             [
-                past_BEHC.float().masked_fill(self._padding_BEHC, -torch.inf),
+                past_BEHC.float().masked_fill(self._padding_B11C, -torch.inf),
                 new_BEHL.float().masked_fill(later_BE1L, -torch.inf),
             ],
             dim=3,

@@ -51,7 +51,7 @@ def measure(
     """Milliseconds by step, the mean over lengths of each length's median; a step keeps what those before switched on.
 
     `events` are tokens of the pruned vocabulary to make histories of. `peers` answer when asked and say how long
-    it took; they take their turns with the steps.
+    it took; they take their turns with the steps. Products by numpy, as of float items, are of one thread.
     """
     torch.set_num_threads(num_threads)
     steps = {**_steps(contenders, events), **{name: _asked(answer) for name, answer in peers.items()}}

@@ -1,4 +1,4 @@
-"""The CPU engine: two OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic or bf16."""
+"""The CPU engine: OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic or bf16."""
 
 import sys
 import threading
@@ -40,8 +40,7 @@ SETTINGS: Final = {
 
 
 _MOST_READ = 2048
-"""Kept events that are all read for one new event, however many of them are padding; of a longer window, what there
-is."""
+"""Of windows up to this size all rows are read for one new event, however few are kept (`docs/case.md`, Appends)."""
 
 
 def run_length(length: int) -> int:
@@ -64,8 +63,8 @@ def has_bf16() -> bool:
 class OpenVinoEngine(CachedEngine):
     """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe.
 
-    Compiled at once: the first graph, and the second for one session and one event. The second for any number of both
-    is when it is first needed, which takes half a second (an endpoint needs it before it is ready).
+    The second is compiled twice: for one session and one event, which most appends are, and for any number of both.
+    The latter is compiled when it is first needed, which takes half a second; `warm_up` needs it.
     """
 
     def __init__(
@@ -91,18 +90,18 @@ class OpenVinoEngine(CachedEngine):
         if cache is CacheFormat.BF16:
             self.rows = Bf16Rows
         core = openvino.Core()
-        weights = openvino.Tensor(np.memmap(folder / WEIGHTS, mode="c"), shared_memory=True)
+        weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
 
         def graph(text: str, threads: int, *, of_one: bool = False) -> _Graph:
             def compiled() -> Any:
                 model = core.read_model(text, weights)
                 if of_one:
-                    model.reshape(_of_one(model, self._most_kept))
+                    model.reshape(_of_one(model, None if self._padded is None else window_size))
                 return core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
 
             return _Graph(compiled)
 
-        self._most_kept = window_size if window_size <= _MOST_READ else None
+        self._padded = _PaddedRows(window_size, self._shared) if window_size <= _MOST_READ else None
         append = packing.read(folder / APPEND_GRAPH).decode()
         self._open_windows = graph(packing.read(folder / OPEN_GRAPH).decode(), num_threads)
         # A few events are too little work to share: with a busy core, two threads took ten times as long.
@@ -120,7 +119,6 @@ class OpenVinoEngine(CachedEngine):
         )
         self._items = items
         self._append_one.compiled()
-        self._room = _Room(window_size)
 
     def _shared(self, part: Any) -> Any:
         """A tensor over the array's memory; uint16 are the bits of bf16."""
@@ -132,15 +130,22 @@ class OpenVinoEngine(CachedEngine):
         return self._infer(self._open_windows, [self._vectors(tokens_BL), last_B])
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
-        graph, kept = self._append_events, stacked(caches, lengths_B.tolist())
-        if tokens_BE.shape[:2] == (1, 1):
-            graph = self._append_one
-            if self._most_kept is not None:
-                kept = self._room.filled(kept, int(lengths_B[0]))
-        return self._infer(graph, [self._vectors(tokens_BE), last_B, lengths_B, *kept])
+        inputs, kept = (self._vectors(tokens_BE), last_B, lengths_B), stacked(caches, lengths_B.tolist())
+        if tokens_BE.shape[:2] != (1, 1):
+            return self._infer(self._append_events, [*inputs, *kept])
+        if self._padded is None:
+            return self._infer(self._append_one, [*inputs, *kept])
+        return self._infer(self._append_one, inputs, self._padded.filled(kept, int(lengths_B[0])))
 
-    def _infer(self, graph: "_Graph", inputs: Sequence[Any]) -> list[Any]:
-        return graph.infer([self._shared(part) for part in inputs])
+    def _infer(self, graph: "_Graph", inputs: Sequence[Any], more: Sequence[Any] = ()) -> list[Any]:
+        """`more` are inputs that are tensors already."""
+        return graph.infer([*map(self._shared, inputs), *more])
+
+    def warm_up(self) -> None:
+        """See `Engine.warm_up`; two events are appended, too."""
+        super().warm_up()
+        if self._info.window_size > 2:
+            self.append(self.open([np.ones(1, dtype=np.int32)]), [np.ones(2, dtype=np.int32)])
 
     def _vectors(self, tokens: Tokens) -> Floats:
         """Vectors of the events, and of no event up to the length that they are run at."""
@@ -154,7 +159,7 @@ class _Graph:
     """A graph that is compiled when it is first needed. Thread-safe."""
 
     def __init__(self, compile_: Callable[[], Any]) -> None:
-        self._compile = compile_
+        self._compile: Callable[[], Any] | None = compile_
         self._compiled: Any = None
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -162,8 +167,8 @@ class _Graph:
     def compiled(self) -> Any:
         """OpenVINO's compiled model."""
         with self._lock:
-            if self._compiled is None:
-                self._compiled = self._compile()
+            if self._compile is not None:
+                self._compiled, self._compile = self._compile(), None
             return self._compiled
 
     def infer(self, inputs: Sequence[Any]) -> list[Any]:
@@ -178,33 +183,39 @@ class _Graph:
         return [request.get_output_tensor(place).data for place in range(self._local.num_outputs)]
 
 
-class _Room(threading.local):
-    """A thread's own copy of one session's rows, in arrays that are as long for each."""
+class _PaddedRows(threading.local):
+    """A thread's copy of one session's rows, padded to a fixed number."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, tensor: Callable[[np.ndarray], Any]) -> None:
         self._num_rows = num_rows
+        self._tensor = tensor
         self._arrays: list[np.ndarray] = []
+        self._tensors: list[Any] = []
+        self._num_filled = 0
 
-    def filled(self, kept: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
-        """The first `length` rows, then what was there before. Valid until the thread's next call."""
+    def filled(self, kept: Sequence[np.ndarray], length: int) -> list[Any]:
+        """Tensors of the first `length` rows and zeros, valid until the thread's next call."""
         if not self._arrays:
             self._arrays = [np.zeros((1, self._num_rows, *part.shape[2:]), part.dtype) for part in kept]
-        for room, part in zip(self._arrays, kept, strict=True):
-            room[:, :length] = part[:, :length]
-        return self._arrays
+            self._tensors = [self._tensor(whole) for whole in self._arrays]
+        for whole, part in zip(self._arrays, kept, strict=True):
+            whole[:, :length] = part[:, :length]
+            whole[:, length : self._num_filled] = 0  # of whoever was longer before: nothing of theirs is computed with
+        self._num_filled = length
+        return self._tensors
 
 
 def _of_one(graph: Any, num_kept: int | None) -> dict[int, Any]:
     """Shapes of the append graph's inputs for one session and one new event; None: so many as are kept.
 
-    Most calls are such. OpenVINO sees to every shape that is not known before, in each call, and makes ready anew what
-    another number of kept events concerns: a session then takes twice as long after one of another length. To copy
-    what is kept and read as much padding as there is takes less.
+    OpenVINO sees to every shape that is not known before, in each call, and makes ready anew what another number of
+    kept events concerns. To copy what is kept and to read padding with it takes less (`docs/case.md`, Appends).
     """
     shapes = {place: part.partial_shape for place, part in enumerate(graph.inputs)}
     for shape in shapes.values():
         shape[0] = 1
     shapes[0][1] = 1
-    for place in range(3, len(shapes)) if num_kept else ():
-        shapes[place][1] = num_kept
+    if num_kept is not None:
+        for place in range(3, len(shapes)):
+            shapes[place][1] = num_kept
     return shapes

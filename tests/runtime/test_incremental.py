@@ -1,5 +1,6 @@
 """Appending equals encoding: the law that session caches rest on."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from recsys.model import incremental
 from recsys.model.config import ModelConfig
 from recsys.model.decoder import SequenceModel, check_causal
 from recsys.model.reference import encode
+from recsys.runtime import openvino
 from recsys.runtime.cache import BLOCK, EventRows
+from recsys.runtime.engine import Session
 from recsys.runtime.items import ItemTable
 from recsys.runtime.openvino import OpenVinoEngine
 from tests.architectures import ALSO_ALIKE, ARCHITECTURES, NAMED_ALIKE, OTHER_LAYERS, REFUSED
@@ -89,8 +92,8 @@ def test_windows_of_any_length_are_run_at_few_lengths(
     """Each shape that OpenVINO sees costs time once and memory for good."""
     engine, infer = engines[CacheFormat.FLOAT32], OpenVinoEngine._infer
     seen: list[tuple[object, int]] = []
-    monkeypatch.setattr(OpenVinoEngine, "_infer", lambda self, graph, inputs: (
-        seen.append((graph, inputs[0].shape[1])), infer(self, graph, inputs))[1])  # fmt: skip
+    monkeypatch.setattr(OpenVinoEngine, "_infer", lambda self, graph, inputs, more=(): (
+        seen.append((graph, inputs[0].shape[1])), infer(self, graph, inputs, more))[1])  # fmt: skip
     histories = windows(*range(1, WINDOW + 1))
     sessions = [engine.open([history])[0] for history in histories]
     found = np.stack([session.vector_D for session in sessions])
@@ -102,6 +105,38 @@ def test_windows_of_any_length_are_run_at_few_lengths(
         run_at = [length for graph, length in seen if (graph is engine._open_windows) == opens]
         assert all(length <= run <= length * 9 / 8 for length, run in zip(range(1, most + 1), run_at, strict=True))
         assert len(set(run_at)) == 15 + 3 * 8 + 3  # each up to 15, eight an octave, 128, 144 and 160
+
+
+@pytest.mark.parametrize("cache", [CacheFormat.FLOAT32, CacheFormat.INT8, CacheFormat.BF16])
+@pytest.mark.parametrize("most_read", [WINDOW, WINDOW - 1])
+def test_one_event_is_appended_to_sessions_of_any_length_in_turns(
+    most_read: int, cache: CacheFormat, model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows of a window are read, those behind a short session's are another's; of a long window, what is kept."""
+    monkeypatch.setattr(openvino, "_MOST_READ", most_read)
+    engine = build(model, tmp_path, cache)
+    histories = windows(WINDOW - 1, 3, 100, 1, 64)
+    if most_read == WINDOW:
+        poisoned = engine.open(histories[:1])[0]
+        poisoned.cache._arrays[-1][...] = np.nan if cache is not CacheFormat.BF16 else 0x7FC0
+        assert np.isnan(engine.append([poisoned], [histories[0][:1]])[0].vector_D).all()
+    grown = [engine.append(engine.open([history]), [history[:1]])[0].vector_D for history in histories]
+    whole = encode(model, [np.append(history, history[:1]) for history in histories])
+    assert all(error(*pair) < TOLERANCE[cache] for pair in zip(grown, whole, strict=True))
+
+
+def test_threads_append_to_sessions_of_their_own(
+    engines: dict[CacheFormat, OpenVinoEngine],
+) -> None:
+    engine = engines[CacheFormat.INT8]
+    sessions = engine.open(windows(WINDOW - 1, 3, 100, 1, 64))
+
+    def appended(session: Session) -> np.ndarray:
+        return engine.append([session], windows(1))[0].vector_D
+
+    alone = [appended(session) for session in sessions] * 20
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(appended, sessions * 20)), alone)
 
 
 def test_the_graph_for_several_is_compiled_when_there_are_several(model: SequenceModel, tmp_path: Path) -> None:
