@@ -30,6 +30,9 @@ from serving.forgetting import UsersAtWork, Watch
 from serving.ranking import Ranking
 
 Outcome = Literal["unchanged", "appended", "opened"]
+_MOST_APPENDED = 8
+"""New events that a kept session is continued with; with more it is encoded anew. On a processor they are appended one
+by one, and a window takes as long as some ten."""
 _OVERHEAD_BYTES = 1_000
 """Of the objects around the arrays."""
 
@@ -280,6 +283,8 @@ class Sessions:
         if not (kept and session and self._goes_on(kept, fresh, context)):
             return self._opened(fresh), "opened"
         more = context[kept.num_read :]
+        if len(more) > _MOST_APPENDED:
+            return self._opened(fresh), "opened"
         if len(more):
             session = self._batcher.append(session, more, until)
         return self._with(fresh, session, context, is_partial=kept.is_partial), "appended" if len(more) else "unchanged"

@@ -1,4 +1,4 @@
-"""The CPU engine: OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic or bf16."""
+"""The CPU engine: two OpenVINO graphs with rounded weights and fused attention, in float32 arithmetic or bf16."""
 
 import sys
 import threading
@@ -11,7 +11,7 @@ import numpy as np
 from recsys.contracts import packing
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.contracts.precision import Arithmetic, CacheFormat
-from recsys.runtime.cache import Bf16Rows, EventRows, stacked
+from recsys.runtime.cache import Bf16Rows, EventRows
 from recsys.runtime.cached import CachedEngine
 from recsys.runtime.engine import EngineInfo
 from recsys.runtime.items import ItemTable
@@ -63,9 +63,11 @@ def has_bf16() -> bool:
 class OpenVinoEngine(CachedEngine):
     """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe.
 
-    The second is compiled twice: for one session and one event, which most appends are, and for any number of both.
-    The latter is compiled when it is first needed, which takes half a second; `warm_up` needs it.
+    Events are appended one by one: together they are no cheaper on a processor, unless one session has several, and a
+    graph of known shapes takes half the time (`docs/case.md`, Appends).
     """
+
+    max_new = 1
 
     def __init__(
         self,
@@ -92,33 +94,27 @@ class OpenVinoEngine(CachedEngine):
         core = openvino.Core()
         weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
 
-        def graph(text: str, threads: int, *, of_one: bool = False) -> _Graph:
-            def compiled() -> Any:
-                model = core.read_model(text, weights)
-                if of_one:
-                    model.reshape(_of_one(model, None if self._padded is None else window_size))
-                return core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
+        def graph(name: str, threads: int, shapes: Callable[[Any], dict[int, Any]] = lambda _: {}) -> _Graph:
+            model = core.read_model(packing.read(folder / name).decode(), weights)
+            model.reshape(shapes(model))
+            return _Graph(core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads}))
 
-            return _Graph(compiled)
-
+        self._open_windows = graph(OPEN_GRAPH, num_threads)
+        # An event is too little work to share: with a busy core, two threads took ten times as long.
         self._padded = _PaddedRows(window_size, self._shared) if window_size <= _MOST_READ else None
-        append = packing.read(folder / APPEND_GRAPH).decode()
-        self._open_windows = graph(packing.read(folder / OPEN_GRAPH).decode(), num_threads)
-        # A few events are too little work to share: with a busy core, two threads took ten times as long.
-        self._append_events = graph(append, 1)
-        self._append_one = graph(append, 1, of_one=True)
+        num_rows = None if self._padded is None else window_size
+        self._append_one = graph(APPEND_GRAPH, 1, lambda model: _of_one(model, num_rows))
         super().__init__(
             EngineInfo(
                 name="openvino",
                 precision=f"{precision}, {'bf16' if in_bf16 else 'float32'} arithmetic",
-                width=self._open_windows.compiled().output(0).partial_shape[1].get_length(),
+                width=self._open_windows.compiled.output(0).partial_shape[1].get_length(),
                 num_threads=num_threads,
                 window_size=window_size,
                 cache=cache,
             )
         )
         self._items = items
-        self._append_one.compiled()
 
     def _shared(self, part: Any) -> Any:
         """A tensor over the array's memory; uint16 are the bits of bf16."""
@@ -127,25 +123,27 @@ class OpenVinoEngine(CachedEngine):
         return self._tensor(part, shared_memory=True)
 
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
-        return self._infer(self._open_windows, [self._vectors(tokens_BL), last_B])
+        return self._open_windows.infer([*map(self._shared, (self._vectors(tokens_BL), last_B))])
 
     def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
-        inputs, kept = (self._vectors(tokens_BE), last_B, lengths_B), stacked(caches, lengths_B.tolist())
-        if tokens_BE.shape[:2] != (1, 1):
-            return self._infer(self._append_events, [*inputs, *kept])
-        if self._padded is None:
-            return self._infer(self._append_one, [*inputs, *kept])
-        return self._infer(self._append_one, inputs, self._padded.filled(kept, int(lengths_B[0])))
+        vectors_B1D = self._vectors(tokens_BE)
+        if len(caches) == 1:
+            return self._appended(vectors_B1D, last_B, lengths_B, caches[0])
+        each = []
+        for row, cache in enumerate(caches):
+            one = slice(row, row + 1)
+            outputs = self._appended(vectors_B1D[one], last_B[one], lengths_B[one], cache)
+            each.append([part.copy() for part in outputs])
+        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
 
-    def _infer(self, graph: "_Graph", inputs: Sequence[Any], more: Sequence[Any] = ()) -> list[Any]:
-        """`more` are inputs that are tensors already."""
-        return graph.infer([*map(self._shared, inputs), *more])
-
-    def warm_up(self) -> None:
-        """See `Engine.warm_up`; two events are appended, too."""
-        super().warm_up()
-        if self._info.window_size > 2:
-            self.append(self.open([np.ones(1, dtype=np.int32)]), [np.ones(2, dtype=np.int32)])
+    def _appended(self, vector_11D: Floats, last_1: Tokens, length_1: Tokens, cache: EventRows) -> list[Any]:
+        """Of one session and one event."""
+        length = int(length_1[0])
+        rows = cache.first(length)
+        kept = (
+            [self._shared(part[None]) for part in rows] if self._padded is None else self._padded.filled(rows, length)
+        )
+        return self._append_one.infer([*map(self._shared, (vector_11D, last_1, length_1)), *kept])
 
     def _vectors(self, tokens: Tokens) -> Floats:
         """Vectors of the events, and of no event up to the length that they are run at."""
@@ -156,31 +154,21 @@ class OpenVinoEngine(CachedEngine):
 
 
 class _Graph:
-    """A graph that is compiled when it is first needed. Thread-safe."""
+    """A compiled graph. Thread-safe."""
 
-    def __init__(self, compile_: Callable[[], Any]) -> None:
-        self._compile: Callable[[], Any] | None = compile_
-        self._compiled: Any = None
-        self._lock = threading.Lock()
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
         self._local = threading.local()
-
-    def compiled(self) -> Any:
-        """OpenVINO's compiled model."""
-        with self._lock:
-            if self._compile is not None:
-                self._compiled, self._compile = self._compile(), None
-            return self._compiled
 
     def infer(self, inputs: Sequence[Any]) -> list[Any]:
         """Outputs of this thread's own request (requests are not safe to share), valid until its next call."""
         if not hasattr(self._local, "request"):
-            compiled = self.compiled()
-            self._local.request, self._local.num_outputs = compiled.create_infer_request(), len(compiled.outputs)
+            self._local.request = self.compiled.create_infer_request()
         request = self._local.request
         for place, part in enumerate(inputs):  # one by one: its own way from a list takes as long as two layers
             request.set_input_tensor(place, part)
         request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
-        return [request.get_output_tensor(place).data for place in range(self._local.num_outputs)]
+        return [request.get_output_tensor(place).data for place in range(len(self.compiled.outputs))]
 
 
 class _PaddedRows(threading.local):
@@ -193,14 +181,14 @@ class _PaddedRows(threading.local):
         self._tensors: list[Any] = []
         self._num_filled = 0
 
-    def filled(self, kept: Sequence[np.ndarray], length: int) -> list[Any]:
-        """Tensors of the first `length` rows and zeros, valid until the thread's next call."""
+    def filled(self, rows: Sequence[np.ndarray], length: int) -> list[Any]:
+        """Tensors of the first `length` rows and zeros, a batch of one, valid until the thread's next call."""
         if not self._arrays:
-            self._arrays = [np.zeros((1, self._num_rows, *part.shape[2:]), part.dtype) for part in kept]
-            self._tensors = [self._tensor(whole) for whole in self._arrays]
-        for whole, part in zip(self._arrays, kept, strict=True):
-            whole[:, :length] = part[:, :length]
-            whole[:, length : self._num_filled] = 0  # of whoever was longer before: nothing of theirs is computed with
+            self._arrays = [np.zeros((self._num_rows, *part.shape[1:]), part.dtype) for part in rows]
+            self._tensors = [self._tensor(whole[None]) for whole in self._arrays]
+        for whole, part in zip(self._arrays, rows, strict=True):
+            whole[:length] = part[:length]
+            whole[length : self._num_filled] = 0  # of whoever was longer before: nothing of theirs is computed with
         self._num_filled = length
         return self._tensors
 

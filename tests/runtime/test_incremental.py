@@ -13,6 +13,7 @@ from optimize import awq, calibration
 from optimize.export import build_engine
 from optimize.rounding import WeightFormat
 from recsys.contracts.errors import ConfigError
+from recsys.contracts.ids import Floats, Tokens
 from recsys.contracts.precision import CacheFormat, ItemFormat
 from recsys.model import incremental
 from recsys.model.config import ModelConfig
@@ -90,21 +91,21 @@ def test_windows_of_any_length_are_run_at_few_lengths(
     engines: dict[CacheFormat, OpenVinoEngine], model: SequenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each shape that OpenVINO sees costs time once and memory for good."""
-    engine, infer = engines[CacheFormat.FLOAT32], OpenVinoEngine._infer
-    seen: list[tuple[object, int]] = []
-    monkeypatch.setattr(OpenVinoEngine, "_infer", lambda self, graph, inputs, more=(): (
-        seen.append((graph, inputs[0].shape[1])), infer(self, graph, inputs, more))[1])  # fmt: skip
+    engine, vectors = engines[CacheFormat.FLOAT32], OpenVinoEngine._vectors
+    run_at: list[int] = []
+
+    def seen(self: OpenVinoEngine, tokens: Tokens) -> Floats:
+        run_at.append(vectors(self, tokens).shape[1])
+        return vectors(self, tokens)
+
+    monkeypatch.setattr(OpenVinoEngine, "_vectors", seen)
     histories = windows(*range(1, WINDOW + 1))
     sessions = [engine.open([history])[0] for history in histories]
     found = np.stack([session.vector_D for session in sessions])
     np.testing.assert_allclose(found, encode(model, histories), atol=2e-5)
     assert [session.length for session in sessions] == [len(history) for history in histories]
-    for length in range(1, WINDOW):
-        engine.append(sessions[:1], [histories[length - 1]])
-    for opens, most in ((True, WINDOW), (False, WINDOW - 1)):
-        run_at = [length for graph, length in seen if (graph is engine._open_windows) == opens]
-        assert all(length <= run <= length * 9 / 8 for length, run in zip(range(1, most + 1), run_at, strict=True))
-        assert len(set(run_at)) == 15 + 3 * 8 + 3  # each up to 15, eight an octave, 128, 144 and 160
+    assert all(length <= run <= length * 9 / 8 for length, run in zip(range(1, WINDOW + 1), run_at, strict=True))
+    assert len(set(run_at)) == 15 + 3 * 8 + 3  # each up to 15, eight an octave, 128, 144 and 160
 
 
 @pytest.mark.parametrize("cache", [CacheFormat.FLOAT32, CacheFormat.INT8, CacheFormat.BF16])
@@ -137,16 +138,6 @@ def test_threads_append_to_sessions_of_their_own(
     alone = [appended(session) for session in sessions] * 20
     with ThreadPoolExecutor(4) as pool:
         np.testing.assert_array_equal(list(pool.map(appended, sessions * 20)), alone)
-
-
-def test_the_graph_for_several_is_compiled_when_there_are_several(model: SequenceModel, tmp_path: Path) -> None:
-    engine = build(model, tmp_path, CacheFormat.INT8)
-    sessions = engine.open(windows(40, 41))
-    one = [engine.append([session], windows(1))[0].vector_D for session in sessions]
-    assert engine._append_events._compiled is None
-    both = [session.vector_D for session in engine.append(sessions, windows(1) * 2)]
-    assert engine._append_events._compiled is not None
-    np.testing.assert_allclose(one, both, atol=2e-6)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "deepseek_v3"])

@@ -190,6 +190,6 @@ def test_no_graph_is_bound_to_a_core(ring_releases: Path) -> None:
     release = Release.open(ring_releases, num_threads=1)
     assert isinstance(release.engine, OpenVinoEngine)
     scorer = CodeScorer(np.ones((4, 2), dtype=np.int8), np.ones(4, dtype=np.float32))
-    graphs = release.engine._open_windows, release.engine._append_one, release.engine._append_events
-    for compiled in (*(graph.compiled() for graph in graphs), scorer._compiled):
+    graphs = release.engine._open_windows, release.engine._append_one
+    for compiled in (*(graph.compiled for graph in graphs), scorer._compiled):
         assert compiled.get_property("ENABLE_CPU_PINNING") is False
