@@ -2,8 +2,7 @@
 
 Nobody waits for others to come: those who come while a call is under way gather, and the next call takes them
 together, as many as the engine was measured to do for less each and the most urgent of them has time for. On a
-processor that is one: keys and values are read for each, and for one there is a graph of fixed shapes. On a GPU a call
-costs about the same for one and for many.
+processor that is one, on a GPU a call costs about the same for one and for many.
 """
 
 import math
