@@ -1,6 +1,7 @@
 """From a (rounded) torch decoder to two saved OpenVINO graphs with fused attention and shared weights."""
 
 import hashlib
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,13 @@ def _read(program: torch.export.ExportedProgram) -> Any:
     from openvino.frontend import OpConversionFailure
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
+    level = logging.root.level
     try:
         return openvino.convert_model(TorchFXPythonDecoder(_renamed(program), dynamic_shapes=True))
     except OpConversionFailure:
         return openvino.convert_model(program)
+    finally:
+        logging.root.setLevel(level)  # OpenVINO leaves it at ERROR where a conversion failed
 
 
 def _renamed(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:

@@ -1,5 +1,6 @@
 """Appending equals encoding: the law that session caches rest on."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -147,6 +148,13 @@ def test_graphs_are_read_as_they_are_exported(
     """Decomposed first, they would take twice as long to build."""
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: pytest.fail("decomposed"))
     build_engine(build_model(architecture, num_layers=1), tmp_path, CacheFormat.INT8)
+
+
+def test_an_architecture_that_is_decomposed_leaves_the_loggers_as_they_are(tmp_path: Path) -> None:
+    """OpenVINO turns warnings of the whole process off where a conversion fails."""
+    level = logging.root.level
+    build_engine(build_model("olmo", num_layers=1), tmp_path, CacheFormat.FLOAT32)
+    assert logging.root.level == level
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *ALSO_ALIKE])
