@@ -229,23 +229,24 @@ class _Whole:
         return attended.transpose(1, 2)
 
     def _by_blocks(self, queries_BHLK: Tensor, keys_BHLK: Tensor, values_BHLK: Tensor) -> Tensor:
-        """Each block of events looks at the keys up to its own last event."""
-        length = queries_BHLK.shape[2]
+        """Each block of events looks at the keys up to its own last event.
+
+        Written out, as fused attention turns and scales what a block looks at anew for each block (Z = B x H).
+        """
+        batch, heads, length, head_dim = queries_BHLK.shape
+        queries_ZLK = (queries_BHLK * head_dim**-0.5).reshape(batch * heads, length, head_dim)
+        keys_ZKL = keys_BHLK.transpose(2, 3).reshape(batch * heads, head_dim, length)
+        values_ZLK = values_BHLK.reshape(batch * heads, length, -1)
         place_1L = self._positions_1L
         place_L1 = place_1L.transpose(0, 1)
         attended = []
         for n in range(self._num_blocks):
             start, stop = length * n // self._num_blocks, length * (n + 1) // self._num_blocks
             asking, seen = slice(start, stop), slice(stop)
-            attended.append(
-                scaled_dot_product_attention(
-                    queries_BHLK[:, :, asking],
-                    keys_BHLK[:, :, seen],
-                    values_BHLK[:, :, seen],
-                    place_1L[:, seen] <= place_L1[asking],
-                )
-            )
-        return torch.cat(attended, dim=2)
+            scores = torch.bmm(queries_ZLK[:, asking], keys_ZKL[:, :, seen])
+            scores = scores.masked_fill(place_1L[:, seen] > place_L1[asking], -torch.inf)
+            attended.append(torch.bmm(scores.softmax(dim=2), values_ZLK[:, seen]))
+        return torch.cat(attended, dim=1).view(batch, heads, length, -1)
 
 
 class _Continued:

@@ -12,8 +12,8 @@ from recsys.contracts import packing
 from recsys.contracts.ids import PAD, Floats, Tokens
 from recsys.contracts.precision import Arithmetic, CacheFormat
 from recsys.runtime.cache import Bf16Rows, EventRows
-from recsys.runtime.cached import CachedEngine
-from recsys.runtime.engine import EngineInfo
+from recsys.runtime.cached import SessionEngine
+from recsys.runtime.engine import EngineInfo, Session
 from recsys.runtime.items import ItemTable
 
 # B batch, L window length, E new events
@@ -39,6 +39,8 @@ SETTINGS: Final = {
 """Of every graph, but for bf16."""
 
 
+_ROWS = 3
+"""Place of the first array of kept rows among the append graph's inputs."""
 _MOST_READ = 2048
 """Of windows up to this size all rows are read for one new event, however few are kept (`docs/case.md`, Appends)."""
 
@@ -60,14 +62,12 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class OpenVinoEngine(CachedEngine):
+class OpenVinoEngine(SessionEngine):
     """Opens windows by `open.xml`, continues them by `append.xml`; threads are explicit. Thread-safe.
 
     Events are appended one by one: together they are no cheaper on a processor, unless one session has several, and a
     graph of known shapes takes half the time (`docs/case.md`, Appends).
     """
-
-    max_new = 1
 
     def __init__(
         self,
@@ -88,27 +88,28 @@ class OpenVinoEngine(CachedEngine):
         in_bf16 = arithmetic is Arithmetic.BF16 and has_bf16()
         settings = SETTINGS | ({"INFERENCE_PRECISION_HINT": "bf16"} if in_bf16 else {})
 
-        self._tensor, self._bf16 = openvino.Tensor, openvino.Type.bf16
         if cache is CacheFormat.BF16:
             self.rows = Bf16Rows
         core = openvino.Core()
         weights = openvino.Tensor(np.fromfile(folder / WEIGHTS, dtype=np.uint8))
 
-        def graph(name: str, threads: int, shapes: Callable[[Any], dict[int, Any]] = lambda _: {}) -> _Graph:
+        def graph(name: str, threads: int, shapes: Callable[[Any], dict[int, Any]] = lambda _: {}) -> Any:
             model = core.read_model(packing.read(folder / name).decode(), weights)
+            # in this order it is computed: what is kept would stay in float32 to the end, were it to be rounded last
+            vector, *kept = model.get_results()
+            model = openvino.Model([*kept, vector], model.get_parameters())
             model.reshape(shapes(model))
-            return _Graph(core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads}))
+            return core.compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
 
-        self._open_windows = graph(OPEN_GRAPH, num_threads)
+        self._open_windows = _Graph(graph(OPEN_GRAPH, num_threads))
         # An event is too little work to share: with a busy core, two threads took ten times as long.
-        self._padded = _PaddedRows(window_size, self._shared) if window_size <= _MOST_READ else None
-        num_rows = None if self._padded is None else window_size
-        self._append_one = graph(APPEND_GRAPH, 1, lambda model: _of_one(model, num_rows))
+        num_rows = window_size if window_size <= _MOST_READ else None
+        self._append_one = _AppendOne(graph(APPEND_GRAPH, 1, lambda model: _of_one(model, num_rows)), num_rows)
         super().__init__(
             EngineInfo(
                 name="openvino",
                 precision=f"{precision}, {'bf16' if in_bf16 else 'float32'} arithmetic",
-                width=self._open_windows.compiled.output(0).partial_shape[1].get_length(),
+                width=self._open_windows.compiled.outputs[-1].partial_shape[1].get_length(),
                 num_threads=num_threads,
                 window_size=window_size,
                 cache=cache,
@@ -116,34 +117,22 @@ class OpenVinoEngine(CachedEngine):
         )
         self._items = items
 
-    def _shared(self, part: Any) -> Any:
-        """A tensor over the array's memory; uint16 are the bits of bf16."""
-        if part.dtype == np.uint16:
-            return self._tensor(part, part.shape, self._bf16)
-        return self._tensor(part, shared_memory=True)
-
     def _open(self, tokens_BL: Tokens, last_B: Tokens) -> list[Any]:
-        return self._open_windows.infer([*map(self._shared, (self._vectors(tokens_BL), last_B))])
+        return self._open_windows.infer([*map(_shared, (self._vectors(tokens_BL), last_B))])
 
-    def _append(self, tokens_BE: Tokens, last_B: Tokens, lengths_B: Tokens, caches: Sequence[EventRows]) -> list[Any]:
-        vectors_B1D = self._vectors(tokens_BE)
-        if len(caches) == 1:
-            return self._appended(vectors_B1D, last_B, lengths_B, caches[0])
-        each = []
-        for row, cache in enumerate(caches):
-            one = slice(row, row + 1)
-            outputs = self._appended(vectors_B1D[one], last_B[one], lengths_B[one], cache)
-            each.append([part.copy() for part in outputs])
-        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
+    def _longer(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
+        longer = []
+        for session, new in zip(sessions, events, strict=True):
+            for vector_D in self._items.embed(new):
+                session = self._appended(session, vector_D)
+            longer.append(session)
+        return longer
 
-    def _appended(self, vector_11D: Floats, last_1: Tokens, length_1: Tokens, cache: EventRows) -> list[Any]:
-        """Of one session and one event."""
-        length = int(length_1[0])
-        rows = cache.first(length)
-        kept = (
-            [self._shared(part[None]) for part in rows] if self._padded is None else self._padded.filled(rows, length)
-        )
-        return self._append_one.infer([*map(self._shared, (vector_11D, last_1, length_1)), *kept])
+    def _appended(self, session: Session, vector_D: Floats) -> Session:
+        """The session with one more event."""
+        user_D, *fresh = self._append_one(vector_D, session.cache, session.length)
+        rows = session.cache.extended(session.length, fresh)
+        return Session(user_D, session.length + 1, rows.size_bytes, rows)
 
     def _vectors(self, tokens: Tokens) -> Floats:
         """Vectors of the events, and of no event up to the length that they are run at."""
@@ -161,36 +150,75 @@ class _Graph:
         self._local = threading.local()
 
     def infer(self, inputs: Sequence[Any]) -> list[Any]:
-        """Outputs of this thread's own request (requests are not safe to share), valid until its next call."""
+        """The user vectors and what is kept, of this thread's own request (they are not safe to share).
+
+        Valid until its next call.
+        """
         if not hasattr(self._local, "request"):
             self._local.request = self.compiled.create_infer_request()
         request = self._local.request
         for place, part in enumerate(inputs):  # one by one: its own way from a list takes as long as two layers
             request.set_input_tensor(place, part)
         request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
-        return [request.get_output_tensor(place).data for place in range(len(self.compiled.outputs))]
+        *kept, vectors = (request.get_output_tensor(place).data for place in range(len(self.compiled.outputs)))
+        return [vectors, *kept]
 
 
-class _PaddedRows(threading.local):
-    """A thread's copy of one session's rows, padded to a fixed number."""
+class _AppendOne(threading.local):
+    """The append graph for one session and one event. Thread-safe: each thread has its own request and arrays.
 
-    def __init__(self, num_rows: int, tensor: Callable[[np.ndarray], Any]) -> None:
-        self._num_rows = num_rows
-        self._tensor = tensor
-        self._arrays: list[np.ndarray] = []
-        self._tensors: list[Any] = []
+    The request is bound to the arrays once. To hand tensors over and take them back takes Python longer than the
+    graph takes to compute (`docs/case.md`, Appends).
+    """
+
+    def __init__(self, compiled: Any, num_rows: int | None) -> None:
+        """`num_rows` that are read of each array; None: so many as are kept."""
+        self._request = compiled.create_infer_request()
+        self._inputs = [_zeros(part, num_rows or 1) for part in compiled.inputs]  # held here: the request does not
+        for place, part in enumerate(self._inputs):
+            self._request.set_input_tensor(place, _shared(part))
+        self._outputs = [_zeros(part, 1) for part in compiled.outputs]
+        for place, part in enumerate(self._outputs):
+            self._request.set_output_tensor(place, _shared(part))
+        self._reads_all = num_rows is not None
         self._num_filled = 0
 
-    def filled(self, rows: Sequence[np.ndarray], length: int) -> list[Any]:
-        """Tensors of the first `length` rows and zeros, a batch of one, valid until the thread's next call."""
-        if not self._arrays:
-            self._arrays = [np.zeros((self._num_rows, *part.shape[1:]), part.dtype) for part in rows]
-            self._tensors = [self._tensor(whole[None]) for whole in self._arrays]
-        for whole, part in zip(self._arrays, rows, strict=True):
-            whole[:length] = part[:length]
-            whole[length : self._num_filled] = 0  # of whoever was longer before: nothing of theirs is computed with
+    def __call__(self, vector_D: Floats, cache: EventRows, length: int) -> list[Floats]:
+        """The user vector, [D], and the rows to keep of the new event, [1, …], those valid until the next call."""
+        vector_11D, _, length_1, *_ = self._inputs
+        vector_11D[:], length_1[:] = vector_D, length
+        if self._reads_all:
+            self._fill(cache.first(length), length)
+        else:
+            for place, part in enumerate(cache.first(length), _ROWS):
+                self._request.set_input_tensor(place, _shared(part[None]))
+        self._request.infer(share_outputs=True)  # in this thread: handing it to another takes as long as a layer
+        *fresh, user_1D = self._outputs
+        return [user_1D[0].copy(), *(part[0] for part in fresh)]
+
+    def _fill(self, rows: Sequence[np.ndarray], length: int) -> None:
+        """Copy the first `length` rows; zeros behind them, that nothing of a longer session is computed with."""
+        for whole_1C, part in zip(self._inputs[_ROWS:], rows, strict=True):
+            whole_1C[0, :length] = part[:length]
+            if length < self._num_filled:
+                whole_1C[0, length : self._num_filled] = 0
         self._num_filled = length
-        return self._tensors
+
+
+def _shared(part: np.ndarray) -> Any:
+    """A tensor over the array's memory; uint16 are the bits of bf16."""
+    import openvino
+
+    if part.dtype == np.uint16:
+        return openvino.Tensor(part, part.shape, openvino.Type.bf16)
+    return openvino.Tensor(part, shared_memory=True)
+
+
+def _zeros(port: Any, num_rows: int) -> np.ndarray:
+    """An array for an input or output of one session; a free number of rows is `num_rows`."""
+    shape, type_ = port.partial_shape, port.element_type
+    sizes = [num_rows if size.is_dynamic else size.get_length() for size in shape]
+    return np.zeros(sizes, np.uint16 if type_.get_type_name() == "bf16" else type_.to_dtype())
 
 
 def _of_one(graph: Any, num_kept: int | None) -> dict[int, Any]:
@@ -204,6 +232,6 @@ def _of_one(graph: Any, num_kept: int | None) -> dict[int, Any]:
         shape[0] = 1
     shapes[0][1] = 1
     if num_kept is not None:
-        for place in range(3, len(shapes)):
+        for place in range(_ROWS, len(shapes)):
             shapes[place][1] = num_kept
     return shapes
