@@ -38,7 +38,7 @@ class SessionEngine(ABC):
 
     @abstractmethod
     def _longer(self, sessions: Sequence[Session], events: Sequence[Tokens]) -> list[Session]:
-        """What `append` returns; there is room for the events."""
+        """What `append` returns; there is room for the events. Whoever computes here takes his `turn`."""
 
     @property
     def info(self) -> EngineInfo:

@@ -95,7 +95,8 @@ class OpenVinoEngine(SessionEngine):
 
         def graph(name: str, threads: int, shapes: Callable[[Any], dict[int, Any]] = lambda _: {}) -> Any:
             model = core.read_model(packing.read(folder / name).decode(), weights)
-            # in this order it is computed: what is kept would stay in float32 to the end, were it to be rounded last
+            # Computed in the order of its results: keys and values that are rounded first need not stay until the end
+            # as they were before.
             vector, *kept = model.get_results()
             model = openvino.Model([*kept, vector], model.get_parameters())
             model.reshape(shapes(model))
@@ -167,17 +168,18 @@ class _Graph:
 class _AppendOne(threading.local):
     """The append graph for one session and one event. Thread-safe: each thread has its own request and arrays.
 
-    The request is bound to the arrays once. To hand tensors over and take them back takes Python longer than the
-    graph takes to compute (`docs/case.md`, Appends).
+    The request is bound to the arrays once: to hand tensors over and take them back in each call takes Python about
+    as long as the graph computes (`docs/case.md`, Appends).
     """
 
     def __init__(self, compiled: Any, num_rows: int | None) -> None:
         """`num_rows` that are read of each array; None: so many as are kept."""
+        self.compiled = compiled
         self._request = compiled.create_infer_request()
         self._inputs = [_zeros(part, num_rows or 1) for part in compiled.inputs]  # held here: the request does not
         for place, part in enumerate(self._inputs):
             self._request.set_input_tensor(place, _shared(part))
-        self._outputs = [_zeros(part, 1) for part in compiled.outputs]
+        self._outputs = [np.zeros(part.shape, part.element_type.to_dtype()) for part in compiled.outputs]
         for place, part in enumerate(self._outputs):
             self._request.set_output_tensor(place, _shared(part))
         self._reads_all = num_rows is not None
@@ -198,10 +200,11 @@ class _AppendOne(threading.local):
 
     def _fill(self, rows: Sequence[np.ndarray], length: int) -> None:
         """Copy the first `length` rows; zeros behind them, that nothing of a longer session is computed with."""
+        num_filled, self._num_filled = self._num_filled, max(self._num_filled, length)
         for whole_1C, part in zip(self._inputs[_ROWS:], rows, strict=True):
-            whole_1C[0, :length] = part[:length]
-            if length < self._num_filled:
-                whole_1C[0, length : self._num_filled] = 0
+            np.copyto(whole_1C[0, :length], part[:length], casting="no")  # another engine's session is of another type
+            if length < num_filled:
+                whole_1C[0, length:num_filled] = 0
         self._num_filled = length
 
 
@@ -215,7 +218,7 @@ def _shared(part: np.ndarray) -> Any:
 
 
 def _zeros(port: Any, num_rows: int) -> np.ndarray:
-    """An array for an input or output of one session; a free number of rows is `num_rows`."""
+    """An array for an input of one session; a free number of rows is `num_rows`."""
     shape, type_ = port.partial_shape, port.element_type
     sizes = [num_rows if size.is_dynamic else size.get_length() for size in shape]
     return np.zeros(sizes, np.uint16 if type_.get_type_name() == "bf16" else type_.to_dtype())

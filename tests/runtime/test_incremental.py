@@ -109,7 +109,7 @@ def test_windows_of_any_length_are_run_at_few_lengths(
     assert len(set(run_at)) == 15 + 3 * 8 + 3  # each up to 15, eight an octave, 128, 144 and 160
 
 
-@pytest.mark.parametrize("cache", [CacheFormat.FLOAT32, CacheFormat.INT8, CacheFormat.BF16])
+@pytest.mark.parametrize("cache", [CacheFormat.FLOAT32, CacheFormat.FLOAT16, CacheFormat.INT8, CacheFormat.BF16])
 @pytest.mark.parametrize("most_read", [WINDOW, WINDOW - 1])
 def test_one_event_is_appended_to_sessions_of_any_length_in_turns(
     most_read: int, cache: CacheFormat, model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,10 +127,14 @@ def test_one_event_is_appended_to_sessions_of_any_length_in_turns(
     assert all(error(*pair) < TOLERANCE[cache] for pair in zip(grown, whole, strict=True))
 
 
+@pytest.mark.parametrize("most_read", [WINDOW, WINDOW - 1])
 def test_threads_append_to_sessions_of_their_own(
-    engines: dict[CacheFormat, OpenVinoEngine],
+    most_read: int, model: SequenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engines[CacheFormat.INT8]
+    """Also of an engine that a thread of before opened."""
+    monkeypatch.setattr(openvino, "_MOST_READ", most_read)
+    with ThreadPoolExecutor(1) as pool:
+        engine = pool.submit(build, model, tmp_path, CacheFormat.INT8).result()
     sessions = engine.open(windows(WINDOW - 1, 3, 100, 1, 64))
 
     def appended(session: Session) -> np.ndarray:
@@ -139,6 +143,18 @@ def test_threads_append_to_sessions_of_their_own(
     alone = [appended(session) for session in sessions] * 20
     with ThreadPoolExecutor(4) as pool:
         np.testing.assert_array_equal(list(pool.map(appended, sessions * 20)), alone)
+
+
+def test_a_session_of_another_cache_is_refused_and_leaves_nothing(
+    engines: dict[CacheFormat, OpenVinoEngine], model: SequenceModel
+) -> None:
+    engine = engines[CacheFormat.FLOAT32]
+    history = windows(5)[0]
+    for other in (CacheFormat.FLOAT16, CacheFormat.BF16, CacheFormat.INT8):
+        with pytest.raises((TypeError, ValueError)):
+            engine.append(engines[other].open(windows(WINDOW - 1)), windows(1))
+    grown = engine.append(engine.open([history[:4]]), [history[4:]])[0].vector_D
+    np.testing.assert_allclose(grown, encode(model, [history])[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "deepseek_v3"])
