@@ -43,7 +43,7 @@ _TIMES_AS_MANY = 4
 _RULES = {
     "calibration": Rules(1, ("torch", "transformers")),
     "rounded": Rules(2, ("torch",)),
-    "cpu": Rules(3, ("torch", "openvino")),
+    "cpu": Rules(4, ("torch", "openvino")),
     "tensorrt": Rules(4, ("torch", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx_cu13_libs")),
     "index": Rules(2, ("torch", "openvino", "faiss-cpu", "faiss-gpu")),
     "methods": Rules(2, ("torch",)),

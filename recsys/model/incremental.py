@@ -6,6 +6,7 @@ not need: in the last layer only the last event asks, so queries and feed-forwar
 
 # B batch, L events of a window, E appended events, C kept events (padded), D width, N layers, H heads, K head_dim
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -214,7 +215,7 @@ class _Whole:
     def __init__(self, positions_1L: Tensor, last_B1: Tensor, num_blocks: int) -> None:
         self._positions_1L = positions_1L
         self._last_B1 = last_B1
-        self._num_blocks = num_blocks
+        self._blocks = _blocks(positions_1L, num_blocks) if num_blocks > 1 else []
 
     def __call__(self, _: int, queries: Tensor, keys_BLHK: Tensor, values_BLHK: Tensor, only_last: bool) -> Tensor:
         queries, keys_BHLK, values_BHLK = (part.transpose(1, 2) for part in (queries, keys_BLHK, values_BLHK))
@@ -222,10 +223,10 @@ class _Whole:
             known_BL = self._positions_1L <= self._last_B1
             known_B11L = known_BL.unsqueeze(1).unsqueeze(2)
             attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, known_B11L)
-        elif self._num_blocks == 1:
-            attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, is_causal=True)
-        else:
+        elif self._blocks:
             attended = self._by_blocks(queries, keys_BHLK, values_BHLK)
+        else:
+            attended = scaled_dot_product_attention(queries, keys_BHLK, values_BHLK, is_causal=True)
         return attended.transpose(1, 2)
 
     def _by_blocks(self, queries_BHLK: Tensor, keys_BHLK: Tensor, values_BHLK: Tensor) -> Tensor:
@@ -236,17 +237,20 @@ class _Whole:
         batch, heads, length, head_dim = queries_BHLK.shape
         queries_ZLK = (queries_BHLK * head_dim**-0.5).reshape(batch * heads, length, head_dim)
         keys_ZKL = keys_BHLK.transpose(2, 3).reshape(batch * heads, head_dim, length)
-        values_ZLK = values_BHLK.reshape(batch * heads, length, -1)
-        place_1L = self._positions_1L
-        place_L1 = place_1L.transpose(0, 1)
+        values_ZLK = values_BHLK.reshape(batch * heads, length, values_BHLK.shape[3])
         attended = []
-        for n in range(self._num_blocks):
-            start, stop = length * n // self._num_blocks, length * (n + 1) // self._num_blocks
-            asking, seen = slice(start, stop), slice(stop)
-            scores = torch.bmm(queries_ZLK[:, asking], keys_ZKL[:, :, seen])
-            scores = scores.masked_fill(place_1L[:, seen] > place_L1[asking], -torch.inf)
+        for asking, seen, is_later in self._blocks:
+            scores = torch.bmm(queries_ZLK[:, asking], keys_ZKL[:, :, seen]).masked_fill(is_later, -torch.inf)
             attended.append(torch.bmm(scores.softmax(dim=2), values_ZLK[:, seen]))
-        return torch.cat(attended, dim=1).view(batch, heads, length, -1)
+        return torch.cat(attended, dim=1).view(batch, heads, length, values_BHLK.shape[3])
+
+
+def _blocks(positions_1L: Tensor, num_blocks: int) -> list[tuple[slice, slice, Tensor]]:
+    """Events that ask, events up to the last of them, and which of these come after whom."""
+    length, positions_L1 = positions_1L.shape[1], positions_1L.transpose(0, 1)
+    ends = [length * n // num_blocks for n in range(num_blocks + 1)]
+    blocks = [(slice(start, stop), slice(stop)) for start, stop in itertools.pairwise(ends)]
+    return [(asking, seen, positions_1L[:, seen] > positions_L1[asking]) for asking, seen in blocks]
 
 
 class _Continued:
